@@ -1,0 +1,55 @@
+# `make demo` and `make test` set themselves up: nothing but Python 3.11+ and make is needed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_DIR ?= runs/demo
+STAMP := $(VENV)/.installed
+
+.PHONY: help install check format test test-plain test-interpreter test-aot aot demo clean
+
+help:
+	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: about 8 minutes)"
+	@echo "make test     the whole test suite"
+	@echo "make check    lint, format and type checks"
+	@echo "make aot      compile every Triton kernel for sm_80, sm_90, sm_100 and check its budget (no GPU needed)"
+	@echo "make install  only the virtual environment ($(VENV))"
+
+# torch comes first, from the constraints file: what follows then finds it satisfied.
+$(STAMP): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+install: $(STAMP)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: test-plain test-interpreter test-aot
+
+test-plain: $(STAMP)
+	$(BIN)/python -m pytest
+
+# Triton decides at import whether kernels are interpreted, and the gate replaces its driver: own processes.
+test-interpreter: $(STAMP)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
+
+test-aot: $(STAMP)
+	MAEKERNELS_AOT=1 $(BIN)/python -m pytest tests/aot
+
+aot: $(STAMP)
+	$(BIN)/python tests/aot/gate.py
+
+demo: $(STAMP)
+	$(BIN)/python -m diffmavil.demo --run-dir $(DEMO_DIR)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,108 @@
+"""One process or many: everything the trainer needs to know about its peers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place: `rank` of `size`, on `device`.
+
+    Control messages (stop flags, run folder) go over a gloo group, so that they never wait for the GPU.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank when `flag` is true on some rank."""
+        if self.control is None:
+            return flag
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(votes.item())
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """`work()` on every rank, rank 0 before the others: it fills the caches that they then read.
+
+        A failure on rank 0 is raised on every rank, so that none waits for it.
+        """
+        if self.control is None:
+            return work()
+        result, error = None, None
+        if self.main:
+            try:
+                result = work()
+            except Exception as caught:  # every kind: it is raised again below, here and on the peers
+                error = caught
+        error = self.from_main(error)
+        if error is not None:
+            raise error
+        return work() if result is None else result
+
+    def from_main(self, value: T) -> T:
+        """Rank 0's `value` on every rank."""
+        if self.control is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's `value`, in rank order, on every rank."""
+        if self.control is None:
+            return [value]
+        boxes: list[T] = [value] * self.size
+        dist.all_gather_object(boxes, value, group=self.control)
+        return boxes
+
+    def barrier(self) -> None:
+        if self.control is not None:
+            dist.barrier(group=self.control)
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+
+@contextmanager
+def world() -> Iterator[World]:
+    """Join the process group that torchrun describes; without torchrun, be alone.
+
+    nccl when this rank has a GPU, gloo otherwise.
+    """
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    use_cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield World(rank=0, size=1, device=device)
+        return
+    dist.init_process_group("nccl" if use_cuda else "gloo", device_id=device if use_cuda else None)
+    try:
+        control = dist.new_group(backend="gloo", timeout=timedelta(hours=2))
+        yield World(rank=dist.get_rank(), size=size, device=device, control=control)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,34 @@
+"""AdamW with the field's parameter groups, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from diffmavil.config import OptimConfig
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay; biases, norms, and learnt single tokens do not (as in MAE)."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    is_matrix = {name: p.ndim >= 2 and "token" not in name for name, p in trained}
+    return [
+        {"params": [p for name, p in trained if is_matrix[name]], "weight_decay": weight_decay},
+        {"params": [p for name, p in trained if not is_matrix[name]], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Fused AdamW: one pass over all parameters, and able to skip a step on the device (`found_inf`)."""
+    groups = parameter_groups(model, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def learning_rate(config: OptimConfig, progress: float) -> float:
+    """Linear warm-up, then half a cosine to `min_lr`; `progress` in [0, 1] is the share of samples seen."""
+    if progress < config.warmup:
+        return config.lr * progress / config.warmup
+    u = (progress - config.warmup) / (1 - config.warmup)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * u)) / 2

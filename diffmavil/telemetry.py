@@ -1,0 +1,107 @@
+"""Turns what happens in the loop into metrics, waiting for the device only once every `train.log_every` steps."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+import torch
+
+from diffmavil.cli import RunError
+from diffmavil.config import Config
+from diffmavil.data.loader import Loader
+from diffmavil.distributed import World
+from diffmavil.flops import train_gflop
+from diffmavil.metrics import Metrics, RunLog
+from diffmavil.run import Run
+from diffmavil.step import Plan, StepResult, TrainStep
+
+LOSSES = ("loss", "loss/video", "loss/audio", "loss/inter", "loss/intra")
+
+
+class Telemetry:
+    """Sums losses on the device, reads them at each logging interval, and stops a run that has diverged."""
+
+    def __init__(self, run: Run, config: Config, world: World, step: TrainStep, loader: Loader, done: int) -> None:
+        self.config, self.world, self.step, self.loader = config, world, step, loader
+        self._log = RunLog(run.folder, resumed_step=done, total_steps=config.train.steps) if world.main else None
+        self._notes = run.notes
+        self._sums = torch.zeros(len(LOSSES) + 2, device=world.device)
+        self._named_bad: set[str] = set()
+        self._reset(done)
+
+    def _reset(self, done: int) -> None:
+        self._sums.zero_()
+        self._first, self._gflop, self._wait = done, 0.0, self.loader.data_wait
+        self._start = time.perf_counter()
+
+    def __enter__(self) -> Telemetry:
+        if self._log:
+            self._log.__enter__()
+        for note in self._notes:
+            self.say(note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._log:
+            self._log.__exit__(kind, error, trace)
+
+    def say(self, message: str) -> None:
+        if self._log:
+            self._log.say(message)
+
+    def after_step(self, done: int, now: Plan, result: StepResult, *, flush: bool) -> None:
+        """Count one step; on the logging interval, or when `flush`, read and record.
+
+        Raises:
+            RunError: too many non-finite steps in a row.
+        """
+        values = torch.cat([result.losses, result.grad_norm.reshape(1), torch.ones_like(result.grad_norm).reshape(1)])
+        self._sums += torch.where(torch.isfinite(result.grad_norm), values, 0)  # a skipped step has no loss
+        self._gflop += train_gflop(self.config.model, now.keep_video, now.keep_audio) * self.config.train.batch_size
+        if not flush and done % self.config.train.log_every:
+            return
+        *losses, grad_norm, skipped, in_a_row = self._read()
+        self._name_bad_clips()
+        if self._log:
+            metrics = self._metrics(done, now, losses)
+            metrics |= {"grad_norm": grad_norm, "nonfinite_steps": skipped, "bad_clips": len(self._named_bad)}
+            remaining = self.config.train.steps - done
+            self._log.record(metrics, eta_seconds=remaining * metrics["seconds_per_step"])
+        if in_a_row >= self.config.train.max_nonfinite:
+            raise RunError(
+                f"step {done}: the gradient was not finite in {in_a_row:.0f} steps in a row, which were skipped; "
+                "lower optim.lr, set optim.clip_grad, or use --train.precision fp32"
+            )
+        self._reset(done)
+
+    def _read(self) -> list[float]:
+        """Means over the interval's good steps and the ranks, and the counters: the one wait for the device."""
+        means = self.world.mean(self._sums[:-1] / self._sums[-1].clamp(min=1))
+        return torch.cat([means, torch.stack([self.step.nonfinite, self.step.nonfinite_run])]).tolist()
+
+    def _metrics(self, done: int, now: Plan, losses: list[float]) -> Metrics:
+        seconds, steps = time.perf_counter() - self._start, done - self._first
+        model, batch_size = self.config.model, self.config.train.batch_size
+        return {
+            "step": done,
+            "samples": done * batch_size,
+            **dict(zip(LOSSES, losses, strict=True)),
+            "lr": now.lr,
+            "mask_ratio/video": 1 - now.keep_video / model.video.tokens,
+            "mask_ratio/audio": 1 - now.keep_audio / model.audio.tokens,
+            "batch_size": batch_size,
+            "seconds_per_step": seconds / steps,
+            "clips_per_second": batch_size * steps / seconds,
+            "gflop_per_second": self._gflop / seconds,
+            "data_wait": min((self.loader.data_wait - self._wait) / seconds, 1.0),
+        }
+
+    def _name_bad_clips(self) -> None:
+        for bad in self.world.gather(dict(self.loader.bad)):
+            for path, reason in bad.items():
+                if path not in self._named_bad:
+                    self._named_bad.add(path)
+                    self.say(f"skipped {path}: {reason}")
