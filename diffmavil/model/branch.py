@@ -1,0 +1,161 @@
+"""One modality of the model: its encoder, its decoder, and the way of its pixels through the ops of maekernels.
+
+Views share one batch: sample b's views are neighbours, `(b v)`. Ids of all views lie side by side, `[B, V, K]`, so
+that one launch reads the patches of every view from the one clip in memory.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from diffmavil.config import AudioConfig, ModelConfig, VideoConfig, require
+from diffmavil.model.decoder import Decoder
+from diffmavil.model.diffusion import alpha_bars, sample_timesteps
+from diffmavil.model.encoder import Encoder
+from maekernels import MaskIds, diffuse_patches, masked_mse, patchify, random_mask
+from maekernels.philox import fold_in
+
+MASK, SUBSET, TIMESTEP, NOISE = range(4)
+"""Random streams of one modality and view, folded out of the seed."""
+
+
+class Masks(NamedTuple):
+    """Positions in row-major grid order, int32, ascending in each row."""
+
+    keep: Tensor
+    """`[B, V, K]`: visible."""
+    decode: Tensor
+    """`[B, V, Q]`: masked and to be predicted."""
+
+
+class Branch(nn.Module):
+    """Encoder, decoder and pixel facts of one modality.
+
+    Args:
+        stream: keeps the modality's random numbers apart from those of the others.
+        input_config: shape, patch and normalisation of the input; spectrograms come normalised already.
+        config: the whole model.
+    """
+
+    alpha_bar: Tensor
+
+    def __init__(self, stream: int, input_config: VideoConfig | AudioConfig, config: ModelConfig) -> None:
+        super().__init__()
+        self.stream = stream
+        self.grid: tuple[int, ...] = input_config.grid
+        self.patch: tuple[int, ...] = input_config.patch
+        self.tokens = input_config.tokens
+        is_video = isinstance(input_config, VideoConfig)
+        self.mean: tuple[float, ...] = input_config.mean if isinstance(input_config, VideoConfig) else (0.0,)
+        self.std: tuple[float, ...] = input_config.std if isinstance(input_config, VideoConfig) else (1.0,)
+        self.norm_pix = config.norm_pix
+        self.decode_fraction = config.decode_fraction
+        self.views = config.views
+        self.diffused = config.diffusion.corruption == "diffusion"
+        self.encoder = Encoder(self.grid, input_config.patch_dim, config.encoder)
+        self.decoder = Decoder(
+            self.grid,
+            input_config.patch_dim,
+            config.encoder.width,
+            config.video_decoder if is_video else config.audio_decoder,
+            diffused=self.diffused,
+        )
+        if self.diffused:
+            self.register_buffer("alpha_bar", alpha_bars(config.diffusion).float(), persistent=False)
+
+    def decode_count(self, keep: int) -> int:
+        """Masked patches that are decoded when `keep` are visible: the configured share, at least one."""
+        return max(1, round(self.decode_fraction * (self.tokens - keep)))
+
+    def mask_view(self, batch: int, keep: int, view: int, seed: int, offset: int, device: torch.device) -> MaskIds:
+        """One view's random split into ids_keep `[B, K]` and ids_mask `[B, N - K]`."""
+        mask_seed = fold_in(seed, self.stream, MASK, view)
+        return random_mask(batch, self.tokens, keep, seed=mask_seed, offset=offset, device=device)
+
+    def draw_masks(self, batch: int, keep: int, seed: int, offset: int, device: torch.device) -> Masks:
+        """Independent masks for every view, and the evenly random subset of the masked patches to decode."""
+        keeps, decodes = [], []
+        count = self.decode_count(keep)
+        for view in range(self.views):
+            ids = self.mask_view(batch, keep, view, seed, offset, device)
+            decode = ids.ids_mask
+            if count < decode.shape[1]:
+                subset_seed = fold_in(seed, self.stream, SUBSET, view)
+                chosen = random_mask(batch, decode.shape[1], count, seed=subset_seed, offset=offset, device=device)
+                decode = decode.gather(1, chosen.ids_keep.long())
+            keeps.append(ids.ids_keep)
+            decodes.append(decode)
+        return Masks(torch.stack(keeps, dim=1), torch.stack(decodes, dim=1))
+
+    def encode(self, x: Tensor, ids: Tensor) -> Tensor:
+        """The clip's patches at ids `[B, V, K]`, and no others, encoded: `[(B V), 1 + K, D]`."""
+        flat = rearrange(ids, "b v k -> b (v k)")
+        patches = patchify(x, flat, self.patch, self.mean, self.std, dtype=compute_dtype(x.device))
+        patches = rearrange(patches, "b (v k) p -> (b v) k p", v=ids.shape[1])
+        return self.encoder(patches, rearrange(ids, "b v k -> (b v) k"))
+
+    def diffuse(self, x: Tensor, ids: Tensor, seed: int, offset: int) -> tuple[Tensor, ...]:
+        """What the decoder gets at masked positions ids `[B, V, Q]`: x_t `[(B V), Q, P]` and t `[(B V)]`.
+
+        x_t is diffused from the very patch that is predicted: with `norm_pix` the patch normalised by its own mean and
+        deviation, so that x_0 has the unit variance that the noise schedule assumes, and neither brightness nor
+        contrast of a masked patch is told. Nothing for a model with mask tokens.
+        """
+        if not self.diffused:
+            return ()
+        noisy, times = [], []
+        for view in range(ids.shape[1]):
+            t = sample_timesteps(
+                ids.shape[0],
+                len(self.alpha_bar) - 1,
+                seed=fold_in(seed, self.stream, TIMESTEP, view),
+                offset=offset,
+                device=x.device,
+            )
+            noise_seed = fold_in(seed, self.stream, NOISE, view)
+            noisy.append(self.diffuse_at(x, ids[:, view], self.alpha_bar[t], noise_seed, offset))
+            times.append(t)
+        x_t, t = torch.stack(noisy, dim=1), torch.stack(times, dim=1)
+        return rearrange(x_t, "b v q p -> (b v) q p"), rearrange(t, "b v -> (b v)")
+
+    def diffuse_at(self, x: Tensor, ids: Tensor, alpha_bar: Tensor, seed: int, offset: int) -> Tensor:
+        """x_t `[B, Q, P]` of the patches at ids `[B, Q]` for alpha_bar `[B]`."""
+        return diffuse_patches(
+            x,
+            ids.contiguous(),
+            self.patch,
+            self.mean,
+            self.std,
+            alpha_bar,
+            seed,
+            offset,
+            norm_pix=self.norm_pix,
+            dtype=compute_dtype(x.device),
+        )
+
+    def loss(self, fused: Tensor, x: Tensor, masks: Masks, seed: int, offset: int) -> Tensor:
+        """Mean squared error of the predicted patches, over all views: fp32 scalar. fused: `[(B V), 1 + K, D]`."""
+        pred = self.decoder(
+            fused,
+            rearrange(masks.keep, "b v k -> (b v) k"),
+            rearrange(masks.decode, "b v q -> (b v) q"),
+            *self.diffuse(x, masks.decode, seed, offset),
+        )
+        pred = rearrange(pred, "(b v) q p -> b (v q) p", v=masks.decode.shape[1])
+        ids = rearrange(masks.decode, "b v q -> b (v q)")
+        return masked_mse(pred, x, ids, self.patch, self.mean, self.std, norm_pix=self.norm_pix)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """The type in which the next Linear computes: autocast's, where it is on."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return torch.float32
+
+
+def check_keep(name: str, keep: int, tokens: int) -> None:
+    require(1 <= keep < tokens, name, keep, f"in 1..{tokens - 1}: at least one visible and one masked of {tokens}")

@@ -1,0 +1,104 @@
+"""The decoder of one modality: from fused visible tokens to the pixels of masked patches.
+
+At every position to decode stands either one learnt mask token (MAE, MAViL) or the patch itself diffused to x_t, with
+an embedding of t (DiffMAViL). Two kinds of attention:
+
+- self: blocks over [cls, visible, masked] together, as in MAE. Attention without positions does not know the order of
+  its tokens, and positions are added by id, so nothing is scattered back into place: the result is the same.
+- cross: the masked positions query [cls, visible] and do not see one another. Any subset can be decoded.
+
+Only masked positions pass through the last norm and Linear: the loss reads no other.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from diffmavil.config import DecoderConfig
+from diffmavil.model.blocks import CrossBlock, SelfBlock, layer_norm
+from diffmavil.model.diffusion import TimestepEmbedding
+from diffmavil.model.embed import sincos_positions
+
+
+class MaskToken(nn.Module):
+    """The same learnt vector at every masked position."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.empty(width))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """positions `[B, Q, D]` -> tokens `[B, Q, D]`."""
+        return self.token + positions
+
+
+class DiffusedPatch(nn.Module):
+    """The diffused patch itself, embedded, with its timestep."""
+
+    def __init__(self, patch_dim: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(patch_dim, width)
+        self.time = TimestepEmbedding(width)
+
+    def forward(self, positions: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """positions `[B, Q, D]`, x_t `[B, Q, P]`, t `[B]` -> tokens `[B, Q, D]`."""
+        return self.proj(x_t) + positions + rearrange(self.time(t), "b d -> b 1 d")
+
+
+class Decoder(nn.Module):
+    """Predicts the clean patches at masked positions.
+
+    Args:
+        grid: patches along each axis, for the fixed positions.
+        patch_dim: values in one patch.
+        context_width: width of the fused tokens.
+        config: size and kind of attention.
+        diffused: whether diffused patches or mask tokens stand at the masked positions.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self, grid: tuple[int, ...], patch_dim: int, context_width: int, config: DecoderConfig, *, diffused: bool
+    ) -> None:
+        super().__init__()
+        width = config.width
+        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
+        self.context = nn.Linear(context_width, width)
+        self.masked = DiffusedPatch(patch_dim, width) if diffused else MaskToken(width)
+        self.cross = config.attention == "cross"
+        block = CrossBlock if self.cross else SelfBlock
+        self.blocks = nn.ModuleList(block(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.norm = layer_norm(width)
+        self.head = nn.Linear(width, patch_dim)
+
+    def forward(self, fused: Tensor, ids_keep: Tensor, ids_decode: Tensor, *diffused: Tensor) -> Tensor:
+        """Decode the patches at `ids_decode`.
+
+        Args:
+            fused: `[B, 1 + K, C]`, the CLS token first.
+            ids_keep: `[B, K]`, positions of the visible tokens.
+            ids_decode: `[B, Q]`, positions to decode; with self-attention, all the masked ones.
+            diffused: x_t `[B, Q, P]` and t `[B]` when diffused patches are decoded, else nothing.
+
+        Returns:
+            `[B, Q, P]`, the predicted clean patches.
+        """
+        context = self.embed_context(fused, ids_keep)
+        x = self.masked(self.positions[ids_decode], *diffused)
+        if self.cross:
+            for block in self.blocks:
+                x = block(x, context)
+        else:
+            x = torch.cat([context, x], dim=1)
+            for block in self.blocks:
+                x = block(x)
+            x = x[:, context.shape[1] :]
+        return self.head(self.norm(x))
+
+    def embed_context(self, fused: Tensor, ids_keep: Tensor) -> Tensor:
+        """Fused tokens in the decoder's width, with positions (zero for CLS): `[B, 1 + K, D]`."""
+        return self.context(fused) + F.pad(self.positions[ids_keep], (0, 0, 1, 0))

@@ -1,0 +1,94 @@
+"""DDPM noise schedules, timestep embedding, and deterministic DDIM sampling.
+
+The forward process is x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (Ho et al. 2020), with t in 1..T and
+alpha_bar_0 = 1. The network predicts x_0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from diffmavil.config import DiffusionConfig, require
+from maekernels import add_noise
+
+_MAX_BETA = 0.999  # as Nichol and Dhariwal 2021: no step destroys everything
+
+
+def alpha_bars(config: DiffusionConfig) -> Tensor:
+    """Share of signal power left after t steps, alpha_bar_0..alpha_bar_T: `[T + 1]` float64.
+
+    linear: betas from 1e-4 to 0.02 at T = 1000; for other T both ends are multiplied by 1000 / T, so that the end of
+    the process is as noisy. cosine: alpha_bar_t = f(t) / f(0), f(t) = cos^2((t/T + s) / (1 + s) * pi/2), s = 0.008.
+    Single betas are limited to 0.999 in both.
+    """
+    steps = config.steps
+    if config.schedule == "linear":
+        scale = 1000 / steps
+        betas = torch.linspace(1e-4 * scale, 0.02 * scale, steps, dtype=torch.float64)
+    else:
+        t = torch.arange(steps + 1, dtype=torch.float64) / steps
+        f = ((t + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+        betas = 1 - f[1:] / f[:-1]
+    kept = torch.cumprod(1 - betas.clamp(max=_MAX_BETA), dim=0)
+    return torch.cat([torch.ones(1, dtype=torch.float64), kept])
+
+
+def sample_timesteps(batch: int, steps: int, *, seed: int, offset: int, device: torch.device) -> Tensor:
+    """Uniform t in 1..`steps` for samples offset..offset + batch - 1: `[batch]` int64, a function of (seed, sample)."""
+    zeros = torch.zeros(batch, 1, device=device)
+    normal = add_noise(zeros, zeros[:, 0], seed, offset)
+    uniform = torch.special.ndtr(normal[:, 0])
+    return 1 + (uniform * steps).long().clamp(max=steps - 1)
+
+
+def ddim_timesteps(steps: int, sample_steps: int) -> list[int]:
+    """`sample_steps` distinct timesteps from T = `steps` down to 1, evenly spread; one step is T alone."""
+    require(1 <= sample_steps <= steps, "sample_steps", sample_steps, f"in 1..{steps}")
+    if sample_steps == 1:
+        return [steps]
+    return [round(steps - (steps - 1) * i / (sample_steps - 1)) for i in range(sample_steps)]
+
+
+def ddim_sample(
+    predict: Callable[[Tensor, int], Tensor], noise: Tensor, alpha_bar: Tensor, sample_steps: int
+) -> Tensor:
+    """Denoise from pure noise with the deterministic sampler of Song et al. 2021 (eta = 0).
+
+    Args:
+        predict: (x_t, t) -> predicted x_0, same shape.
+        noise: x_T, standard normal, any shape.
+        alpha_bar: `[T + 1]`, as `alpha_bars` gives it.
+        sample_steps: calls of `predict`, in 1..T.
+
+    Returns:
+        The last predicted x_0, float32.
+    """
+    times = ddim_timesteps(len(alpha_bar) - 1, sample_steps)
+    x_t = noise.float()
+    for now, following in zip(times, [*times[1:], 0], strict=True):
+        x_0 = predict(x_t, now).float()
+        eps = (x_t - alpha_bar[now].sqrt() * x_0) / (1 - alpha_bar[now]).sqrt()
+        x_t = alpha_bar[following].sqrt() * x_0 + (1 - alpha_bar[following]).sqrt() * eps
+    return x_t
+
+
+class TimestepEmbedding(nn.Module):
+    """t `[B]` -> `[B, D]`: sines and cosines of t at D/2 frequencies, then Linear, SiLU, Linear."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = rearrange(t.float(), "b -> b 1") * self.frequencies
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))

@@ -1,0 +1,34 @@
+"""The encoder of one modality: a vision transformer over the visible patches alone."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from diffmavil.config import EncoderConfig
+from diffmavil.model.blocks import SelfBlock, layer_norm
+from diffmavil.model.embed import PatchEmbed
+
+
+class Encoder(nn.Module):
+    """Embedding, pre-norm blocks, and a last LayerNorm.
+
+    Args:
+        grid: patches along each axis, for the fixed positions.
+        patch_dim: values in one patch.
+        config: size of the transformer.
+    """
+
+    def __init__(self, grid: tuple[int, ...], patch_dim: int, config: EncoderConfig) -> None:
+        super().__init__()
+        self.embed = PatchEmbed(grid, patch_dim, config.width)
+        self.blocks = nn.ModuleList(
+            SelfBlock(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.norm = layer_norm(config.width)
+
+    def forward(self, patches: Tensor, ids: Tensor) -> Tensor:
+        """patches `[B, K, P]` at ids `[B, K]` -> `[B, 1 + K, D]`, the CLS token first."""
+        x = self.embed(patches, ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)

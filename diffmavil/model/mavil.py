@@ -1,0 +1,172 @@
+"""MAViL and DiffMAViL: the model, its pretraining losses and its features.
+
+MAViL: Huang et al. 2023, "MAViL: Masked Audio-Video Learners" (first stage: masked reconstruction and contrast).
+DiffMAViL puts diffused patches in place of mask tokens and lets decoders cross-attend; every piece is switched by
+`ModelConfig`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from diffmavil.config import ModelConfig, require
+from diffmavil.model.branch import Branch, check_keep
+from diffmavil.model.contrast import inter_modal, intra_modal, pool
+from diffmavil.model.embed import all_ids
+from diffmavil.model.fusion import Fusion
+from diffmavil.model.reconstruct import Reconstruction, draw_pictures
+
+AUDIO_STREAM, VIDEO_STREAM = 0, 1
+_TOKEN_STD = 0.02
+
+
+class Losses(NamedTuple):
+    """fp32 scalars. `total` is weighted; the parts are not. A part that the config turns off is 0."""
+
+    total: Tensor
+    video: Tensor
+    audio: Tensor
+    inter: Tensor
+    intra: Tensor
+
+
+class Features(NamedTuple):
+    """What unmasked clips look like to the model. Pooled: the mean over tokens without CLS, float32."""
+
+    audio: Tensor
+    """`[B, D]`, pooled audio encoder."""
+    video: Tensor
+    """`[B, D]`, pooled video encoder."""
+    fused: Tensor
+    """`[B, 2D]`, pooled audio and pooled video tokens of the fusion encoder."""
+    audio_tokens: Tensor
+    """`[B, Na, D]`, audio encoder."""
+    video_tokens: Tensor
+    """`[B, Nv, D]`, video encoder."""
+
+
+class DiffMAViL(nn.Module):
+    """The pretraining model that `config` describes. A variant has only the parameters that it uses."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.audio = Branch(AUDIO_STREAM, config.audio, config)
+        self.video = Branch(VIDEO_STREAM, config.video, config)
+        self.fusion = Fusion(config.fusion_depth, config.encoder)
+        self.apply(_initialise)
+
+    def forward(
+        self, video: Tensor, spec: Tensor, *, seed: int, offset: int, keep_video: int, keep_audio: int
+    ) -> Losses:
+        """Pretraining losses of a batch.
+
+        Masks, timesteps and noise of sample b are a pure function of (seed, offset + b): cutting a batch in two, on
+        one device or many, changes nothing but which clips are each other's negatives.
+
+        Args:
+            video: `[B, T, H, W, 3]` uint8 (or float in 0..255 / 255).
+            spec: `[B, F, M]` normalised log-mel.
+            seed: of the run, not of the step.
+            offset: position of the first clip in the stream of samples.
+            keep_video, keep_audio: visible tokens; at least one visible and one masked.
+
+        Raises:
+            ValueError: shapes that do not match the config, or impossible counts.
+        """
+        self._check_inputs(video, spec)
+        check_keep("keep_video", keep_video, self.video.tokens)
+        check_keep("keep_audio", keep_audio, self.audio.tokens)
+        audio_masks = self.audio.draw_masks(spec.shape[0], keep_audio, seed, offset, spec.device)
+        video_masks = self.video.draw_masks(video.shape[0], keep_video, seed, offset, video.device)
+        audio_tokens = self.audio.encode(spec, audio_masks.keep)
+        video_tokens = self.video.encode(video, video_masks.keep)
+        inter, intra = self._contrast(audio_tokens, video_tokens)
+        fused_audio, fused_video = self.fusion(audio_tokens, video_tokens)
+        audio_loss = self.audio.loss(fused_audio, spec, audio_masks, seed, offset)
+        video_loss = self.video.loss(fused_video, video, video_masks, seed, offset)
+        config = self.config
+        total = (
+            config.video_weight * video_loss
+            + config.audio_weight * audio_loss
+            + config.contrast.inter_weight * inter
+            + config.contrast.intra_weight * intra
+        )
+        return Losses(total, video_loss, audio_loss, inter, intra)
+
+    def features(self, video: Tensor, spec: Tensor) -> Features:
+        """Features of whole clips, nothing masked; inputs as for `forward`."""
+        self._check_inputs(video, spec)
+        audio = self.audio.encode(spec, all_ids(spec.shape[0], 1, self.audio.tokens, spec.device))
+        video_tokens = self.video.encode(video, all_ids(video.shape[0], 1, self.video.tokens, video.device))
+        fused = self.fusion(audio, video_tokens)
+        return Features(
+            audio=pool(audio),
+            video=pool(video_tokens),
+            fused=torch.cat([pool(tokens) for tokens in fused], dim=1),
+            audio_tokens=audio[:, 1:],
+            video_tokens=video_tokens[:, 1:],
+        )
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        video: Tensor,
+        spec: Tensor,
+        *,
+        seed: int,
+        offset: int,
+        keep_video: int,
+        keep_audio: int,
+        sample_steps: int = 8,
+    ) -> Reconstruction:
+        """Pictures of what the model makes of masked clips; see `Reconstruction`. Inputs as for `forward`.
+
+        A model with diffused patches starts from pure noise and takes `sample_steps` DDIM steps; one with mask tokens
+        predicts once. All masked patches are decoded, whatever `decode_fraction` is.
+        """
+        self._check_inputs(video, spec)
+        check_keep("keep_video", keep_video, self.video.tokens)
+        check_keep("keep_audio", keep_audio, self.audio.tokens)
+        audio_ids = self.audio.mask_view(spec.shape[0], keep_audio, 0, seed, offset, spec.device)
+        video_ids = self.video.mask_view(video.shape[0], keep_video, 0, seed, offset, video.device)
+        audio_tokens = self.audio.encode(spec, rearrange(audio_ids.ids_keep, "b k -> b 1 k"))
+        video_tokens = self.video.encode(video, rearrange(video_ids.ids_keep, "b k -> b 1 k"))
+        fused_audio, fused_video = self.fusion(audio_tokens, video_tokens)
+        return Reconstruction(
+            video=draw_pictures(self.video, fused_video, video, *video_ids, seed, offset, sample_steps),
+            audio=draw_pictures(self.audio, fused_audio, spec, *audio_ids, seed, offset, sample_steps),
+        )
+
+    def _contrast(self, audio_tokens: Tensor, video_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.config.contrast
+        audio, video = (
+            rearrange(pool(tokens), "(b v) d -> b v d", v=self.config.views) for tokens in (audio_tokens, video_tokens)
+        )
+        inter = intra = audio.new_zeros(())
+        if config.inter_weight > 0:
+            inter = inter_modal(audio, video, config.inter_temperature)
+        if config.intra_weight > 0 and self.config.views == 2:
+            intra = intra_modal(audio, video, config.intra_temperature)
+        return inter, intra
+
+    def _check_inputs(self, video: Tensor, spec: Tensor) -> None:
+        v, a = self.config.video, self.config.audio
+        shape = (v.frames, v.size, v.size, 3)
+        require(video.dim() == 5 and video.shape[1:] == shape, "video.shape", tuple(video.shape), f"[B, *{shape}]")
+        shape = (video.shape[0], a.frames, a.mels)
+        require(tuple(spec.shape) == shape, "spec.shape", tuple(spec.shape), f"{shape}")
+
+
+def _initialise(module: nn.Module) -> None:
+    """As MAE: Linear xavier-uniform with zero bias, LayerNorm identity, tokens normal(0, 0.02)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    for parameter in module.parameters(recurse=False):
+        if not isinstance(module, nn.Linear | nn.LayerNorm):
+            nn.init.normal_(parameter, std=_TOKEN_STD)
