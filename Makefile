@@ -49,7 +49,8 @@ aot: $(STAMP)
 	$(BIN)/python tests/aot/gate.py
 
 demo: $(STAMP)
-	$(BIN)/python -m diffmavil.demo --run-dir $(DEMO_DIR)
+	$(BIN)/python -m diffmavil.train --run-dir $(DEMO_DIR) --resume
+	$(BIN)/python -m diffmavil.evaluate --run-dir $(DEMO_DIR)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -11,12 +11,11 @@ from diffmavil.config import OptimConfig
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; biases, norms, and learnt single tokens do not (as in MAE)."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    is_matrix = {name: p.ndim >= 2 and "token" not in name for name, p in trained}
+    """The matrices of Linear layers decay; biases, norms, and learnt single tokens do not (as in MAE)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
     return [
-        {"params": [p for name, p in trained if is_matrix[name]], "weight_decay": weight_decay},
-        {"params": [p for name, p in trained if not is_matrix[name]], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim == 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim != 2], "weight_decay": 0.0},
     ]
 
 

@@ -58,7 +58,7 @@ def write_run(run: Run, config: Config, world: World) -> None:
 
 
 class StopSignals:
-    """SIGTERM (a scheduler's) and the first Ctrl-C ask for a checkpoint and a clean end; a second Ctrl-C ends at once."""
+    """SIGTERM (a scheduler's) and the first Ctrl-C ask for a checkpoint and a clean end; a second one ends at once."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -8,7 +8,7 @@ from diffmavil.checkpoint import load_checkpoint, save_checkpoint
 from diffmavil.cli import parse_train, run_main
 from diffmavil.config import Config
 from diffmavil.data.loader import make_loader
-from diffmavil.data.sources import open_source
+from diffmavil.data.sources import ClipSet, open_source
 from diffmavil.data.stats import resolve_audio_stats
 from diffmavil.distributed import World, world
 from diffmavil.export import WEIGHTS_FILE, export_weights
