@@ -11,11 +11,12 @@ from diffmavil.cli import RunError
 from diffmavil.config import Config
 from diffmavil.data.loader import Loader
 from diffmavil.distributed import World
-from diffmavil.flops import train_gflop
+from diffmavil.flops import forward_flops
 from diffmavil.metrics import Metrics, RunLog
 from diffmavil.run import Run
 from diffmavil.step import Plan, StepResult, TrainStep
 
+_FORWARDS = 3  # a training step costs three forwards: the backward computes two gradients for each matmul
 LOSSES = ("loss", "loss/video", "loss/audio", "loss/inter", "loss/intra")
 
 
@@ -60,7 +61,8 @@ class Telemetry:
         """
         values = torch.cat([result.losses, result.grad_norm.reshape(1), torch.ones_like(result.grad_norm).reshape(1)])
         self._sums += torch.where(torch.isfinite(result.grad_norm), values, 0)  # a skipped step has no loss
-        self._gflop += train_gflop(self.config.model, now.keep_video, now.keep_audio) * self.config.train.batch_size
+        forward = forward_flops(self.step.model, now.keep_video, now.keep_audio).total
+        self._gflop += _FORWARDS * forward * self.config.train.batch_size / 1e9
         if not flush and done % self.config.train.log_every:
             return
         *losses, grad_norm, skipped, in_a_row = self._read()
