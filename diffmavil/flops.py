@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import NamedTuple, cast
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -171,21 +172,29 @@ def _decoder(decoder: Decoder, keep: int, decoded: int) -> float:
 
 
 def _technique_table(name: str, costs: list[Cost]) -> Table:
-    table = Table(title=f"GFLOP of one clip's forward, at the size of {name}")
+    table = Table(
+        title=f"GFLOP of one clip's forward, at the size of {name}",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
     table.add_column("technique")
-    cells = list(dict.fromkeys((c.views, c.frames) for c in costs))
-    for views, frames in cells:
+    for views, frames in dict.fromkeys((c.views, c.frames) for c in costs):
         table.add_column(f"{views} view{'s' * (views > 1)}\n{frames} frames", justify="right")
     for technique in dict.fromkeys(c.technique for c in costs):
         row = [c for c in costs if c.technique == technique]
-        table.add_row(technique, *(f"{c.gflop:.1f} [dim]{-100 * c.saved:+6.1f} %[/dim]" for c in row))
+        table.add_row(technique, *(f"{c.gflop:.1f} {_signed_percent(-c.saved):>6}" for c in row))
     return table
+
+
+def _signed_percent(share: float) -> str:
+    return f"{100 * share:+.1f}%" if share else ""
 
 
 def _part_table(name: str, config: Config) -> Table:
     model, flops = meta_model(config.model), scheduled_flops(config.model, config.mask)
-    title = f"{name}: {config.model.views} views, {config.model.video.frames} frames, its own masking schedule"
-    table = Table(title=title, show_footer=True)
+    title = f"{name}: {config.model.views} view(s), {config.model.video.frames} frames, mean over its masking schedule"
+    table = Table(title=title, show_footer=True, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     modules = [model.video.encoder, model.audio.encoder, model.fusion, model.video.decoder, model.audio.decoder]
     table.add_column("part", "total")
     table.add_column("parameters, M", f"{count_parameters(model) / 1e6:.2f}", justify="right")
@@ -198,7 +207,8 @@ def _part_table(name: str, config: Config) -> Table:
 
 
 def _preset_table() -> Table:
-    table = Table(title="presets: one clip's forward with all views, mean over the masking schedule")
+    title = "presets: one clip's forward with all views, mean over the masking schedule"
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in ("preset", "parameters, M", "GFLOP"):
         table.add_column(column, justify="left" if column == "preset" else "right")
     for name, config in PRESETS.items():
@@ -227,6 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print(_preset_table())
         return
     console.print(_technique_table(args.preset, technique_costs(config.model)))
+    console.print()
     console.print(_part_table(args.preset, config))
 
 

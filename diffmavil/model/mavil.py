@@ -138,8 +138,8 @@ class DiffMAViL(nn.Module):
         video_tokens = self.video.encode(video, rearrange(video_ids.ids_keep, "b k -> b 1 k"))
         fused_audio, fused_video = self.fusion(audio_tokens, video_tokens)
         return Reconstruction(
-            video=draw_pictures(self.video, fused_video, video, *video_ids, seed, offset, sample_steps),
-            audio=draw_pictures(self.audio, fused_audio, spec, *audio_ids, seed, offset, sample_steps),
+            video=draw_pictures(self.video, fused_video, video, video_ids, seed, offset, sample_steps),
+            audio=draw_pictures(self.audio, fused_audio, spec, audio_ids, seed, offset, sample_steps),
         )
 
     def _contrast(self, audio_tokens: Tensor, video_tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffmavil.model.branch import NOISE, Branch
 from diffmavil.model.diffusion import ddim_sample
 from diffmavil.model.embed import all_ids, unpatchify
-from maekernels import patchify, scatter_tokens
+from maekernels import MaskIds, patchify, scatter_tokens
 from maekernels.philox import fold_in
 
 _GREY = 0.5
@@ -86,7 +86,7 @@ class _Canvas:
 
 
 def draw_pictures(
-    branch: Branch, fused: Tensor, x: Tensor, ids_keep: Tensor, ids_mask: Tensor, seed: int, offset: int, steps: int
+    branch: Branch, fused: Tensor, x: Tensor, ids: MaskIds, seed: int, offset: int, steps: int
 ) -> Pictures:
     """Decode all masked patches of one modality and draw them.
 
@@ -94,10 +94,11 @@ def draw_pictures(
         branch: the modality.
         fused: `[B, 1 + K, D]` from the fusion encoder.
         x: the input, as `DiffMAViL.forward` takes it.
-        ids_keep, ids_mask: `[B, K]` and `[B, N - K]`.
+        ids: visible and masked positions.
         seed, offset: key of the noise that sampling starts from.
         steps: DDIM steps of a model with diffused patches.
     """
+    ids_keep, ids_mask = ids
     canvas = _Canvas(branch, x, ids_mask)
     noised = None
     if branch.diffused:
