@@ -1,0 +1,1 @@
+"""Clips in, batches out: sources, decoding, crops, log-mel and the order of the stream."""

@@ -1,0 +1,175 @@
+"""What a decoding process does: positions in, a `Batch` of decoded clips out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from diffmavil.config import Config
+from diffmavil.data.decode import BadClip, Decoded, decode_clip
+from diffmavil.data.sources import Clip, ClipSet
+from diffmavil.data.stream import ClipStream
+from diffmavil.data.transforms import random_framing
+
+
+class Bad(NamedTuple):
+    """A clip that could not be used."""
+
+    index: int
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Decoded clips.
+
+    Attributes:
+        video: uint8 `[B, T, H, W, 3]`.
+        wave: float32 `[B, S]`, mono, 16 kHz, zeros from `wave_valid` on.
+        wave_valid: int64 `[B]`, samples before the sound's end.
+        labels: classes of each clip.
+        position: int64 `[B]`, place in the training stream; in evaluation the index of the clip.
+        paths: file of each clip.
+        tried: indices of the clips opened for this batch, bad ones too.
+        bad: those of them that could not be used.
+    """
+
+    video: Tensor
+    wave: Tensor
+    wave_valid: Tensor
+    labels: list[tuple[int, ...]]
+    position: Tensor
+    paths: list[str]
+    tried: list[int] = field(default_factory=list)
+    bad: list[Bad] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _map(self, move) -> Batch:
+        moved = {name: move(getattr(self, name)) for name in ("video", "wave", "wave_valid", "position")}
+        return replace(self, **moved)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        return self._map(lambda tensor: tensor.pin_memory())
+
+
+@dataclass(frozen=True)
+class NothingUsable:
+    """Stands for a batch when a position found no usable clip at all."""
+
+    tried: list[int]
+    bad: list[Bad]
+
+
+class _Row(NamedTuple):
+    clip: Clip
+    decoded: Decoded
+    position: int
+
+
+def _collate(rows: list[_Row], config: Config, tried: list[int], bad: list[Bad]) -> Batch:
+    video, audio = config.model.video, config.model.audio
+    frames = np.empty((len(rows), video.frames, video.size, video.size, 3), np.uint8)
+    wave = np.empty((len(rows), audio.samples), np.float32)
+    for i, row in enumerate(rows):
+        frames[i] = row.decoded.video
+        wave[i] = row.decoded.wave
+    return Batch(
+        video=torch.from_numpy(frames),
+        wave=torch.from_numpy(wave),
+        wave_valid=torch.tensor([row.decoded.wave_valid for row in rows], dtype=torch.int64),
+        labels=[row.clip.labels for row in rows],
+        position=torch.tensor([row.position for row in rows], dtype=torch.int64),
+        paths=[row.clip.path for row in rows],
+        tried=tried,
+        bad=bad,
+    )
+
+
+class TrainClips(Dataset):
+    """Positions of the training stream -> a batch with random crops. A bad clip's place is taken by another."""
+
+    def __init__(self, config: Config, clipset: ClipSet) -> None:
+        self.config = config
+        self.clips = clipset.clips
+        self.stream = ClipStream(len(clipset), config.train.seed)
+
+    def __getitem__(self, positions: range) -> Batch | NothingUsable:
+        rows: list[_Row] = []
+        tried: list[int] = []
+        bad: list[Bad] = []
+        for position in positions:
+            row = self._decode(position, tried, bad)
+            if row is None:
+                return NothingUsable(tried, bad)
+            rows.append(row)
+        return _collate(rows, self.config, tried, bad)
+
+    def _decode(self, position: int, tried: list[int], bad: list[Bad]) -> _Row | None:
+        model, data = self.config.model, self.config.data
+        for attempt, index in enumerate(self.stream.candidates(position)):
+            clip = self.clips[index]
+            rng = self.stream.crop_rng(position, attempt)
+            framing = random_framing(model.video.size, data.crop_scale, data.flip, rng)
+            tried.append(index)
+            try:
+                decoded = decode_clip(
+                    clip.path,
+                    model.video,
+                    model.audio,
+                    start=clip.start,
+                    duration=clip.duration,
+                    rng=rng,
+                    framing=framing,
+                )
+            except BadClip as error:
+                bad.append(Bad(index, clip.path, error.reason))
+            else:
+                return _Row(clip, decoded, position)
+        return None
+
+
+class EvalClips(Dataset):
+    """Rows of the evaluation -> a batch with fixed crops; row r is crop r % crops of clip r // crops.
+
+    Bad clips are left out, so a batch may be shorter than asked, or empty.
+    """
+
+    def __init__(self, config: Config, clipset: ClipSet, crops: int) -> None:
+        self.config = config
+        self.clips = clipset.clips
+        self.crops = crops
+
+    def __getitem__(self, rows: range) -> Batch:
+        model = self.config.model
+        done: list[_Row] = []
+        tried: list[int] = []
+        bad: list[Bad] = []
+        for row in rows:
+            index, crop = divmod(row, self.crops)
+            clip = self.clips[index]
+            tried.append(index)
+            try:
+                decoded = decode_clip(
+                    clip.path,
+                    model.video,
+                    model.audio,
+                    start=clip.start,
+                    duration=clip.duration,
+                    crop=(crop, self.crops),
+                )
+            except BadClip as error:
+                bad.append(Bad(index, clip.path, error.reason))
+            else:
+                done.append(_Row(clip, decoded, index))
+        return _collate(done, self.config, tried, bad)

@@ -1,0 +1,86 @@
+"""Mean and standard deviation of the log-mel over the dataset, measured once and remembered.
+
+The model's input is (x - mean) / (2 std) with these two numbers, so they belong to the resolved config and the
+checkpoint. They are measured on up to `data.stats_clips` clips, chosen deterministically, over real sound only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from diffmavil.config import AudioConfig, Config, require
+from diffmavil.data.audio import frames_in, log_mel
+from diffmavil.data.decode import BadClip, decode_sound
+from diffmavil.data.sources import Clip, ClipSet
+from diffmavil.data.stream import ClipStream
+
+
+def resolve_audio_stats(config: Config, clipset: ClipSet) -> Config:
+    """`config` with `model.audio.mean` and `.std`: as given, from the cache, or measured now and put into the cache.
+
+    Raises:
+        ValueError: no clip's sound can be decoded, or all of it is silent.
+    """
+    audio = config.model.audio
+    if audio.mean is not None:
+        return config
+    chosen = _choose(clipset, config.data.stats_clips)
+    path = Path(config.data.cache).expanduser() / "stats" / f"{_key(chosen, audio)}.json"
+    if path.is_file():
+        stored = json.loads(path.read_text())
+        mean, std = stored["mean"], stored["std"]
+    else:
+        mean, std = measure_audio_stats(chosen, audio)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        draft.write_text(json.dumps({"mean": mean, "std": std, "clips": len(chosen)}))
+        draft.replace(path)
+    return replace(config, model=replace(config.model, audio=replace(audio, mean=mean, std=std)))
+
+
+def measure_audio_stats(clips: list[Clip], audio: AudioConfig) -> tuple[float, float]:
+    """(mean, std) of the log-mel over the real frames of the clips' centre crops, summed in float64."""
+    count, total, squares = 0, 0.0, 0.0
+    bad: list[BadClip] = []
+    for clip in clips:
+        try:
+            wave, valid = decode_sound(clip.path, audio, start=clip.start, duration=clip.duration)
+        except BadClip as error:
+            bad.append(error)
+            continue
+        frames = int(frames_in(torch.tensor(valid), audio.sample_rate))
+        spec = log_mel(torch.from_numpy(wave)[None], audio.mels, audio.sample_rate)[0, :frames].double()
+        count += spec.numel()
+        total += float(spec.sum())
+        squares += float(spec.square().sum())
+    if not count:
+        raise ValueError(f"the audio statistics cannot be measured: none of {len(clips)} clips is usable: {bad[0]}")
+    mean = total / count
+    std = max(0.0, squares / count - mean**2) ** 0.5
+    require(std > 1e-3, "audio.std", std, f"positive: the sound of all {len(clips)} clips measured is silent")
+    return mean, std
+
+
+def _choose(clipset: ClipSet, most: int) -> list[Clip]:
+    """Up to `most` clips: the first of the stream of seed 0."""
+    stream = ClipStream(len(clipset.clips), seed=0)
+    return [clipset.clips[stream.item(i)] for i in range(min(most, len(clipset.clips)))]
+
+
+def _key(clips: list[Clip], audio: AudioConfig) -> str:
+    """Changes with the files measured and with what is measured on them."""
+    digest = hashlib.sha256(repr((audio.frames, audio.mels, audio.sample_rate)).encode())
+    for clip in clips:
+        try:
+            info = os.stat(clip.path)
+            stamp = (info.st_size, info.st_mtime_ns)
+        except OSError:
+            stamp = None
+        digest.update(repr((os.path.abspath(clip.path), clip.start, clip.duration, stamp)).encode())
+    return digest.hexdigest()[:32]
