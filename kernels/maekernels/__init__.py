@@ -1,0 +1,22 @@
+"""Fused operations for masked autoencoders. Needs torch; on CUDA also triton. See the module of each op."""
+
+from maekernels.add_noise import add_noise
+from maekernels.diffuse_patches import diffuse_patches
+from maekernels.gather_tokens import gather_tokens
+from maekernels.info_nce import info_nce
+from maekernels.masked_mse import masked_mse
+from maekernels.patchify import patchify
+from maekernels.random_mask import MaskIds, random_mask
+from maekernels.scatter_tokens import scatter_tokens
+
+__all__ = [
+    "MaskIds",
+    "add_noise",
+    "diffuse_patches",
+    "gather_tokens",
+    "info_nce",
+    "masked_mse",
+    "patchify",
+    "random_mask",
+    "scatter_tokens",
+]

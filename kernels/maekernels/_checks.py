@@ -1,0 +1,54 @@
+"""Argument checks shared by the ops: every failure is a `ValueError` that repeats the argument."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check(ok: bool, name: str, given: object, allowed: str) -> None:
+    """Raise `ValueError` naming the argument, what was given and what is allowed, unless `ok`."""
+    if not ok:
+        raise ValueError(f"{name}={given}: must be {allowed}")
+
+
+def describe(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)} on {x.device}"
+
+
+def check_float(name: str, x: Tensor, dims: str) -> None:
+    """`x` is floating point and has the dimensions named in `dims`, e.g. "[B, N, D]"."""
+    rank = dims.count(",") + 1
+    check(x.dim() == rank and x.dtype in FLOATS, name, describe(x), f"a float tensor {dims}")
+
+
+def check_ids(ids: Tensor, batch: int, device: torch.device) -> None:
+    """`ids` are integers [B, K] on the device of the data."""
+    ok = ids.dim() == 2 and ids.shape[0] == batch and ids.dtype in (torch.int32, torch.int64) and ids.device == device
+    check(ok, "ids", describe(ids), f"int32 or int64 [B, K] with B={batch} on {device}")
+
+
+def check_range(ids: Tensor, length: int) -> None:
+    """Every id is in [0, length). Reads the values: only where that waits for no device."""
+    if ids.numel():
+        low, high = (int(v) for v in ids.aminmax())
+        check(low >= 0 and high < length, "ids", f"values in [{low}, {high}]", f"in [0, {length})")
+
+
+def check_alpha_bar(alpha_bar: Tensor, batch: int, device: torch.device) -> None:
+    ok = alpha_bar.shape == (batch,) and alpha_bar.dtype == torch.float32 and alpha_bar.device == device
+    check(ok, "alpha_bar", describe(alpha_bar), f"float32 [B] with B={batch} on {device}")
+
+
+def check_alpha_bar_range(alpha_bar: Tensor) -> None:
+    """Every value is in [0, 1]. Reads the values: only where that waits for no device."""
+    if alpha_bar.numel():
+        low, high = (float(v) for v in alpha_bar.aminmax())
+        check(low >= 0 and high <= 1, "alpha_bar", f"values in [{low}, {high}]", "in [0, 1]")
+
+
+def check_backend(backend: str | None, device: torch.device) -> None:
+    check(backend in (None, "torch", "triton"), "backend", repr(backend), "None, 'torch' or 'triton'")
+    check(backend != "triton" or device.type == "cuda", "backend", repr(backend), f"None or 'torch' on {device}")

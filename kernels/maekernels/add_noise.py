@@ -1,0 +1,83 @@
+"""The DDPM forward process q(x_t | x_0) (Ho et al. 2020), noise made in place.
+
+    out[b] = sqrt(alpha_bar[b]) x0[b] + sqrt(1 - alpha_bar[b]) eps[b],     eps ~ N(0, 1) by Philox
+
+Shapes: x0 [B, ...], alpha_bar [B]. eps is keyed by (seed, sample offset + b, element inside the sample): it is never
+stored and can be made again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maekernels import philox
+from maekernels._checks import FLOATS, check, check_alpha_bar, check_alpha_bar_range, check_backend, describe
+from maekernels._pixels import sample_chunks
+
+
+def add_noise(
+    x0: Tensor, alpha_bar: Tensor, seed: int | Tensor, offset: int = 0, *, backend: str | None = None
+) -> Tensor:
+    """Diffuse `x0`. Differentiable in `x0`.
+
+    Args:
+        x0: float [B, ...].
+        alpha_bar: float32 [B] in [0, 1], the share of the signal's variance that is left.
+        seed: int in [0, 2^63) or a 0-d int64 tensor on the device.
+        offset: index of the first sample.
+        backend: for tests and benchmarks only: 'torch' or 'triton'.
+
+    Returns:
+        x_t in the shape and dtype of `x0`.
+    """
+    check(x0.dim() >= 1 and x0.dtype in FLOATS, "x0", describe(x0), "a float tensor [B, ...]")
+    check_alpha_bar(alpha_bar, x0.shape[0], x0.device)
+    check(offset >= 0, "offset", offset, "not negative")
+    check_backend(backend, x0.device)
+    return (_reference if backend == "torch" else _add_noise)(x0, alpha_bar, philox.as_seed(seed, x0.device), offset)
+
+
+def _reference(x0: Tensor, alpha_bar: Tensor, seed: Tensor, offset: int) -> Tensor:
+    x = x0.flatten(1) if x0.dim() > 1 else x0[:, None]
+    samples = torch.arange(offset, offset + x.shape[0], device=x.device)
+    noise = philox.normal(seed, x.shape[1], samples=samples)
+    signal, sigma = alpha_bar[:, None].sqrt(), (1 - alpha_bar[:, None]).sqrt()
+    return (signal * x + noise.mul_(sigma)).to(x0.dtype).view(x0.shape)
+
+
+@torch.library.custom_op("maekernels::add_noise", mutates_args=(), device_types="cpu")
+def _add_noise(x0: Tensor, alpha_bar: Tensor, seed: Tensor, offset: int) -> Tensor:
+    check_alpha_bar_range(alpha_bar)
+    out = torch.empty_like(x0, memory_format=torch.contiguous_format)
+    for part in sample_chunks(len(x0), x0[:1].numel()):
+        out[part] = _reference(x0[part], alpha_bar[part], seed, offset + part.start)
+    return out
+
+
+@_add_noise.register_fake
+def _(x0, alpha_bar, seed, offset):
+    return torch.empty_like(x0, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("maekernels::add_noise_backward", mutates_args=(), device_types="cpu")
+def _add_noise_backward(grad: Tensor, alpha_bar: Tensor) -> Tensor:
+    """d loss / d x0 = sqrt(alpha_bar[b]) * grad."""
+    signal = alpha_bar.sqrt().view(-1, *(1,) * (grad.dim() - 1))
+    return (signal * grad).to(grad.dtype).contiguous()
+
+
+@_add_noise_backward.register_fake
+def _(grad, alpha_bar):
+    return torch.empty_like(grad, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
+
+
+def _backward(ctx, grad):
+    return _add_noise_backward(grad, ctx.saved_tensors[0]), None, None, None
+
+
+_add_noise.register_autograd(_backward, setup_context=_setup_context)
