@@ -1,0 +1,214 @@
+"""What did a run learn? `python -m diffmavil.evaluate --run-dir D` writes D/evaluation.json and renews D/report.html.
+
+Features of whole, unmasked clips (audio, video, fused) from the frozen model, and from an untrained model of the same
+config, are judged on held-out clips: linear probe and k nearest neighbours, which learn from the labelled training
+clips, and audio-video retrieval, which needs no labels. `diffmavil.evaluation.result` tells the file's schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+
+from diffmavil import __version__
+from diffmavil.cli import CONFIG_FILE, RunError, UsageError, run_main
+from diffmavil.config import Config, DataConfig, require
+from diffmavil.data.loader import TooManyBadClips
+from diffmavil.data.sources import ClipSet, split_source
+from diffmavil.evaluation.features import extract, save_features, untrained_model
+from diffmavil.evaluation.judge import judge
+from diffmavil.evaluation.result import Evaluation
+from diffmavil.export import WEIGHTS_FILE, load_weights
+from diffmavil.model import DiffMAViL
+from diffmavil.report import write_report
+
+_NAMED = 10  # skipped clips that are printed
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Other clips than the run's own."""
+
+    root: str | None = None
+    """Training clips for probe and neighbours. Default: the run's. Alone, it replaces the run's held-out clips too."""
+    eval_root: str | None = None
+    """Held-out clips. Default: the run's."""
+    cache: str | None = None
+    """Where the synthetic set is kept. Default: as in the run."""
+    workers: int | None = None
+    """Decoding processes. Default: as in the run."""
+
+    def apply(self, data: DataConfig) -> DataConfig:
+        if self.root is not None:
+            data = replace(data, root=self.root, eval_root=None)
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return replace(data, **given)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Judge the features of a pretrained model: linear probe, nearest neighbours, audio-video retrieval."""
+
+    run_dir: Path
+    """Folder of the run: gives the weights, gets evaluation.json and a new report.html."""
+    weights: Path | None = None
+    """Other exported weights than the run's model.safetensors."""
+    batch_size: int = 64
+    crops: int = 1
+    """Crops in time of each clip, over which its features are averaged."""
+    seed: int = 0
+    """Of the untrained model's initialisation, and of the split that chooses the probe's l2."""
+    features: Path | None = None
+    """Also write all features, labels and paths to this safetensors file."""
+    data: DataOptions = field(default_factory=DataOptions)
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
+        require(self.crops >= 1, "crops", self.crops, ">= 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
+
+
+def main(argv: Sequence[str]) -> None:
+    options = parse(argv)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    weights = options.weights or options.run_dir / WEIGHTS_FILE
+    model, config = load_weights(weights, "cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        config = replace(config, data=options.data.apply(config.data))
+        split = split_source(config.data)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    console.print(split.note)
+    try:
+        evaluation = evaluate(
+            model,
+            config,
+            split.train,
+            split.held_out,
+            batch_size=options.batch_size,
+            crops=options.crops,
+            seed=options.seed,
+            weights=str(weights),
+            features_file=options.features,
+            console=console,
+        )
+    except TooManyBadClips as error:
+        raise RunError(str(error)) from error
+    evaluation.write(options.run_dir)
+    show(evaluation, console)
+    console.print(f"report: {write_report(options.run_dir)}")
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Flags to options. Raises `UsageError` for a folder that holds no run, no weights, or impossible values."""
+    try:
+        options = tyro.cli(Options, prog="python -m diffmavil.evaluate", args=list(argv))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if not (options.run_dir / CONFIG_FILE).exists():
+        raise UsageError(f"--run-dir {options.run_dir}: holds no run (no {CONFIG_FILE})")
+    if options.weights is None and not (options.run_dir / WEIGHTS_FILE).exists():
+        raise UsageError(
+            f"--run-dir {options.run_dir}: holds no {WEIGHTS_FILE} yet, it is written when the run ends; continue it "
+            "with --resume, or name exported weights with --weights"
+        )
+    if options.features and not options.features.absolute().parent.is_dir():
+        raise UsageError(f"--features {options.features}: its folder does not exist")
+    return options
+
+
+def evaluate(
+    model: DiffMAViL,
+    config: Config,
+    train_clips: ClipSet,
+    heldout_clips: ClipSet,
+    *,
+    batch_size: int = 64,
+    crops: int = 1,
+    seed: int = 0,
+    weights: str = "",
+    features_file: Path | None = None,
+    console: Console | None = None,
+) -> Evaluation:
+    """Judge a model, in evaluation mode, and its untrained twin in one pass over the clips, on the model's device.
+
+    Args:
+        config: as the model was trained; its audio statistics and `data.workers` are used.
+        train_clips: those with labels serve linear probe and neighbours; the others are not decoded.
+        crops: crops in time of each clip; its features are their mean.
+        seed: of the untrained model and of the split that chooses the probe's l2.
+        weights: name of what is evaluated, for the record.
+        features_file: also write features, labels and paths there (`save_features`).
+        console: shows a progress bar, if it is a terminal.
+
+    Raises:
+        TooManyBadClips: no held-out clip, or no labelled training clip, could be decoded.
+    """
+    device = next(model.parameters()).device
+    models = {"trained": model, "untrained": untrained_model(config.model, seed, device)}
+    learn_from = train_clips.clips if any(clip.labels for clip in heldout_clips.clips) else []
+    labelled = ClipSet([clip for clip in learn_from if clip.labels], train_clips.classes)
+    with _progress(console) as track:
+        train, heldout = (
+            extract(models, config, clips, batch_size=batch_size, crops=crops, progress=track(name, len(clips)))
+            for name, clips in (("training clips", labelled), ("held-out clips", heldout_clips))
+        )
+    if features_file:
+        save_features(features_file, train, heldout)
+    found = judge(train, heldout, seed)
+    return Evaluation(
+        version=__version__,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        weights=weights,
+        seed=seed,
+        crops=crops,
+        score=found.score,
+        classes=found.classes,
+        clips=found.clips,
+        skipped=train.bad | heldout.bad,
+        neighbours=found.neighbours,
+        probe_l2=found.probe_l2,
+        results=found.results,
+        notes=[*found.notes, *_overlap(train_clips, heldout_clips)],
+    )
+
+
+def _overlap(train: ClipSet, heldout: ClipSet) -> list[str]:
+    seen = {(clip.path, clip.start) for clip in train.clips}
+    both = sum((clip.path, clip.start) in seen for clip in heldout.clips)
+    return [f"{both} held-out clips are training clips too: of new clips, the numbers say less."] if both else []
+
+
+@contextmanager
+def _progress(console: Console | None) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """Gives (what, total) -> (done so far) -> None; silent unless the console is a terminal."""
+    with Progress(console=console, transient=True, disable=console is None or not console.is_terminal) as bar:
+
+        def track(what: str, total: int) -> Callable[[int], None]:
+            task = bar.add_task(what, total=total)
+            return lambda done: bar.update(task, completed=done)
+
+        yield track
+
+
+def show(evaluation: Evaluation, console: Console) -> None:
+    """The table, what it means, and which clips were skipped."""
+    console.print(evaluation.table())
+    console.print(evaluation.note())
+    for path, reason in islice(evaluation.skipped.items(), _NAMED):
+        console.print(f"skipped {path}: {reason}")
+    if len(evaluation.skipped) > _NAMED:
+        console.print(f"and {len(evaluation.skipped) - _NAMED} more, named in evaluation.json")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,134 @@
+"""Features of whole clips, nothing masked, by one or more models in a single pass over the data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffmavil import __version__
+from diffmavil.config import Config, ModelConfig
+from diffmavil.data.audio import LogMel
+from diffmavil.data.loader import eval_batches
+from diffmavil.data.sources import ClipSet
+from diffmavil.model import DiffMAViL
+from diffmavil.step import use_bf16
+
+KINDS = ("audio", "video", "fused")
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Every clip that could be decoded; row i is the same clip everywhere."""
+
+    features: dict[str, dict[str, Tensor]]
+    """Model's name -> kind -> `[N, D]` (audio, video) or `[N, 2D]` (fused), float32 on the models' device."""
+    labels: list[tuple[int, ...]]
+    """Indices into `classes`."""
+    classes: list[str]
+    paths: list[str]
+    starts: list[float | None]
+    """Seconds into the file, where the source gives them."""
+    clips: int
+    """Clips asked for; those that are not in the rows could not be decoded."""
+    bad: dict[str, str]
+    """File -> reason, of the clips left out."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def untrained_model(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> DiffMAViL:
+    """A newly initialised model; the caller's random numbers are left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DiffMAViL(config).to(device).eval()
+
+
+@torch.no_grad()
+def extract(
+    models: Mapping[str, DiffMAViL],
+    config: Config,
+    clips: ClipSet,
+    *,
+    batch_size: int = 64,
+    crops: int = 1,
+    progress: Callable[[int], None] = lambda clips_done: None,
+) -> FeatureTable:
+    """Decode each clip once and show it to every model; with several crops in time, features are their mean.
+
+    Args:
+        models: on one device; all take what `config.model` describes.
+        progress: called after each batch with the index of the last clip seen, plus one.
+
+    Raises:
+        TooManyBadClips: there are clips, and none could be decoded.
+    """
+    if not clips.clips:
+        return FeatureTable({name: {} for name in models}, [], clips.classes, [], [], 0, {})
+    device = next(next(iter(models.values())).parameters()).device
+    log_mel = LogMel(config.model.audio).to(device)
+    sums = {name: {kind: [] for kind in KINDS} for name in models}
+    positions = []
+    with eval_batches(config, clips, batch_size, crops, device) as loader:
+        for batch in loader:
+            spec = log_mel(batch.wave, batch.wave_valid)
+            for name, model in models.items():
+                with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, use_bf16(config, device)):
+                    features = model.features(batch.video, spec)
+                for kind, parts in sums[name].items():
+                    parts.append(getattr(features, kind).float())
+            positions.append(batch.position)
+            progress(int(batch.position[-1]) + 1)
+        bad = dict(loader.bad)
+    # Crops of a clip are neighbours; a crop that could not be decoded is missing.
+    index, clip_of_row, rows = torch.cat(positions).unique_consecutive(return_inverse=True, return_counts=True)
+    chosen = [clips.clips[i] for i in index.tolist()]
+    return FeatureTable(
+        features={
+            name: {kind: _mean_by_clip(torch.cat(parts), clip_of_row, rows) for kind, parts in kinds.items()}
+            for name, kinds in sums.items()
+        },
+        labels=[clip.labels for clip in chosen],
+        classes=clips.classes,
+        paths=[clip.path for clip in chosen],
+        starts=[clip.start for clip in chosen],
+        clips=len(clips.clips),
+        bad=bad,
+    )
+
+
+def _mean_by_clip(rows: Tensor, clip_of_row: Tensor, count: Tensor) -> Tensor:
+    """Rows `[R, D]` of crops -> `[N, D]` of clips."""
+    sums = rows.new_zeros(len(count), rows.shape[1]).index_add_(0, clip_of_row, rows)
+    return sums / rearrange(count, "n -> n 1")
+
+
+def save_features(path: Path, train: FeatureTable, heldout: FeatureTable) -> None:
+    """One safetensors file: `{train,heldout}/{trained,untrained}/{audio,video,fused}` float32, `{train,heldout}/labels`
+    uint8 `[N, C]` (1: the clip carries the class); in the header, as JSON: `classes` and `paths` and `starts` (seconds)
+    of both sets.
+    """
+    tensors: dict[str, Tensor] = {}
+    header = {"diffmavil_version": __version__}
+    for split, table in (("train", train), ("heldout", heldout)):
+        for model, kinds in table.features.items():
+            tensors |= {f"{split}/{model}/{kind}": x.cpu().contiguous() for kind, x in kinds.items()}
+        labels = torch.zeros(len(table), len(table.classes), dtype=torch.uint8)
+        for row, carried in zip(labels, table.labels, strict=True):
+            row[list(carried)] = 1
+        tensors[f"{split}/labels"] = labels
+        header |= {
+            f"{split}/classes": json.dumps(table.classes),
+            f"{split}/paths": json.dumps(table.paths),
+            f"{split}/starts": json.dumps(table.starts),
+        }
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(tensors, partial, metadata=header)
+    partial.replace(path)

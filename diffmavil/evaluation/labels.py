@@ -1,0 +1,86 @@
+"""Labels of training and held-out clips as one matrix each, and the scores that fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import binary_average_precision, multiclass_accuracy
+
+Score = Literal["accuracy", "mAP"]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which clips carry which classes. Only classes that some training clip carries are kept.
+
+    A clip with no such class has an all-False row; it takes no part in probe and neighbours.
+    """
+
+    classes: list[str]
+    train: Tensor
+    """`[N, C]` bool."""
+    heldout: Tensor
+    """`[M, C]` bool."""
+    unknown: int
+    """Held-out clips whose labels no training clip carries."""
+
+    @property
+    def score(self) -> Score:
+        """`mAP` as soon as one clip carries several classes, else `accuracy`."""
+        widest = max((int(rows.sum(dim=1).max()) for rows in (self.train, self.heldout) if len(rows)), default=0)
+        return "mAP" if widest > 1 else "accuracy"
+
+    @property
+    def missing(self) -> str | None:
+        """Why features cannot be scored against these labels; None when they can."""
+        if not (self.train.any() and self.heldout.any()):
+            return "training and held-out clips have no labels in common"
+        if len(self.classes) == 1:
+            return f"there is only one class, {self.classes[0]!r}"
+        return None
+
+
+def make_targets(
+    train_labels: Sequence[Sequence[int]],
+    train_classes: Sequence[str],
+    heldout_labels: Sequence[Sequence[int]],
+    heldout_classes: Sequence[str],
+) -> Targets:
+    """Labels are indices into the classes of their own set; the two sets are matched by class name."""
+    train = [{train_classes[i] for i in labels} for labels in train_labels]
+    heldout = [{heldout_classes[i] for i in labels} for labels in heldout_labels]
+    carried = set().union(*train)
+    classes = [name for name in train_classes if name in carried]
+    unknown = sum(bool(names) and names.isdisjoint(carried) for names in heldout)
+    return Targets(classes, _multi_hot(train, classes), _multi_hot(heldout, classes), unknown)
+
+
+def _multi_hot(clips: list[set[str]], classes: list[str]) -> Tensor:
+    rows = [[name in names for name in classes] for names in clips]
+    return torch.tensor(rows, dtype=torch.bool).view(len(clips), len(classes))
+
+
+def score(scores: Tensor, target: Tensor, kind: Score) -> float:
+    """Accuracy of the highest of scores `[M, C]` (the first of equals), or their macro mean average precision.
+
+    scores: in [0, 1]. target: `[M, C]` bool. mAP is over the classes that some held-out clip carries.
+    """
+    if kind == "accuracy":
+        predicted, true = scores.argmax(dim=1), target.int().argmax(dim=1)
+        return multiclass_accuracy(predicted, true, num_classes=target.shape[1], average="micro").item()
+    present = target.any(dim=0).nonzero().flatten().tolist()
+    return fmean(binary_average_precision(scores[:, c], target[:, c].int()).item() for c in present)
+
+
+def chance(target: Tensor, kind: Score) -> float:
+    """What features that know nothing score: always the most common held-out class, or clips in random order.
+
+    For mAP that is the mean share of the clips that carry a class, over the classes present.
+    """
+    share = target.double().mean(dim=0)
+    return (share.max() if kind == "accuracy" else share[share > 0].mean()).item()
