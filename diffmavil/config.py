@@ -346,7 +346,7 @@ _CURRICULUM = RatioSchedule(kind="linear", start=0.9, end=0.8)
 
 _SIZES: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
-        video=VideoConfig(frames=16, size=96),
+        video=VideoConfig(frames=16, size=64),
         audio=AudioConfig(frames=416, mels=64),
         encoder=EncoderConfig(depth=4, width=192, heads=3),
         video_decoder=DecoderConfig(depth=2, width=128, heads=4),

@@ -19,7 +19,7 @@ from diffmavil.config import Config
 from diffmavil.curriculum import keep_count
 from diffmavil.data.audio import LogMel
 from diffmavil.data.loader import eval_batches
-from diffmavil.data.sources import open_source
+from diffmavil.data.sources import split_source
 from diffmavil.export import WEIGHTS_FILE, load_weights
 from diffmavil.metrics import Metrics, format_seconds, read_metrics
 from diffmavil.model import Pictures, Reconstruction
@@ -139,7 +139,7 @@ _PICTURE_NOTE = (
 def reconstruct_heldout(run_dir: Path, config: Config) -> tuple[Reconstruction, list[str]]:
     """Pictures of the first held-out clips, on the CPU, at the run's final mask ratio; and the clips' names."""
     model, config = load_weights(run_dir / WEIGHTS_FILE)
-    clips = open_source(config.data, "eval")
+    clips = split_source(config.data).held_out
     batch = next(iter(eval_batches(config, clips, batch_size=_CLIPS)))
     result = model.reconstruct(
         batch.video,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -21,6 +21,9 @@ class Run:
     """The checkpoint to continue from; None: start anew."""
     notes: tuple[str, ...] = ()
     """What the user should know, to be printed once."""
+
+    def noting(self, note: str) -> Run:
+        return replace(self, notes=(*self.notes, note))
 
 
 def open_run(preset: str, config: Config, options: RunOptions, world: World) -> Run:

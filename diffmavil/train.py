@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffmavil.checkpoint import load_checkpoint, save_checkpoint
-from diffmavil.cli import parse_train, run_main
+from diffmavil.cli import RunError, UsageError, parse_train, run_main
 from diffmavil.config import Config
-from diffmavil.data.loader import make_loader
-from diffmavil.data.sources import ClipSet, open_source
+from diffmavil.data.loader import TooManyBadClips, make_loader
+from diffmavil.data.sources import ClipSet, Split, split_source
 from diffmavil.data.stats import resolve_audio_stats
 from diffmavil.distributed import World, world
 from diffmavil.export import WEIGHTS_FILE, export_weights
@@ -22,12 +22,21 @@ def main(argv: Sequence[str]) -> None:
     preset, config, options = parse_train(argv)
     with world() as peers:
         run = open_run(preset, config, options, peers)
-        clips = peers.main_first(lambda: open_source(config.data, "train"))
-        config = peers.main_first(lambda: resolve_audio_stats(config, clips))
+        config, split = peers.main_first(lambda: open_data(config))
         write_run(run, config, peers)
-        finished = train(run, config, clips, peers)
+        run = run.noting(f"training clips: {len(split.train)}; {split.note}")
+        finished = train(run, config, split.train, peers)
         if finished and config.train.report and peers.main:
-            write_report(run.folder)
+            print(f"report: {write_report(run.folder)}")
+
+
+def open_data(config: Config) -> tuple[Config, Split]:
+    """The config with the audio statistics of the training clips, and the clips."""
+    try:
+        split = split_source(config.data)
+        return resolve_audio_stats(config, split.train), split
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def train(run: Run, config: Config, clips: ClipSet, peers: World) -> bool:
@@ -45,17 +54,20 @@ def train(run: Run, config: Config, clips: ClipSet, peers: World) -> bool:
         device=peers.device,
     )
     with StopSignals() as stop, Telemetry(run, config, peers, step, loader, done) as telemetry, loader:
-        for batch in loader:
-            now = plan(config, done)
-            result = step(batch, now, offset=now.position + peers.rank * batch_size)
-            done += 1
-            last = done == config.train.steps
-            stopping = peers.any(stop.requested)
-            telemetry.after_step(done, now, result, flush=last or stopping)
-            if last or stopping or done % config.train.checkpoint_every == 0:
-                save_checkpoint(run.folder, done, step.state, config, peers)
-            if stopping:
-                break
+        try:
+            for batch in loader:
+                now = plan(config, done)
+                result = step(batch, now, offset=now.position + peers.rank * batch_size)
+                done += 1
+                last = done == config.train.steps
+                stopping = peers.any(stop.requested)
+                telemetry.after_step(done, now, result, flush=last or stopping)
+                if last or stopping or done % config.train.checkpoint_every == 0:
+                    save_checkpoint(run.folder, done, step.state, config, peers)
+                if stopping:
+                    break
+        except TooManyBadClips as error:
+            raise RunError(str(error)) from error
     if peers.main and done == config.train.steps:
         export_weights(step.model, config, run.folder / WEIGHTS_FILE)
     return done == config.train.steps
