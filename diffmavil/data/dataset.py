@@ -18,9 +18,9 @@ from diffmavil.data.transforms import random_framing
 
 
 class Bad(NamedTuple):
-    """A clip that could not be used."""
+    """A clip that could not be used; `clip` is its index."""
 
-    index: int
+    clip: int
     path: str
     reason: str
 

@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class Loader:
     Attributes:
         bad: file -> reason, of every clip so far that could not be used.
         tried: number of distinct clips opened so far.
+        data_wait: seconds spent waiting for batches so far.
     """
 
     def __init__(
@@ -44,10 +46,10 @@ class Loader:
     ) -> None:
         self.device = torch.device(device)
         self.bad: dict[str, str] = {}
+        self.data_wait = 0.0
         self.max_bad_share = max_bad_share
         self._tried = np.zeros(clips, bool)
         self._bad = np.zeros(clips, bool)
-        self._waited = 0.0
         self._good = 0
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         workers = config.data.workers
@@ -68,12 +70,6 @@ class Loader:
     def tried(self) -> int:
         return int(self._tried.sum())
 
-    @property
-    def data_wait(self) -> float:
-        """Seconds spent waiting for batches since this was last asked."""
-        waited, self._waited = self._waited, 0.0
-        return waited
-
     def __iter__(self) -> Iterator[Batch]:
         if self._batches is None:
             self._batches = iter(self._loader)
@@ -82,7 +78,7 @@ class Loader:
             batch = self._next()
             if batch is not None:
                 self._note(batch)
-            self._waited += time.perf_counter() - begin
+            self.data_wait += time.perf_counter() - begin
             if batch is None:
                 break
             if isinstance(batch, Batch) and len(batch):
@@ -108,7 +104,7 @@ class Loader:
         """Count what was tried and what was bad; stop when it is too much."""
         self._tried[batch.tried] = True
         for bad in batch.bad:
-            self._bad[bad.index] = True
+            self._bad[bad.clip] = True
             self.bad.setdefault(bad.path, bad.reason)
         if isinstance(batch, NothingUsable):
             raise TooManyBadClips(self._complaint("no clip could be used"))
@@ -196,7 +192,7 @@ class _Orders:
         return self.orders
 
 
-def _as_is(batch: Batch | NothingUsable) -> Batch | NothingUsable:
+def _as_is(batch: Any) -> Any:
     return batch
 
 

@@ -13,7 +13,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from diffmavil.config import DataConfig
 
@@ -35,39 +35,29 @@ class Clip:
 
 @dataclass(frozen=True)
 class ClipSet:
+    """Clips, the names of their classes in order, and a sentence on where they come from."""
+
     clips: list[Clip]
     classes: list[str]
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.clips)
 
 
 class Split(NamedTuple):
-    """Training and held-out clips with one list of classes, and a sentence saying where the held-out ones come from."""
+    """Training and held-out clips, with one list of classes."""
 
     train: ClipSet
     held_out: ClipSet
-    note: str
 
 
-def open_source(root: str, *, cache: str = "~/.cache/diffmavil", split: str = "train", clips: int = 768) -> ClipSet:
-    """The clips of a folder, a CSV or 'synthetic' (of which `split`, `clips` and `cache` tell which part, made now if
-    it is not there).
-
-    Raises:
-        ValueError: nothing there, no video in it, or a CSV that cannot be read, with the line.
-    """
-    if root == "synthetic":
-        from diffmavil.data.synthetic import ensure_synthetic
-
-        return _read_csv(Path(ensure_synthetic(Path(cache).expanduser(), split, clips, seed=0)) / "clips.csv")
-    path = Path(root).expanduser()
-    if path.is_dir():
-        return _read_folder(path)
-    if path.is_file() and path.suffix.lower() == ".csv":
-        return _read_csv(path)
-    what = "is not a CSV" if path.exists() else "does not exist"
-    raise ValueError(f"data.root={root!r} {what}: must be a folder of videos, a .csv file, or 'synthetic'")
+def open_source(data: DataConfig, split: Literal["train", "eval"] = "train") -> ClipSet:
+    """The training or the held-out clips of a run; see `split_source`."""
+    if data.root == "synthetic" and data.eval_root is None:
+        return _read_synthetic(data, split)
+    train, held_out = split_source(data)
+    return train if split == "train" else held_out
 
 
 def split_source(data: DataConfig) -> Split:
@@ -75,30 +65,56 @@ def split_source(data: DataConfig) -> Split:
 
     Held out are: the clips of `data.eval_root` when it is set; the synthetic set's own held-out split; else a tenth of
     the files of `data.root`, chosen by a hash of their relative paths, so that the choice does not depend on order or
-    place and all segments of a file are on one side. With fewer than 20 files the training clips serve for both.
+    place and all segments of a file are on one side. With fewer than 20 files the training clips serve for both, and
+    the note says so.
+
+    Raises:
+        ValueError: nothing there, no video in it, or a CSV that cannot be read, with the line.
     """
-    train = open_source(data.root, cache=data.cache, split="train", clips=data.synthetic_train)
+    train = _read(data, data.root, "data.root", "train")
     if data.eval_root is not None:
-        held_out = open_source(data.eval_root, cache=data.cache, split="eval", clips=data.synthetic_eval)
-        return Split(*_share_classes(train, held_out), f"held-out clips: {len(held_out)} of {data.eval_root}")
+        return _share_classes(train, _read(data, data.eval_root, "data.eval_root", "eval"))
     if data.root == "synthetic":
-        held_out = open_source("synthetic", cache=data.cache, split="eval", clips=data.synthetic_eval)
-        return Split(*_share_classes(train, held_out), f"held-out clips: {len(held_out)} of the synthetic set")
+        return _share_classes(train, _read_synthetic(data, "eval"))
     files = sorted({clip.path for clip in train.clips})
     if len(files) < FEWEST_FOR_SPLIT:
         note = (
-            f"no clips are held out: {len(files)} files are fewer than {FEWEST_FOR_SPLIT}, "
-            "so evaluation uses the training clips (set data.eval_root)"
+            f"the {len(train)} training clips: none are held out of fewer than {FEWEST_FOR_SPLIT} files; "
+            "set data.eval_root"
         )
-        return Split(train, train, note)
+        return Split(train, replace(train, note=note))
     root = Path(data.root).expanduser()
     base = root if root.is_dir() else root.parent
     share = {path: _hash_share(os.path.relpath(path, base)) for path in files}
     chosen = {path for path in files if share[path] < HELD_OUT} or {min(files, key=share.__getitem__)}
     held_out = [clip for clip in train.clips if clip.path in chosen]
     kept = [clip for clip in train.clips if clip.path not in chosen]
-    note = f"held-out clips: {len(held_out)} of {len(train)}, by a hash of their paths"
-    return Split(ClipSet(kept, train.classes), ClipSet(held_out, train.classes), note)
+    return Split(
+        ClipSet(kept, train.classes, f"{len(kept)} of the {len(train)} clips of {data.root}"),
+        ClipSet(held_out, train.classes, f"{len(held_out)} clips of {data.root} held out by a hash of their paths"),
+    )
+
+
+def _read(data: DataConfig, root: str, name: str, split: Literal["train", "eval"]) -> ClipSet:
+    if root == "synthetic":
+        return _read_synthetic(data, split)
+    path = Path(root).expanduser()
+    if path.is_dir():
+        clipset = _read_folder(path, name)
+    elif path.is_file() and path.suffix.lower() == ".csv":
+        clipset = _read_csv(path)
+    else:
+        what = "is not a CSV" if path.exists() else "does not exist"
+        raise ValueError(f"{name}={root!r} {what}: must be a folder of videos, a .csv file, or 'synthetic'")
+    return replace(clipset, note=f"{len(clipset)} clips of {root}")
+
+
+def _read_synthetic(data: DataConfig, split: Literal["train", "eval"]) -> ClipSet:
+    from diffmavil.data.synthetic import ensure_synthetic
+
+    clips = data.synthetic_train if split == "train" else data.synthetic_eval
+    clipset = _read_csv(Path(ensure_synthetic(Path(data.cache).expanduser(), split, clips, seed=0)) / "clips.csv")
+    return replace(clipset, note=f"{clips} synthetic clips, {'training' if split == 'train' else 'held-out'} split")
 
 
 def _hash_share(name: str) -> float:
@@ -106,41 +122,41 @@ def _hash_share(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
-def _share_classes(first: ClipSet, second: ClipSet) -> tuple[ClipSet, ClipSet]:
+def _share_classes(first: ClipSet, second: ClipSet) -> Split:
     """Both with the same list of classes."""
     classes = sorted({*first.classes, *second.classes})
     index = {name: i for i, name in enumerate(classes)}
 
     def renamed(clipset: ClipSet) -> ClipSet:
         clips = [replace(c, labels=tuple(index[clipset.classes[i]] for i in c.labels)) for c in clipset.clips]
-        return ClipSet(clips, classes)
+        return replace(clipset, clips=clips, classes=classes)
 
-    return renamed(first), renamed(second)
+    return Split(renamed(first), renamed(second))
 
 
-def _read_folder(root: Path) -> ClipSet:
+def _read_folder(root: Path, name: str) -> ClipSet:
     seen: set[str] = set()
-    names: list[str] = []
+    videos: list[str] = []
     for folder, inner, files in os.walk(root, followlinks=True):
         # Links may lead back up.
         inner[:] = [d for d in inner if not d.startswith(".") and _unseen(os.path.join(folder, d), seen)]
         relative = os.path.relpath(folder, root)
-        names += [
+        videos += [
             os.path.normpath(os.path.join(relative, f))
             for f in files
             if f.lower().endswith(EXTENSIONS) and not f.startswith(".")
         ]
-    if not names:
-        raise ValueError(f"data.root={str(root)!r}: no video found in it or below ({', '.join(EXTENSIONS)})")
-    names.sort()
-    parents = [os.path.basename(os.path.dirname(name)) for name in names]
+    if not videos:
+        raise ValueError(f"{name}={str(root)!r}: no video found in it or below ({', '.join(EXTENSIONS)})")
+    videos.sort()
+    parents = [os.path.basename(os.path.dirname(file)) for file in videos]
     classes = sorted({parent for parent in parents if parent})
     if len(classes) < 2:
-        return ClipSet([Clip(str(root / name)) for name in names], [])
-    index = {name: i for i, name in enumerate(classes)}
+        return ClipSet([Clip(str(root / file)) for file in videos], [])
+    index = {parent: i for i, parent in enumerate(classes)}
     clips = [
-        Clip(str(root / name), labels=(index[parent],) if parent else ())
-        for name, parent in zip(names, parents, strict=True)
+        Clip(str(root / file), labels=(index[parent],) if parent else ())
+        for file, parent in zip(videos, parents, strict=True)
     ]
     return ClipSet(clips, classes)
 

@@ -50,12 +50,12 @@ def measure_audio_stats(clips: list[Clip], audio: AudioConfig) -> tuple[float, f
     bad: list[BadClip] = []
     for clip in clips:
         try:
-            wave, valid = decode_sound(clip.path, audio, start=clip.start, duration=clip.duration)
+            sound = decode_sound(clip.path, audio, start=clip.start, duration=clip.duration)
         except BadClip as error:
             bad.append(error)
             continue
-        frames = int(frames_in(torch.tensor(valid), audio.sample_rate))
-        spec = log_mel(torch.from_numpy(wave)[None], audio.mels, audio.sample_rate)[0, :frames].double()
+        frames = int(frames_in(torch.tensor(sound.wave_valid), audio.sample_rate))
+        spec = log_mel(torch.from_numpy(sound.wave)[None], audio.mels, audio.sample_rate)[0, :frames].double()
         count += spec.numel()
         total += float(spec.sum())
         squares += float(spec.square().sum())

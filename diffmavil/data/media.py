@@ -1,0 +1,184 @@
+"""An opened file: which streams are used, which seconds they cover, and their packets around a window.
+
+All times are seconds on the container's clock: presentation time stamp times time base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+
+import av
+import av.error
+import av.logging
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from diffmavil.data.windows import Span, Windows
+
+# libav writes a line for every damaged packet; what matters reaches the user as BadClip.
+av.logging.set_level(None)
+av.logging.set_libav_level(av.logging.PANIC)
+
+PREROLL = 0.1
+"""Seconds of sound decoded before the window: codecs overlap their blocks, the first after a seek is not exact."""
+_STEPS_BACK = (0.0, 2.0, 8.0, float("inf"))
+"""Seconds to seek further back when no keyframe was found before the window; at last to the start of the file."""
+
+
+class BadClip(Exception):
+    """A clip that cannot be used, and why."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class UnknownLength(Exception):
+    """The header does not say how long a stream is."""
+
+
+class Media:
+    """A file with its first picture stream (cover art is none) and its first sound stream; a context manager.
+
+    Raises:
+        BadClip: one of the streams is missing.
+        av.error.FFmpegError: the file cannot be opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.container: InputContainer = av.open(path)
+        try:
+            pictures = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
+            if not pictures:
+                raise BadClip(path, "no video stream")
+            if not self.container.streams.audio:
+                raise BadClip(path, "no audio stream")
+            self.video: VideoStream = pictures[0]
+            self.audio: AudioStream = self.container.streams.audio[0]
+            for stream in (self.video, self.audio):
+                # Every core decodes a clip of its own already; more threads only get in each other's way.
+                stream.codec_context.thread_count = 1
+        except BaseException:
+            self.container.close()
+            raise
+
+    def __enter__(self) -> Media:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.container.close()
+
+    @property
+    def start(self) -> float:
+        """When the file starts."""
+        return (self.container.start_time or 0) / av.time_base
+
+    def promised(self) -> tuple[Span, Span]:
+        """What the header says that picture and sound cover; `UnknownLength` if it does not say."""
+        spans = []
+        for stream in (self.video, self.audio):
+            tick = float(stream.time_base or 0)
+            begin = self.start if stream.start_time is None else stream.start_time * tick
+            if stream.duration:
+                spans.append(Span(begin, begin + stream.duration * tick))
+            elif self.container.duration:
+                spans.append(Span(begin, self.start + self.container.duration / av.time_base))
+            else:
+                raise UnknownLength
+        return spans[0], spans[1]
+
+    def measured(self) -> tuple[Span, Span]:
+        """What the packets cover. Reads the whole of a file just opened, decodes nothing."""
+        packets: dict[int, list[Packet]] = {self.video.index: [], self.audio.index: []}
+        for packet in self._packets():
+            packets[packet.stream_index].append(packet)
+        return span_of(self.video, packets[self.video.index]), span_of(self.audio, packets[self.audio.index])
+
+    def read(self, windows: Windows) -> tuple[list[Packet], list[Packet]]:
+        """The packets of picture and sound needed for the windows, from the last keyframe before the picture's."""
+        begin = min(windows.video.start, windows.audio.start - PREROLL)
+        needed = windows.video.start / float(self.video.time_base or 1)
+        heard = (windows.audio.start - 2 * PREROLL) / float(self.audio.time_base or 1)
+        video: list[Packet] = []
+        audio: list[Packet] = []
+        for back in _STEPS_BACK:
+            video, audio = self._read_from(max(self.start, begin - back), windows)
+            keys = [i for i, packet in enumerate(video) if packet.is_keyframe and _before(packet, needed)]
+            if keys:
+                video = video[keys[-1] :]
+                break
+        return video, [packet for packet in audio if not _before(packet, heard)]
+
+    def _read_from(self, begin: float, windows: Windows) -> tuple[list[Packet], list[Packet]]:
+        self.container.seek(int(begin / float(self.video.time_base or 1)), stream=self.video)
+        packets: dict[int, list[Packet]] = {self.video.index: [], self.audio.index: []}
+        ends = {
+            self.video.index: windows.video.end / float(self.video.time_base or 1),
+            self.audio.index: windows.audio.end / float(self.audio.time_base or 1),
+        }
+        for packet in self._packets():
+            index = packet.stream_index
+            if index not in ends:
+                continue
+            # Decoding times only rise, and no frame is shown before it is decoded.
+            stamp = packet.pts if packet.dts is None else packet.dts
+            if stamp is not None and stamp > ends[index]:
+                del ends[index]
+                if not ends:
+                    break
+            else:
+                packets[index].append(packet)
+        return packets[self.video.index], packets[self.audio.index]
+
+    def _packets(self) -> Iterator[Packet]:
+        """Packets of both streams until the end of the file, or until where it is cut off or damaged."""
+        try:
+            for packet in self.container.demux(self.video, self.audio):
+                if packet.size:
+                    yield packet
+        except av.error.FFmpegError:
+            return
+
+
+def shown_at(frame: VideoFrame | AudioFrame) -> float | None:
+    """When a frame is due."""
+    if frame.time is not None or frame.dts is None or frame.time_base is None:
+        return frame.time
+    return frame.dts * float(frame.time_base)
+
+
+def span_of(stream: VideoStream | AudioStream, packets: list[Packet]) -> Span:
+    """From the first packet's time to the last one's end; an empty list gives an empty span."""
+    tick = float(stream.time_base or 0)
+    rate = getattr(stream, "average_rate", None)
+    usual = 1 / float(rate) if rate else 0.0
+    begin, end = float("inf"), float("-inf")
+    for packet in packets:
+        stamp = _stamp(packet)
+        if stamp is not None:
+            begin = min(begin, stamp * tick)
+            end = max(end, stamp * tick + (packet.duration * tick if packet.duration else usual))
+    return Span(begin, end)
+
+
+def _stamp(packet: Packet) -> int | None:
+    """Presentation time stamp; containers without any (AVI) give the decoding time."""
+    return packet.dts if packet.pts is None else packet.pts
+
+
+def _before(packet: Packet, when: float) -> bool:
+    """Whether the packet is due at or before `when`, given in ticks."""
+    stamp = _stamp(packet)
+    return stamp is not None and stamp <= when
