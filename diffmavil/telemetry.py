@@ -33,7 +33,7 @@ class Telemetry:
 
     def _reset(self, done: int) -> None:
         self._sums.zero_()
-        self._first, self._gflop = done, 0.0
+        self._first, self._gflop, self._wait = done, 0.0, self.loader.data_wait
         self._start = time.perf_counter()
 
     def __enter__(self) -> Telemetry:
@@ -98,7 +98,7 @@ class Telemetry:
             "seconds_per_step": seconds / steps,
             "clips_per_second": batch_size * steps / seconds,
             "gflop_per_second": self._gflop / seconds,
-            "data_wait": min(self.loader.data_wait / seconds, 1.0),
+            "data_wait": min((self.loader.data_wait - self._wait) / seconds, 1.0),
         }
 
     def _name_bad_clips(self) -> None:
