@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from multiprocessing.synchronize import Event
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from diffmavil.config import Config
 from diffmavil.data.decode import BadClip, Decoded, decode_clip
 from diffmavil.data.sources import Clip, ClipSet
 from diffmavil.data.stream import ClipStream
+from diffmavil.data.table import ClipTable
 from diffmavil.data.transforms import random_framing
 
 
@@ -23,6 +26,17 @@ class Bad(NamedTuple):
     clip: int
     path: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Indices of the clips opened for a batch, and those of them that were bad."""
+
+    tried: list[int] = field(default_factory=list)
+    bad: list[Bad] = field(default_factory=list)
+
+    def fail(self, index: int, error: BadClip) -> None:
+        self.bad.append(Bad(index, error.path, error.reason))
 
 
 @dataclass(frozen=True)
@@ -36,8 +50,7 @@ class Batch:
         labels: classes of each clip.
         position: int64 `[B]`, place in the training stream; in evaluation the index of the clip.
         paths: file of each clip.
-        tried: indices of the clips opened for this batch, bad ones too.
-        bad: those of them that could not be used.
+        opened: which clips were opened for it, and which were bad.
     """
 
     video: Tensor
@@ -46,29 +59,39 @@ class Batch:
     labels: list[tuple[int, ...]]
     position: Tensor
     paths: list[str]
-    tried: list[int] = field(default_factory=list)
-    bad: list[Bad] = field(default_factory=list)
+    opened: Opened = field(default_factory=Opened)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def _map(self, move) -> Batch:
-        moved = {name: move(getattr(self, name)) for name in ("video", "wave", "wave_valid", "position")}
-        return replace(self, **moved)
+    def map(self, change: Callable[[Any], Any]) -> Batch:
+        """The batch with each tensor changed."""
+        return replace(
+            self,
+            video=change(self.video),
+            wave=change(self.wave),
+            wave_valid=change(self.wave_valid),
+            position=change(self.position),
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self.map(lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True)
 class NothingUsable:
     """Stands for a batch when a position found no usable clip at all."""
 
-    tried: list[int]
-    bad: list[Bad]
+    opened: Opened
+
+    def __len__(self) -> int:
+        return 0
+
+    def pin_memory(self) -> NothingUsable:
+        return self
 
 
 class _Row(NamedTuple):
@@ -77,7 +100,7 @@ class _Row(NamedTuple):
     position: int
 
 
-def _collate(rows: list[_Row], config: Config, tried: list[int], bad: list[Bad]) -> Batch:
+def _collate(rows: list[_Row], config: Config, opened: Opened) -> Batch:
     video, audio = config.model.video, config.model.audio
     frames = np.empty((len(rows), video.frames, video.size, video.size, 3), np.uint8)
     wave = np.empty((len(rows), audio.samples), np.float32)
@@ -91,37 +114,44 @@ def _collate(rows: list[_Row], config: Config, tried: list[int], bad: list[Bad])
         labels=[row.clip.labels for row in rows],
         position=torch.tensor([row.position for row in rows], dtype=torch.int64),
         paths=[row.clip.path for row in rows],
-        tried=tried,
-        bad=bad,
+        opened=opened,
     )
+
+
+def _stopped(stop: Event | None) -> bool:
+    return stop is not None and stop.is_set()
 
 
 class TrainClips(Dataset):
     """Positions of the training stream -> a batch with random crops. A bad clip's place is taken by another."""
 
-    def __init__(self, config: Config, clipset: ClipSet) -> None:
+    def __init__(self, config: Config, clipset: ClipSet, stop: Event | None = None) -> None:
         self.config = config
-        self.clips = clipset.clips
+        self.clips = ClipTable(clipset.clips)
         self.stream = ClipStream(len(clipset), config.train.seed)
+        self.stop = stop
+        """Set when nobody waits for the batch any more."""
+
+    def __len__(self) -> int:
+        return len(self.clips)
 
     def __getitem__(self, positions: range) -> Batch | NothingUsable:
+        opened = Opened()
         rows: list[_Row] = []
-        tried: list[int] = []
-        bad: list[Bad] = []
         for position in positions:
-            row = self._decode(position, tried, bad)
+            row = None if _stopped(self.stop) else self._decode(position, opened)
             if row is None:
-                return NothingUsable(tried, bad)
+                return NothingUsable(opened)
             rows.append(row)
-        return _collate(rows, self.config, tried, bad)
+        return _collate(rows, self.config, opened)
 
-    def _decode(self, position: int, tried: list[int], bad: list[Bad]) -> _Row | None:
+    def _decode(self, position: int, opened: Opened) -> _Row | None:
         model, data = self.config.model, self.config.data
         for attempt, index in enumerate(self.stream.candidates(position)):
             clip = self.clips[index]
             rng = self.stream.crop_rng(position, attempt)
             framing = random_framing(model.video.size, data.crop_scale, data.flip, rng)
-            tried.append(index)
+            opened.tried.append(index)
             try:
                 decoded = decode_clip(
                     clip.path,
@@ -133,7 +163,7 @@ class TrainClips(Dataset):
                     framing=framing,
                 )
             except BadClip as error:
-                bad.append(Bad(index, clip.path, error.reason))
+                opened.fail(index, error)
             else:
                 return _Row(clip, decoded, position)
         return None
@@ -145,20 +175,25 @@ class EvalClips(Dataset):
     Bad clips are left out, so a batch may be shorter than asked, or empty.
     """
 
-    def __init__(self, config: Config, clipset: ClipSet, crops: int) -> None:
+    def __init__(self, config: Config, clipset: ClipSet, crops: int, stop: Event | None = None) -> None:
         self.config = config
-        self.clips = clipset.clips
+        self.clips = ClipTable(clipset.clips)
         self.crops = crops
+        self.stop = stop
 
-    def __getitem__(self, rows: range) -> Batch:
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, rows: range) -> Batch | NothingUsable:
         model = self.config.model
+        opened = Opened()
         done: list[_Row] = []
-        tried: list[int] = []
-        bad: list[Bad] = []
         for row in rows:
+            if _stopped(self.stop):
+                return NothingUsable(opened)
             index, crop = divmod(row, self.crops)
             clip = self.clips[index]
-            tried.append(index)
+            opened.tried.append(index)
             try:
                 decoded = decode_clip(
                     clip.path,
@@ -169,7 +204,7 @@ class EvalClips(Dataset):
                     crop=(crop, self.crops),
                 )
             except BadClip as error:
-                bad.append(Bad(index, clip.path, error.reason))
+                opened.fail(index, error)
             else:
                 done.append(_Row(clip, decoded, index))
-        return _collate(done, self.config, tried, bad)
+        return _collate(done, self.config, opened)

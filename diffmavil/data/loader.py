@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import signal
+import os
 import time
+import warnings
+import weakref
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from diffmavil.config import Config, require
 from diffmavil.data.dataset import Batch, EvalClips, NothingUsable, TrainClips
 from diffmavil.data.sources import ClipSet
 from diffmavil.data.stream import batches
+from diffmavil.data.workers import (
+    Event,
+    Unshared,
+    as_is,
+    batch_bytes,
+    fits_shared_memory,
+    process_context,
+    start_worker,
+    unshared,
+)
 
 FEWEST_TO_JUDGE = 20
 """Clips that must have been tried before the share of bad ones can stop a run."""
+_NAMED = 10
 
 
 class TooManyBadClips(RuntimeError):
@@ -27,7 +40,9 @@ class TooManyBadClips(RuntimeError):
 
 
 class Loader:
-    """Iterates `Batch`es on `device`; may be left early, then `close` (or a `with` block) ends its processes.
+    """Iterates `Batch`es on `device`, each time from the first on.
+
+    Leaving the iteration early, `close` and the end of a `with` block end the decoding processes.
 
     Attributes:
         bad: file -> reason, of every clip so far that could not be used.
@@ -37,87 +52,83 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: TrainClips | EvalClips,
         orders: Iterable[range],
-        clips: int,
         config: Config,
+        batch_size: int,
         device: torch.device | str,
         max_bad_share: float,
     ) -> None:
         self.device = torch.device(device)
         self.bad: dict[str, str] = {}
+        self.tried = 0
         self.data_wait = 0.0
         self.max_bad_share = max_bad_share
-        self._tried = np.zeros(clips, bool)
-        self._bad = np.zeros(clips, bool)
+        self._seen = bytearray(len(dataset))  # for each clip 1: it was opened, 2: it was bad
+        self._bad_count = 0
         self._good = 0
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        workers = config.data.workers
-        self._loader = DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=orders,
-            num_workers=workers,
-            collate_fn=_as_is,
-            pin_memory=self.device.type == "cuda",
-            prefetch_factor=config.data.prefetch if workers else None,
-            multiprocessing_context=_context() if workers else None,
-            worker_init_fn=_start_worker if workers else None,
-        )
-        self._batches: Iterator | None = None
-
-    @property
-    def tried(self) -> int:
-        return int(self._tried.sum())
+        self._loader = _data_loader(dataset, orders, config, batch_size, pinned=self._side is not None)
+        self._live: list[Any] = []
+        self._stop = dataset.stop
+        weakref.finalize(self, _end_processes, self._live, self._stop)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self._batches is None:
-            self._batches = iter(self._loader)
-        while True:
-            begin = time.perf_counter()
-            batch = self._next()
-            if batch is not None:
-                self._note(batch)
-            self.data_wait += time.perf_counter() - begin
-            if batch is None:
-                break
-            if isinstance(batch, Batch) and len(batch):
-                yield self._move(batch)
-        if not self._good:
+        self.close()
+        if self._stop is not None:
+            self._stop.clear()
+        incoming = iter(self._loader)
+        self._live.append(incoming)
+        try:
+            while (batch := self._next(incoming)) is not None:
+                if len(batch):
+                    yield self._move(batch)
+        finally:
+            self.close()
+        if self.tried and not self._good:
             raise TooManyBadClips(self._complaint("no clip could be used"))
 
-    def _next(self) -> Batch | NothingUsable | None:
-        assert self._batches is not None
+    def _next(self, incoming: Iterator[Batch | NothingUsable | Unshared]) -> Batch | None:
+        """The next batch, counted; None at the end."""
+        begin = time.perf_counter()
         try:
-            return next(self._batches)
-        except StopIteration:
-            return None
+            batch = next(incoming, None)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
             raise RuntimeError(
-                f"a decoding process ended unexpectedly ({error}). Most often memory ran out, or shared memory did "
-                "(/dev/shm): lower data.workers or data.prefetch; data.workers=0 decodes in the training process"
+                f"a decoding process ended unexpectedly ({error}). Most often memory ran out: lower data.workers, "
+                "data.prefetch or train.batch_size; data.workers=0 decodes in the training process"
             ) from error
-
-    def _note(self, batch: Batch | NothingUsable) -> None:
-        """Count what was tried and what was bad; stop when it is too much."""
-        self._tried[batch.tried] = True
-        for bad in batch.bad:
-            self._bad[bad.clip] = True
-            self.bad.setdefault(bad.path, bad.reason)
+        finally:
+            self.data_wait += time.perf_counter() - begin
+        if isinstance(batch, Unshared):
+            batch = batch.batch()
+        if batch is not None:
+            self._count(batch)
         if isinstance(batch, NothingUsable):
             raise TooManyBadClips(self._complaint("no clip could be used"))
+        return batch
+
+    def _count(self, batch: Batch | NothingUsable) -> None:
+        """Count what was tried and what was bad; stop when it is too much."""
+        for clip in batch.opened.tried:
+            self.tried += self._seen[clip] == 0
+            self._seen[clip] = max(self._seen[clip], 1)
+        for bad in batch.opened.bad:
+            self._bad_count += self._seen[bad.clip] < 2
+            self._seen[bad.clip] = 2
+            self.bad.setdefault(bad.path, bad.reason)
         self._good += len(batch)
-        tried, bad_count = self.tried, int(self._bad.sum())
-        if tried >= min(FEWEST_TO_JUDGE, len(self._tried)) and bad_count > self.max_bad_share * tried:
-            share = f"{bad_count} of the {tried} clips tried could not be used, more than {self.max_bad_share:.0%}"
-            raise TooManyBadClips(self._complaint(f"{share} (data.max_bad_share)"))
+        enough = self.tried >= min(FEWEST_TO_JUDGE, len(self._seen))
+        if self._good and enough and self._bad_count > self.max_bad_share * self.tried:
+            share = f"{self._bad_count} of the {self.tried} clips tried could not be used"
+            raise TooManyBadClips(self._complaint(f"{share}, more than data.max_bad_share={self.max_bad_share:g}"))
 
     def _complaint(self, what: str) -> str:
-        lines = [f"  {path}: {reason}" for path, reason in itertools.islice(self.bad.items(), 10)]
-        more = [f"  and {len(self.bad) - 10} more"] if len(self.bad) > 10 else []
-        return "\n".join([what, *lines, *more])
+        lines = [f"  {path}: {reason}" for path, reason in itertools.islice(self.bad.items(), _NAMED)]
+        more = [f"  and {len(self.bad) - _NAMED} more"] if len(self.bad) > _NAMED else []
+        return "\n".join([f"{what}:", *lines, *more])
 
     def _move(self, batch: Batch) -> Batch:
         """To the device. On CUDA on a stream of its own: the copy runs beside the step still in flight."""
@@ -134,12 +145,14 @@ class Loader:
 
     def close(self) -> None:
         """End the decoding processes."""
-        self._batches = None
+        _end_processes(self._live, self._stop)
 
     def __enter__(self) -> Loader:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -155,17 +168,16 @@ def make_loader(
 ) -> Loader:
     """The training stream from `start_position` on: this rank's slice of each global step.
 
-    Batches depend on (config, clips, positions) alone: not on the number of workers or ranks, nor on where a run was
-    resumed. `steps` ends the stream; None: it never ends.
+    Batches depend on (config, clips, positions) alone: not on the number of processes, nor on where a run was resumed.
+    `steps` ends the stream; None: it never ends.
 
     Raises (while iterating):
         TooManyBadClips: more than `data.max_bad_share` of the clips tried are bad, or no clip is usable.
         RuntimeError: a decoding process died.
     """
-    orders = batches(start_position, config.train.batch_size, rank, world)
-    if steps is not None:
-        orders = itertools.islice(orders, steps)
-    return Loader(TrainClips(config, clipset), _Orders(orders), len(clipset), config, device, config.data.max_bad_share)
+    orders = _Orders(start_position, config.train.batch_size, rank, world, steps)
+    dataset = TrainClips(config, clipset, _stop_event(config))
+    return Loader(dataset, orders, config, config.train.batch_size // world, device, config.data.max_bad_share)
 
 
 def eval_batches(
@@ -179,31 +191,61 @@ def eval_batches(
     require(crops >= 1, "crops", crops, ">= 1")
     rows = len(clipset) * crops
     orders = [range(first, min(first + batch_size, rows)) for first in range(0, rows, batch_size)]
-    return Loader(EvalClips(config, clipset, crops), orders, len(clipset), config, device, max_bad_share=1.0)
+    dataset = EvalClips(config, clipset, crops, _stop_event(config))
+    return Loader(dataset, orders, config, batch_size, device, max_bad_share=1.0)
 
 
+@dataclass(frozen=True)
 class _Orders:
-    """An iterator that `DataLoader` takes for a sampler."""
+    """The positions of each step, as `batches` gives them, for `steps` steps; starts anew each time."""
 
-    def __init__(self, orders: Iterator[range]) -> None:
-        self.orders = orders
+    start_position: int
+    global_batch: int
+    rank: int
+    world: int
+    steps: int | None
+
+    def __post_init__(self) -> None:
+        next(batches(self.start_position, self.global_batch, self.rank, self.world))  # raises now, not in iteration
 
     def __iter__(self) -> Iterator[range]:
-        return self.orders
+        return itertools.islice(batches(self.start_position, self.global_batch, self.rank, self.world), self.steps)
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
+def _stop_event(config: Config) -> Event | None:
+    return process_context().Event() if config.data.workers else None
 
 
-def _context():
-    """Workers start from a clean server process: forking a process that has used CUDA, or whose libraries run
-    threads, can lock up. The server has imported what the workers need, so that they start at once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["diffmavil.data.dataset"])
-    return context
+def _data_loader(
+    dataset: TrainClips | EvalClips, orders: Iterable[range], config: Config, batch_size: int, pinned: bool
+) -> DataLoader:
+    workers, prefetch = config.data.workers, config.data.prefetch
+    # +2: the batch in use and the one on its way.
+    needed = batch_bytes(config, batch_size) * (workers * prefetch + 2)
+    needed *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    hand_over: Any = as_is if not workers or fits_shared_memory(needed) else unshared
+    with warnings.catch_warnings():
+        # Whoever sets data.workers knows how many cores there are.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=orders,
+            num_workers=workers,
+            collate_fn=hand_over,
+            pin_memory=pinned,
+            prefetch_factor=prefetch if workers else None,
+            multiprocessing_context=process_context() if workers else None,
+            worker_init_fn=start_worker if workers else None,
+        )
 
 
-def _start_worker(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process ends the workers when it has saved its work.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _end_processes(live: list[Any], stop: Event | None) -> None:
+    """End the processes of the iterators in `live`; runs at the interpreter's exit too."""
+    if stop is not None:
+        stop.set()
+    while live:
+        # The public way is to drop the last reference, which a traceback may hold.
+        shutdown = getattr(live.pop(), "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()

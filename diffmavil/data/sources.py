@@ -110,11 +110,13 @@ def _read(data: DataConfig, root: str, name: str, split: Literal["train", "eval"
 
 
 def _read_synthetic(data: DataConfig, split: Literal["train", "eval"]) -> ClipSet:
-    from diffmavil.data.synthetic import ensure_synthetic
+    from diffmavil.data.synthetic import CLASSES, ensure_synthetic
 
     clips = data.synthetic_train if split == "train" else data.synthetic_eval
     clipset = _read_csv(Path(ensure_synthetic(Path(data.cache).expanduser(), split, clips, seed=0)) / "clips.csv")
-    return replace(clipset, note=f"{clips} synthetic clips, {'training' if split == 'train' else 'held-out'} split")
+    note = f"{clips} synthetic clips, {'training' if split == 'train' else 'held-out'} split"
+    # A few clips do not show every class, and both splits must count them alike.
+    return _share_classes(replace(clipset, note=note), ClipSet([], list(CLASSES))).train
 
 
 def _hash_share(name: str) -> float:

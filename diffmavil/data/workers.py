@@ -1,0 +1,83 @@
+"""How decoding processes start, stop and hand over their batches."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
+from multiprocessing.synchronize import Event
+from typing import Any
+
+import torch
+from torch.utils.data import get_worker_info
+
+from diffmavil.config import Config
+from diffmavil.data.dataset import Batch, NothingUsable
+
+__all__ = ["Event", "as_is", "batch_bytes", "fits_shared_memory", "process_context", "start_worker", "unshared"]
+
+_SHARED_MEMORY = "/dev/shm"
+
+
+def process_context() -> ForkServerContext:
+    """Workers are forked from a clean server process, which has imported what they need, so that they start at once.
+
+    Forking the training process itself can lock up: it has used CUDA, or its libraries run threads.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["diffmavil.data.forkserver"])
+    return context
+
+
+def start_worker(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach every process; the main one ends its workers once its work is saved."""
+    info: Any = get_worker_info()
+    stop: Event = info.dataset.stop
+
+    def leave_if_told(signum: int, frame: object) -> None:
+        if stop.is_set():
+            os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, leave_if_told)
+
+
+def batch_bytes(config: Config, batch_size: int) -> int:
+    video, audio = config.model.video, config.model.audio
+    return batch_size * (video.frames * video.size**2 * 3 + audio.samples * 4)
+
+
+def fits_shared_memory(size: int) -> bool:
+    """Whether half of the free shared memory holds `size` bytes; containers often have 64 MB in all."""
+    try:
+        info = os.statvfs(_SHARED_MEMORY)
+    except OSError:
+        return True
+    return size <= info.f_bavail * info.f_frsize // 2
+
+
+def as_is(batch: Any) -> Any:
+    """Hand over tensors, whose memory is shared."""
+    return batch
+
+
+def unshared(batch: Batch | NothingUsable) -> Unshared | NothingUsable:
+    """Hand over arrays, which are copied through a pipe: slower, but without shared memory."""
+    if isinstance(batch, NothingUsable):
+        return batch
+    return Unshared(batch.map(lambda tensor: tensor.numpy()))
+
+
+@dataclass(frozen=True)
+class Unshared:
+    """A `Batch` on its way, with arrays in place of its tensors."""
+
+    arrays: Batch
+
+    def batch(self) -> Batch:
+        return self.arrays.map(torch.from_numpy)
+
+    def pin_memory(self) -> Batch:
+        return self.batch().pin_memory()
