@@ -62,7 +62,7 @@ class Options:
     """Folder of the run: gives the weights, gets evaluation.json and a new report.html."""
     weights: Path | None = None
     """Other exported weights than the run's model.safetensors."""
-    batch_size: int = 64
+    batch_size: int = 32
     crops: int = 1
     """Crops in time of each clip, over which its features are averaged."""
     seed: int = 0
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
         split = split_source(config.data)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    console.print(split.note)
+    console.print(f"training clips: {split.train.note}\nheld-out clips: {split.held_out.note}")
     try:
         evaluation = evaluate(
             model,
@@ -132,7 +132,7 @@ def evaluate(
     train_clips: ClipSet,
     heldout_clips: ClipSet,
     *,
-    batch_size: int = 64,
+    batch_size: int = 32,
     crops: int = 1,
     seed: int = 0,
     weights: str = "",
@@ -156,7 +156,7 @@ def evaluate(
     device = next(model.parameters()).device
     models = {"trained": model, "untrained": untrained_model(config.model, seed, device)}
     learn_from = train_clips.clips if any(clip.labels for clip in heldout_clips.clips) else []
-    labelled = ClipSet([clip for clip in learn_from if clip.labels], train_clips.classes)
+    labelled = replace(train_clips, clips=[clip for clip in learn_from if clip.labels])
     with _progress(console) as track:
         train, heldout = (
             extract(models, config, clips, batch_size=batch_size, crops=crops, progress=track(name, len(clips)))
@@ -173,6 +173,7 @@ def evaluate(
         crops=crops,
         score=found.score,
         classes=found.classes,
+        sources={"train": train_clips.note, "heldout": heldout_clips.note},
         clips=found.clips,
         skipped=train.bad | heldout.bad,
         neighbours=found.neighbours,

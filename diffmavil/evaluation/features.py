@@ -57,7 +57,7 @@ def extract(
     config: Config,
     clips: ClipSet,
     *,
-    batch_size: int = 64,
+    batch_size: int = 32,
     crops: int = 1,
     progress: Callable[[int], None] = lambda clips_done: None,
 ) -> FeatureTable:

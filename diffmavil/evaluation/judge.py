@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from diffmavil.evaluation.features import KINDS, FeatureTable
-from diffmavil.evaluation.labels import Score, Targets, chance, make_targets, score
+from diffmavil.evaluation.labels import Targets, chance, make_targets, score
 from diffmavil.evaluation.neighbours import knn_scores, neighbour_count
 from diffmavil.evaluation.probe import fit_probe
-from diffmavil.evaluation.result import ClipCounts
+from diffmavil.evaluation.result import ClipCounts, Score
 from diffmavil.evaluation.retrieval import chance_recall, recall
 
 RECALL_AT = (1, 5)
@@ -46,6 +46,8 @@ def judge(train: FeatureTable, heldout: FeatureTable, seed: int = 0) -> Judgemen
     else:
         _judge_labels(out, targets, train, heldout, seed)
     _judge_retrieval(out, heldout)
+    for metrics in out.results.values():
+        metrics.update({name: round(value, 6) for name, value in metrics.items()})  # float32's last digits are noise
     return out
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_average_precision, multiclass_accuracy
 
-Score = Literal["accuracy", "mAP"]
+from diffmavil.evaluation.result import Score
 
 
 @dataclass(frozen=True)

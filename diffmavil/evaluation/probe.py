@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffmavil.config import require
-from diffmavil.evaluation.labels import Score
+from diffmavil.evaluation.result import Score
 
 L2_GRID = tuple(10 ** (e / 2) for e in range(2, -9, -1))
 """10 down to 1e-4 in half decades: each solution is a good start for the next."""

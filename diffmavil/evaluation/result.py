@@ -9,6 +9,7 @@ Schema (one JSON object):
     crops     int    crops in time of each clip; features are averaged over them
     score     str    of linear probe and neighbours: "accuracy"; "mAP" if clips have several labels; null without labels
     classes   [str]  classes that training clips carry
+    sources   {"train": str, "heldout": str}  where the clips come from
     clips     {"train": counts, "heldout": counts}, counts = {"used": int, "labelled": int, "skipped": int}
     skipped   {path: reason}  clips that could not be decoded
     neighbours int   k of kNN; null without labels
@@ -27,14 +28,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
 from diffmavil.cli import UsageError
-from diffmavil.evaluation.labels import Score
 
 EVALUATION_FILE = "evaluation.json"
+Score = Literal["accuracy", "mAP"]
 _HEADLINE = "probe/fused"
 _WORDS = {
     "probe": "linear probe",
@@ -63,6 +64,7 @@ class Evaluation:
     crops: int
     score: Score | None
     classes: list[str]
+    sources: dict[str, str]
     clips: dict[str, ClipCounts]
     skipped: dict[str, str]
     neighbours: int | None
@@ -119,7 +121,11 @@ class Evaluation:
             f"Untrained: the same model, newly initialised with seed {self.seed}.",
             "Chance: the most common class, or a random order.",
         ]
-        return " ".join([*about, *([f"{skipped} clips could not be decoded."] if skipped else []), *self.notes])
+        if self.neighbours:
+            about.append(f"Neighbours: the {self.neighbours} nearest training clips by cosine.")
+        if skipped:
+            about.append(f"{skipped} clips could not be decoded.")
+        return " ".join([*about, *self.notes])
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:
