@@ -8,6 +8,7 @@ clips (it depends on the batch, and is below 0.1 % of the rest). A training step
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -61,8 +62,9 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+@functools.cache
 def meta_model(config: ModelConfig) -> DiffMAViL:
-    """The real modules without memory behind them."""
+    """The real modules without memory behind them. Shared between callers: for reading only."""
     with torch.device("meta"):
         return DiffMAViL(config)
 
@@ -83,7 +85,7 @@ def forward_flops(model: DiffMAViL, keep_video: int, keep_audio: int) -> Flops:
 
 def scheduled_flops(config: ModelConfig, mask: MaskConfig) -> Flops:
     """Cost of one clip's forward, averaged over the masking schedule."""
-    model = meta_model(config)
+    model = meta_model(replace(config, views=1))  # the same modules, whatever the number of views
     stretches = math.lcm(mask.video.levels, mask.audio.levels)
     costs = []
     for i in range(stretches):
@@ -91,7 +93,7 @@ def scheduled_flops(config: ModelConfig, mask: MaskConfig) -> Flops:
         keep_video = keep_count(mask.video, progress, config.video.tokens)
         keep_audio = keep_count(mask.audio, progress, config.audio.tokens)
         costs.append(forward_flops(model, keep_video, keep_audio))
-    return Flops(*(sum(part) / stretches for part in zip(*costs, strict=True)))
+    return Flops(*(config.views * sum(part) / stretches for part in zip(*costs, strict=True)))
 
 
 def techniques(config: ModelConfig) -> list[tuple[str, ModelConfig, MaskConfig]]:
@@ -115,9 +117,9 @@ def techniques(config: ModelConfig) -> list[tuple[str, ModelConfig, MaskConfig]]
     return [
         ("MAViL", mavil, fixed),
         ("+ diffusion", diffused, fixed),
-        ("+ video cross-attention", video_cross, fixed),
-        ("+ mask ratio 0.9 -> 0.8", video_cross, curriculum),
-        ("+ audio cross-attention", both_cross, curriculum),
+        ("+ video cross-attn", video_cross, fixed),
+        ("+ ratio 0.9 -> 0.8", video_cross, curriculum),
+        ("+ audio cross-attn", both_cross, curriculum),
         ("+ decode half", replace(both_cross, decode_fraction=0.5), curriculum),
         ("+ decode a quarter", replace(both_cross, decode_fraction=0.25), curriculum),
     ]
@@ -192,7 +194,7 @@ def _signed_percent(share: float) -> str:
 
 
 def _part_table(name: str, config: Config) -> Table:
-    model, flops = meta_model(config.model), scheduled_flops(config.model, config.mask)
+    model, flops = meta_model(replace(config.model, views=1)), scheduled_flops(config.model, config.mask)
     title = f"{name}: {config.model.views} view(s), {config.model.video.frames} frames, mean over its masking schedule"
     table = Table(title=title, show_footer=True, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     modules = [model.video.encoder, model.audio.encoder, model.fusion, model.video.decoder, model.audio.decoder]
@@ -212,7 +214,7 @@ def _preset_table() -> Table:
     for column in ("preset", "parameters, M", "GFLOP"):
         table.add_column(column, justify="left" if column == "preset" else "right")
     for name, config in PRESETS.items():
-        parameters = count_parameters(meta_model(config.model))
+        parameters = count_parameters(meta_model(replace(config.model, views=1)))
         gflop = scheduled_flops(config.model, config.mask).total / 1e9
         table.add_row(name, f"{parameters / 1e6:.1f}", f"{gflop:.1f}")
     return table

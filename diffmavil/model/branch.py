@@ -152,7 +152,7 @@ class Branch(nn.Module):
 
 def compute_dtype(device: torch.device) -> torch.dtype:
     """The type in which the next Linear computes: autocast's, where it is on."""
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return torch.float32
 

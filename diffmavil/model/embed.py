@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
@@ -23,16 +25,9 @@ def sincos_positions(grid: tuple[int, ...], width: int) -> Tensor:
         frequencies = 10_000 ** (-torch.arange(count, dtype=torch.float64) / max(count, 1))
         angles = torch.arange(size, dtype=torch.float64)[:, None] * frequencies
         table = torch.cat([angles.sin(), angles.cos()], dim=1)
-        before, after = _product(grid[:axis]), _product(grid[axis + 1 :])
+        before, after = math.prod(grid[:axis]), math.prod(grid[axis + 1 :])
         columns.append(repeat(table, "n d -> (before n after) d", before=before, after=after))
     return torch.cat(columns, dim=1).float()
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result
 
 
 def all_ids(batch: int, views: int, tokens: int, device: torch.device) -> Tensor:

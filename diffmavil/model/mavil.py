@@ -69,7 +69,7 @@ class DiffMAViL(nn.Module):
         one device or many, changes nothing but which clips are each other's negatives.
 
         Args:
-            video: `[B, T, H, W, 3]` uint8 (or float in 0..255 / 255).
+            video: `[B, T, H, W, 3]` uint8, or float in 0..1.
             spec: `[B, F, M]` normalised log-mel.
             seed: of the run, not of the step.
             offset: position of the first clip in the stream of samples.
@@ -126,8 +126,10 @@ class DiffMAViL(nn.Module):
     ) -> Reconstruction:
         """Pictures of what the model makes of masked clips; see `Reconstruction`. Inputs as for `forward`.
 
-        A model with diffused patches starts from pure noise and takes `sample_steps` DDIM steps; one with mask tokens
-        predicts once. All masked patches are decoded, whatever `decode_fraction` is.
+        A model with diffused patches starts from pure noise and takes `sample_steps` DDIM steps: with one step it shows
+        its mean expectation, which is smooth and closest in squared error; with more, one sharper sample of what it
+        thinks possible. A model with mask tokens predicts once. All masked patches are decoded, whatever
+        `decode_fraction` is.
         """
         self._check_inputs(video, spec)
         check_keep("keep_video", keep_video, self.video.tokens)
@@ -157,7 +159,8 @@ class DiffMAViL(nn.Module):
     def _check_inputs(self, video: Tensor, spec: Tensor) -> None:
         v, a = self.config.video, self.config.audio
         shape = (v.frames, v.size, v.size, 3)
-        require(video.dim() == 5 and video.shape[1:] == shape, "video.shape", tuple(video.shape), f"[B, *{shape}]")
+        allowed = f"(B, {', '.join(map(str, shape))})"
+        require(video.dim() == 5 and video.shape[1:] == shape, "video.shape", tuple(video.shape), allowed)
         shape = (video.shape[0], a.frames, a.mels)
         require(tuple(spec.shape) == shape, "spec.shape", tuple(spec.shape), f"{shape}")
 

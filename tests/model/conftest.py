@@ -1,0 +1,86 @@
+"""A model small enough for one core, in all its variants."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diffmavil.config import (
+    AudioConfig,
+    DecoderConfig,
+    DiffusionConfig,
+    EncoderConfig,
+    ModelConfig,
+    VideoConfig,
+)
+from diffmavil.model import DiffMAViL
+
+Clips = tuple[torch.Tensor, torch.Tensor]
+
+SMALL = ModelConfig(
+    video=VideoConfig(frames=4, size=32, patch=(2, 8, 8)),
+    audio=AudioConfig(frames=64, mels=32, patch=(8, 8)),
+    encoder=EncoderConfig(depth=2, width=48, heads=3, mlp_ratio=2.0),
+    fusion_depth=1,
+    video_decoder=DecoderConfig(depth=1, width=32, heads=2, mlp_ratio=2.0),
+    audio_decoder=DecoderConfig(depth=1, width=32, heads=2, mlp_ratio=2.0),
+)
+_CROSS = replace(SMALL.video_decoder, attention="cross")
+_DIFFUSED = replace(SMALL, diffusion=DiffusionConfig(corruption="diffusion"))
+
+VARIANTS = {
+    "mavil": SMALL,
+    "diffusion-self": _DIFFUSED,
+    "diffmavil": replace(_DIFFUSED, video_decoder=_CROSS),
+    "mask-token-cross": replace(SMALL, video_decoder=_CROSS, audio_decoder=_CROSS),
+    "fast": replace(_DIFFUSED, video_decoder=_CROSS, audio_decoder=_CROSS, decode_fraction=0.25),
+    "one-view-no-fusion": replace(_DIFFUSED, video_decoder=_CROSS, fusion_depth=0, views=1),
+}
+
+
+@pytest.fixture(params=list(VARIANTS))
+def variant(request: pytest.FixtureRequest) -> ModelConfig:
+    return VARIANTS[request.param]
+
+
+@pytest.fixture
+def variants() -> dict[str, ModelConfig]:
+    return dict(VARIANTS)
+
+
+@pytest.fixture
+def build() -> Callable[[ModelConfig], DiffMAViL]:
+    def make(config: ModelConfig) -> DiffMAViL:
+        torch.manual_seed(0)
+        return DiffMAViL(config)
+
+    return make
+
+
+@pytest.fixture
+def clips() -> Callable[[int], Clips]:
+    """Smooth random clips: `batch -> (video uint8 [B, 4, 32, 32, 3], spec [B, 64, 32])`."""
+
+    def make(batch: int) -> Clips:
+        generator = torch.Generator().manual_seed(7)
+        coarse = torch.rand(batch, 3, 2, 5, 5, generator=generator)
+        video = torch.nn.functional.interpolate(coarse, (4, 32, 32), mode="trilinear").movedim(1, -1)
+        spec = torch.nn.functional.interpolate(
+            torch.randn(batch, 1, 9, 5, generator=generator), (64, 32), mode="bilinear"
+        )
+        return (255 * video).to(torch.uint8).contiguous(), spec[:, 0].contiguous()
+
+    return make
+
+
+@pytest.fixture
+def textures() -> Callable[[int], Clips]:
+    """Clips as `clips` makes them, but each repeats one patch: who has seen one patch of a clip can know the others."""
+
+    def make(batch: int) -> Clips:
+        generator = torch.Generator().manual_seed(7)
+        tile = torch.randint(0, 256, (batch, 2, 8, 8, 3), generator=generator, dtype=torch.uint8)
+        return tile.repeat(1, 2, 4, 4, 1), torch.randn(batch, 8, 8, generator=generator).repeat(1, 8, 4)
+
+    return make

@@ -1,0 +1,35 @@
+"""Pooling and the two contrastive losses against InfoNCE written out."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffmavil.model.contrast import inter_modal, intra_modal, pool
+
+
+def _info_nce(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / temperature
+    right = torch.arange(len(a))
+    return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
+
+
+def test_pooling_leaves_the_cls_token_out() -> None:
+    tokens = torch.randn(2, 5, 3)
+    tokens[:, 0] = 1e6
+    torch.testing.assert_close(pool(tokens), tokens[:, 1:].mean(dim=1))
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_inter_modal_is_the_mean_over_views(views: int) -> None:
+    torch.manual_seed(0)
+    audio, video = torch.randn(6, views, 8), torch.randn(6, views, 8)
+    expected = sum(_info_nce(audio[:, v], video[:, v], 0.1) for v in range(views)) / views
+    torch.testing.assert_close(inter_modal(audio, video, 0.1), expected)
+
+
+def test_intra_modal_is_the_mean_over_modalities() -> None:
+    torch.manual_seed(0)
+    audio, video = torch.randn(6, 2, 8), torch.randn(6, 2, 8)
+    expected = (_info_nce(audio[:, 0], audio[:, 1], 1.0) + _info_nce(video[:, 0], video[:, 1], 1.0)) / 2
+    torch.testing.assert_close(intra_modal(audio, video, 1.0), expected)

@@ -1,0 +1,111 @@
+"""Noise schedules against their papers, timesteps, and DDIM against cases with a known answer."""
+
+import math
+from typing import Literal
+
+import pytest
+import torch
+
+from diffmavil.config import DiffusionConfig
+from diffmavil.model.diffusion import TimestepEmbedding, alpha_bars, ddim_sample, ddim_timesteps, sample_timesteps
+
+Schedule = Literal["linear", "cosine"]
+SCHEDULES: tuple[Schedule, ...] = ("linear", "cosine")
+CPU = torch.device("cpu")
+
+
+def test_linear_schedule_is_that_of_ddpm() -> None:
+    expected = [1.0]
+    for t in range(1000):
+        beta = 1e-4 + (0.02 - 1e-4) * t / 999
+        expected.append(expected[-1] * (1 - beta))
+    torch.testing.assert_close(alpha_bars(DiffusionConfig(schedule="linear")), torch.tensor(expected).double())
+
+
+def test_cosine_schedule_is_that_of_improved_ddpm() -> None:
+    def f(t: float) -> float:
+        return math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    bars = alpha_bars(DiffusionConfig(schedule="cosine"))
+    for t in (0, 1, 250, 500, 900, 999):
+        assert bars[t].item() == pytest.approx(f(t) / f(0), rel=1e-9)
+    assert (bars[1000] / bars[999]).item() == pytest.approx(1 - 0.999)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("steps", [2, 10, 100, 4000])
+def test_every_schedule_falls_from_clean_to_noise(schedule: Schedule, steps: int) -> None:
+    bars = alpha_bars(DiffusionConfig(schedule=schedule, steps=steps))
+    assert len(bars) == steps + 1
+    assert bars[0] == 1
+    assert (bars[1:] < bars[:-1]).all()
+    assert 0 < bars[-1] < 1e-3
+
+
+def test_timesteps_are_uniform_from_one_to_the_last() -> None:
+    t = sample_timesteps(20_000, 10, seed=3, offset=0, device=CPU)
+    counts = t.bincount(minlength=11)
+    assert counts[0] == 0
+    assert len(counts) == 11
+    chi_square = ((counts[1:] - 2000.0) ** 2 / 2000).sum()
+    assert chi_square < 27.9  # 99.9 % point for 9 degrees of freedom
+
+
+def test_timesteps_belong_to_the_sample() -> None:
+    whole = sample_timesteps(8, 1000, seed=3, offset=40, device=CPU)
+    assert torch.equal(whole[5:], sample_timesteps(3, 1000, seed=3, offset=45, device=CPU))
+    assert not torch.equal(whole, sample_timesteps(8, 1000, seed=4, offset=40, device=CPU))
+
+
+@pytest.mark.parametrize(("steps", "samples"), [(1000, 1), (1000, 8), (1000, 1000), (10, 3), (2, 2)])
+def test_ddim_timesteps_span_the_process(steps: int, samples: int) -> None:
+    times = ddim_timesteps(steps, samples)
+    assert times[0] == steps
+    assert len(set(times)) == len(times) == samples
+    assert times == sorted(times, reverse=True)
+    assert times[-1] == (1 if samples > 1 else steps)
+
+
+@pytest.mark.parametrize("samples", [0, 11])
+def test_ddim_refuses_impossible_step_counts(samples: int) -> None:
+    with pytest.raises(ValueError, match=rf"sample_steps={samples}: must be in 1\.\.10"):
+        ddim_timesteps(10, samples)
+
+
+def test_ddim_finds_the_patch_when_the_prediction_is_right() -> None:
+    truth, noise = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    asked: list[int] = []
+
+    def predict(x_t: torch.Tensor, t: int) -> torch.Tensor:
+        asked.append(t)
+        return truth
+
+    bars = alpha_bars(DiffusionConfig()).float()
+    torch.testing.assert_close(ddim_sample(predict, noise, bars, 5), truth)
+    assert asked == ddim_timesteps(1000, 5)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_ddim_samples_a_gaussian_from_its_exact_posterior(schedule: Schedule) -> None:
+    """For data N(m, s^2) the best x_0-prediction is known, and DDIM must carry N(0, 1) to N(m, s^2)."""
+    mean, std = 2.0, 0.5
+    bars = alpha_bars(DiffusionConfig(schedule=schedule)).float()
+    noise = torch.special.ndtri((torch.arange(2000) + 0.5) / 2000)
+
+    def predict(x_t: torch.Tensor, t: int) -> torch.Tensor:
+        signal, noise_power = bars[t].sqrt(), 1 - bars[t]
+        gain = signal * std**2 / (bars[t] * std**2 + noise_power)
+        return mean + gain * (x_t - signal * mean)
+
+    samples = ddim_sample(predict, noise, bars, 200)
+    assert samples.mean().item() == pytest.approx(mean, abs=0.05)
+    assert samples.std().item() == pytest.approx(std, abs=0.05)
+
+
+def test_timestep_embedding_starts_from_sines_and_cosines() -> None:
+    embedding = TimestepEmbedding(8)
+    seen: list[torch.Tensor] = []
+    embedding.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    assert embedding(torch.tensor([1, 700])).shape == (2, 8)
+    angles = torch.tensor([[t / 10_000 ** (i / 4) for i in range(4)] for t in (1, 700)])
+    torch.testing.assert_close(seen[0], torch.cat([angles.sin(), angles.cos()], dim=1), rtol=0, atol=1e-4)
