@@ -21,22 +21,23 @@ _LOWEST = 20.0
 _FLOOR = torch.finfo(torch.float32).eps
 
 
-def _mel(hertz: float) -> float:
-    return 1127.0 * math.log(1.0 + hertz / 700.0)
-
-
 @lru_cache(maxsize=8)
 def mel_bank(mels: int, sample_rate: int) -> Tensor:
-    """Triangular filters, equally spaced and half overlapping on the mel scale: float32 `[fft // 2 + 1, mels]`."""
+    """Triangular filters, equally spaced and half overlapping on the mel scale: float32 `[fft // 2 + 1, mels]`.
+
+    In float32 and in Kaldi's order of operations: the filters are narrow, and the rounding of their corners shows in
+    the fourth digit of a quiet bin.
+    """
     fft = fft_size(sample_rate)
-    low, high = _mel(_LOWEST), _mel(sample_rate / 2)
+    low, high = (1127.0 * math.log(1.0 + hertz / 700.0) for hertz in (_LOWEST, sample_rate / 2))
     step = (high - low) / (mels + 1)
-    left = low + step * torch.arange(mels, dtype=torch.float64)
-    bins = torch.tensor([_mel(sample_rate / fft * k) for k in range(fft // 2)], dtype=torch.float64)
-    rise = (rearrange(bins, "k -> k 1") - left) / step
-    bank = torch.minimum(rise, 2.0 - rise).clamp_min(0.0)
-    # Kaldi gives the Nyquist bin no weight.
-    return nn.functional.pad(bank, (0, 0, 0, 1)).float()
+    index = torch.arange(mels)
+    left, centre, right = (low + (index + k) * step for k in range(3))
+    hertz = rearrange(sample_rate / fft * torch.arange(fft // 2), "k -> k 1")
+    mel = 1127.0 * (1.0 + hertz / 700.0).log()
+    bank = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp_min(0.0)
+    # The bin at half the sampling rate has no weight.
+    return nn.functional.pad(bank, (0, 0, 0, 1))
 
 
 def fft_size(sample_rate: int) -> int:
@@ -68,12 +69,16 @@ def log_mel(wave: Tensor, mels: int, sample_rate: int = 16_000) -> Tensor:
         before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
         shape = torch.hann_window(window, periodic=False, device=wave.device)
         power = torch.fft.rfft((frames - _PRE_EMPHASIS * before) * shape, n=fft_size(sample_rate)).abs().square()
-        # TF32, where a trainer allows it, keeps three digits: too few for a logarithm near silence.
-        exact = torch.float64 if power.is_cuda else torch.float32
-        bank = mel_bank(mels, sample_rate).to(power.device, exact)
-        # One product for each clip, so that its bits do not depend on what else is in the batch.
-        energy = torch.stack([clip.to(exact) @ bank for clip in power]).float()
+        energy = _filter(power, mel_bank(mels, sample_rate).to(power.device))
         return energy.clamp_min(_FLOOR).log()
+
+
+def _filter(power: Tensor, bank: Tensor) -> Tensor:
+    """`[B, F, K]` times `[K, M]`, each row's bits independent of the others."""
+    if power.is_cuda:
+        # TF32, where a trainer allows it, keeps three digits: too few for a logarithm near silence.
+        return (power.double() @ bank.double()).float()
+    return torch.stack([clip @ bank for clip in power])
 
 
 class LogMel(nn.Module):
