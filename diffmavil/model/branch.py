@@ -49,21 +49,17 @@ class Branch(nn.Module):
         self.grid: tuple[int, ...] = input_config.grid
         self.patch: tuple[int, ...] = input_config.patch
         self.tokens = input_config.tokens
-        is_video = isinstance(input_config, VideoConfig)
-        self.mean: tuple[float, ...] = input_config.mean if isinstance(input_config, VideoConfig) else (0.0,)
-        self.std: tuple[float, ...] = input_config.std if isinstance(input_config, VideoConfig) else (1.0,)
+        self.mean: tuple[float, ...] = (0.0,)
+        self.std: tuple[float, ...] = (1.0,)
+        decoder = config.audio_decoder
+        if isinstance(input_config, VideoConfig):
+            self.mean, self.std, decoder = input_config.mean, input_config.std, config.video_decoder
         self.norm_pix = config.norm_pix
         self.decode_fraction = config.decode_fraction
         self.views = config.views
         self.diffused = config.diffusion.corruption == "diffusion"
         self.encoder = Encoder(self.grid, input_config.patch_dim, config.encoder)
-        self.decoder = Decoder(
-            self.grid,
-            input_config.patch_dim,
-            config.encoder.width,
-            config.video_decoder if is_video else config.audio_decoder,
-            diffused=self.diffused,
-        )
+        self.decoder = Decoder(self.grid, input_config.patch_dim, config.encoder.width, decoder, diffused=self.diffused)
         if self.diffused:
             self.register_buffer("alpha_bar", alpha_bars(config.diffusion).float(), persistent=False)
 
