@@ -10,7 +10,7 @@ nothing on half of 26 real clips, a quarter at most, and changed the frames of o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,6 +171,21 @@ def _decoded(stream: VideoStream | AudioStream, packets: list[Packet]) -> Iterat
             continue
 
 
+class _Disordered(Exception):
+    """Frames whose time stamps do not rise: the stamps are not presentation times."""
+
+
+def _timed(frames: Iterable[VideoFrame]) -> Iterator[tuple[float, VideoFrame]]:
+    """Each frame with the time at which it appears."""
+    last = float("-inf")
+    for frame in frames:
+        when = shown_at(frame)
+        if when is None or when < last:
+            raise _Disordered
+        last = when
+        yield when, frame
+
+
 class _Painter:
     """Chooses the frames of a window and draws them upright, cropped, in RGB."""
 
@@ -182,15 +197,23 @@ class _Painter:
     def frames(self, stream: VideoStream, packets: list[Packet], window: Span) -> np.ndarray | None:
         """uint8 `[T, size, size, 3]`; None when nothing could be decoded."""
         times = window.start + (np.arange(self.video.frames) + 0.5) * (window.length / self.video.frames)
-        size = self.video.size
         aspect = float(stream.sample_aspect_ratio or 1)
+        try:
+            return self._shown(_timed(_decoded(stream, packets)), times, aspect)
+        except _Disordered:
+            # AVI knows no presentation times: frames come in order, and one follows the other as the packets do.
+            stream.codec_context.flush_buffers()
+            tick = float(stream.time_base or 0)
+            due = sorted(packet.dts * tick for packet in packets if packet.dts is not None)
+            return self._shown(zip(due, _decoded(stream, packets), strict=False), times, aspect)
+
+    def _shown(self, frames: Iterable[tuple[float, VideoFrame]], times: np.ndarray, aspect: float) -> np.ndarray | None:
+        """Draw the frame on screen at each of `times`; `frames` come with the time at which they appear."""
+        size = self.video.size
         out = np.empty((len(times), size, size, 3), np.uint8)
         done = 0
         shown: VideoFrame | None = None
-        for frame in _decoded(stream, packets):
-            when = shown_at(frame)
-            if when is None:
-                continue
+        for when, frame in frames:
             # Everything due before this frame appears still shows the one before.
             due = int(np.searchsorted(times, when, side="left"))
             if due > done and shown is not None:

@@ -27,6 +27,8 @@ av.logging.set_libav_level(av.logging.PANIC)
 
 PREROLL = 0.1
 """Seconds of sound decoded before the window: codecs overlap their blocks, the first after a seek is not exact."""
+_WITHOUT_INDEX = ("mpeg", "mpegts")
+"""Formats for which libav guesses each stream's length from the file's last packets, and often too short."""
 _STEPS_BACK = (0.0, 2.0, 8.0, float("inf"))
 """Seconds to seek further back when no keyframe was found before the window; at last to the start of the file."""
 
@@ -91,7 +93,7 @@ class Media:
         for stream in (self.video, self.audio):
             tick = float(stream.time_base or 0)
             begin = self.start if stream.start_time is None else stream.start_time * tick
-            if stream.duration:
+            if stream.duration and self.container.format.name not in _WITHOUT_INDEX:
                 spans.append(Span(begin, begin + stream.duration * tick))
             elif self.container.duration:
                 spans.append(Span(begin, self.start + self.container.duration / av.time_base))
