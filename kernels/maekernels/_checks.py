@@ -52,3 +52,8 @@ def check_alpha_bar_range(alpha_bar: Tensor) -> None:
 def check_backend(backend: str | None, device: torch.device) -> None:
     check(backend in (None, "torch", "triton"), "backend", repr(backend), "None, 'torch' or 'triton'")
     check(backend != "triton" or device.type == "cuda", "backend", repr(backend), f"None or 'torch' on {device}")
+
+
+def check_kernel_dtype(name: str, x: Tensor) -> None:
+    """The Triton kernels compute in float32."""
+    check(x.dtype != torch.float64, name, describe(x), "float32, bfloat16 or float16 for the CUDA kernels")

@@ -9,12 +9,16 @@ VideoMAE.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from maekernels._checks import FLOATS, check, check_ids, describe
+from maekernels._checks import FLOATS, check, check_ids, check_kernel_dtype, describe
+from maekernels._triton import jit, next_power_of_2
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 MAX_CHANNELS = 4
 _CHUNK = 2**18
@@ -97,8 +101,7 @@ def gather_patches(
 
 def _gather_rows(video: Tensor, ids: Tensor, g: Grid) -> Tensor:
     """Copies of whole patch rows (pw * C contiguous elements)."""
-    batch, token = torch.arange(ids.shape[0], device=ids.device)[:, None], ids.long()
-    t, h, w = token // (g.h * g.w), token // g.w % g.h, token % g.w
+    batch, t, h, w = _token_index(ids, g)
     first = ((batch * g.t + t) * g.pt * g.h + h) * g.ph * g.w + w
     dt = torch.arange(g.pt, device=ids.device)[:, None] * (g.h * g.ph * g.w)
     dh = torch.arange(g.ph, device=ids.device) * g.w
@@ -108,10 +111,25 @@ def _gather_rows(video: Tensor, ids: Tensor, g: Grid) -> Tensor:
 
 def _gather_strided(video: Tensor, ids: Tensor, g: Grid) -> Tensor:
     """Any strides, without a copy of the whole input."""
+    return _as_grid(video, g)[_token_index(ids, g)].flatten(2)
+
+
+def scatter_patches(x: Tensor, values: Tensor, ids: Tensor, patch: Sequence[int], channels_first: bool) -> Tensor:
+    """`x`, its patches `ids` overwritten with `values` [B, K, P] of its dtype."""
+    video, g = as_video(x, patch, channels_first)
+    _as_grid(video, g)[_token_index(ids, g)] = values.unflatten(2, (g.pt, g.ph, g.pw, g.channels))
+    return x
+
+
+def _as_grid(video: Tensor, g: Grid) -> Tensor:
+    """The view [B, t, h, w, pt, ph, pw, C]."""
     patches = video.unflatten(3, (g.w, g.pw)).unflatten(2, (g.h, g.ph)).unflatten(1, (g.t, g.pt))
-    patches = patches.permute(0, 1, 3, 5, 2, 4, 6, 7)  # [B, t, h, w, pt, ph, pw, C]
+    return patches.permute(0, 1, 3, 5, 2, 4, 6, 7)
+
+
+def _token_index(ids: Tensor, g: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, token = torch.arange(ids.shape[0], device=ids.device)[:, None], ids.long()
-    return patches[batch, token // (g.h * g.w), token // g.w % g.h, token % g.w].flatten(2)
+    return batch, token // (g.h * g.w), token // g.w % g.h, token % g.w
 
 
 def sample_chunks(batch: int, elements: int) -> Iterator[slice]:
@@ -120,12 +138,100 @@ def sample_chunks(batch: int, elements: int) -> Iterator[slice]:
     return (slice(b, min(b + step, batch)) for b in range(0, batch, step))
 
 
-NORM_PIX_EPS = 1e-6
+def normalise_patches(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(v - mean) / sqrt(var + 1e-6) over the last axis, var unbiased as in MAE; and 1 / sqrt(var + 1e-6)."""
+    centred = values - values.mean(-1, keepdim=True)
+    variance = torch.linalg.vector_norm(centred, dim=-1, keepdim=True).square() / (values.shape[-1] - 1)
+    rstd = (variance + 1e-6).rsqrt()
+    return centred * rstd, rstd
 
 
-def normalise_patches(values: Tensor) -> Tensor:
-    """(v - mean) / sqrt(var + 1e-6) over the last axis, var unbiased as in MAE. Overwrites `values`."""
-    centred = values.sub_(values.mean(-1, keepdim=True))
-    dim = values.shape[-1]
-    variance = torch.linalg.vector_norm(centred, dim=-1, keepdim=True).square_().div_(dim - 1)
-    return centred.mul_(variance.add_(NORM_PIX_EPS).rsqrt_())
+def pixel_args(
+    x: Tensor, patch: Sequence[int], mean: Sequence[float], std: Sequence[float], channels_first: bool
+) -> tuple[Grid, dict[str, Any]]:
+    """The grid, and the arguments by which the kernels address and normalise the pixels of `x`.
+
+    Any strides: they are passed in. Patch offsets are int32, everything from the sample to the patch int64.
+    """
+    check_kernel_dtype("x", x)
+    video, g = as_video(x, patch, channels_first)
+    sb, st, sh, sw, sc = video.stride()
+    span = (g.pt - 1) * st + (g.ph - 1) * sh + (g.pw - 1) * sw + (g.channels - 1) * sc
+    check(span < 2**31, "x", f"strides {x.stride()}", "such that a patch spans fewer than 2^31 elements")
+    scale, shift = scale_and_shift(x, mean, std)
+    packed = sw == g.channels and (g.channels == 1 or sc == 1)
+    strides = {"sb": sb, "st": st, "sh": sh, "sw": sw, "sc": sc}
+    sizes = {"GH": g.h, "GW": g.w, "PT": g.pt, "PH": g.ph, "PW": g.pw, "C": g.channels, "PACKED": packed}
+    return g, {"scale": tuple(scale), "shift": tuple(shift), **strides, **sizes}
+
+
+def patch_tile(dim: int, whole: bool) -> tuple[int, int]:
+    """(patches, chunk) of a tile of 2048 pixels, 16 for each of 128 threads (16 bytes of uint8).
+
+    `chunk` is the largest power of two up to 1024 that divides the P elements of a patch, or, for kernels that reduce
+    over the patch (`whole`) and for odd sizes, P padded to a power of two.
+    """
+    chunk = min(dim & -dim, 1024)
+    if whole or chunk < 64:
+        chunk = next_power_of_2(dim)
+    return max(1, 2048 // chunk), chunk
+
+
+@jit
+def patch_origin(batch, token, sb, st, sh, sw, GH: tl.constexpr, GW: tl.constexpr, PT, PH, PW):
+    """int64 offset of the first pixel of each patch."""
+    t = (token // (GH * GW)).to(tl.int64)
+    h = (token // GW % GH).to(tl.int64)
+    w = (token % GW).to(tl.int64)
+    return batch.to(tl.int64) * sb + t * PT * st + h * PH * sh + w * PW * sw
+
+
+@jit
+def patch_offset(p, st, sh, sw, sc, PH: tl.constexpr, PW: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr):
+    """int32 offset of element p = (t, h, w, c) from the patch's first pixel; PACKED: w and c are contiguous."""
+    line = p // (PW * C)
+    along = p % (PW * C)
+    offset = (line // PH) * st + (line % PH) * sh
+    if PACKED:
+        return offset + along
+    return offset + (along // C) * sw + (along % C) * sc
+
+
+@jit
+def of_channel(values, p, C: tl.constexpr):
+    """values[p % C], from a tuple of C numbers.
+
+    Written over runs of 8 elements: the inner choice is the same for a whole run, which one thread holds, and the outer
+    one is known to the compiler, so that hardly an instruction for each element is left.
+    """
+    run, step = p // 8, p % 8
+    found = tl.zeros_like(p).to(tl.float32)
+    for s in tl.static_range(C):
+        first = values[0] + tl.zeros_like(p).to(tl.float32)
+        for c in tl.static_range(1, C):
+            first = tl.where((run * (8 % C) + s) % C == c, values[c], first)
+        found = tl.where(step % C == s, first, found)
+    return found
+
+
+@jit
+def load_patches(
+    x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc,
+    GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, C: tl.constexpr,
+    PACKED: tl.constexpr,
+):  # fmt: skip
+    """Normalised elements `p` of the patches ids[row], float32 [ROWS, CHUNK], and their token numbers [ROWS]."""
+    token = tl.load(ids_ptr + row, mask=row < rows, other=0)
+    origin = patch_origin(row // K, token, sb, st, sh, sw, GH, GW, PT, PH, PW)
+    offset = origin[:, None] + patch_offset(p, st, sh, sw, sc, PH, PW, C, PACKED)[None, :]
+    pixel = tl.load(x_ptr + offset, mask=inside, other=0).to(tl.float32)
+    return pixel * of_channel(scale, p, C)[None, :] + of_channel(shift, p, C)[None, :], token
+
+
+@jit
+def normalise_rows(v, inside, P: tl.constexpr):
+    """Each row of the tile minus its mean over sqrt(var + 1e-6); elements outside are 0. And 1 / sqrt(var + 1e-6)."""
+    centred = tl.where(inside, v - (tl.sum(tl.where(inside, v, 0.0), axis=1) / P)[:, None], 0.0)
+    variance = tl.sum(centred * centred, axis=1) / (P - 1)
+    rstd = (1.0 / tl.sqrt(variance + 1e-6))[:, None]
+    return centred * rstd, rstd

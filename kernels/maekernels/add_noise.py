@@ -8,12 +8,27 @@ stored and can be made again.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from maekernels import philox
-from maekernels._checks import FLOATS, check, check_alpha_bar, check_alpha_bar_range, check_backend, describe
+from maekernels._checks import (
+    FLOATS,
+    check,
+    check_alpha_bar,
+    check_alpha_bar_range,
+    check_backend,
+    check_kernel_dtype,
+    describe,
+)
 from maekernels._pixels import sample_chunks
+from maekernels._triton import cdiv, interpreted, jit, register_cuda
+from maekernels.philox import philox_normals8
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 
 def add_noise(
@@ -32,6 +47,7 @@ def add_noise(
         x_t in the shape and dtype of `x0`.
     """
     check(x0.dim() >= 1 and x0.dtype in FLOATS, "x0", describe(x0), "a float tensor [B, ...]")
+    check(x0.numel() < 2**30 * max(1, len(x0)), "x0", describe(x0), "of fewer than 2^30 elements for each sample")
     check_alpha_bar(alpha_bar, x0.shape[0], x0.device)
     check(offset >= 0, "offset", offset, "not negative")
     check_backend(backend, x0.device)
@@ -43,7 +59,64 @@ def _reference(x0: Tensor, alpha_bar: Tensor, seed: Tensor, offset: int) -> Tens
     samples = torch.arange(offset, offset + x.shape[0], device=x.device)
     noise = philox.normal(seed, x.shape[1], samples=samples)
     signal, sigma = alpha_bar[:, None].sqrt(), (1 - alpha_bar[:, None]).sqrt()
-    return (signal * x + noise.mul_(sigma)).to(x0.dtype).view(x0.shape)
+    return (signal * x + sigma * noise).to(x0.dtype).view(x0.shape)
+
+
+_BLOCK = 2048
+
+
+@jit(do_not_specialize=("offset",))
+def _add_noise_kernel(
+    x0_ptr, alpha_bar_ptr, seed_ptr, out_ptr, offset, E, BLOCKS, FAST: tl.constexpr, BLOCK: tl.constexpr
+):
+    """BLOCK of the E elements of one sample."""
+    pid = tl.program_id(0)
+    batch = (pid // BLOCKS).to(tl.int64)
+    block = pid % BLOCKS
+    row = tl.arange(0, 1)[:, None]
+    pair = block * (BLOCK // 8) + row + tl.arange(0, BLOCK // 8)[None, :]
+    noise = philox_normals8(tl.load(seed_ptr), offset + batch, pair, FAST)
+    element = block * BLOCK + row + tl.arange(0, BLOCK)[None, :]
+    place = batch * E + element
+    alpha_bar = tl.load(alpha_bar_ptr + batch)
+    x0 = tl.load(x0_ptr + place, mask=element < E, other=0.0).to(tl.float32)
+    value = tl.sqrt(alpha_bar) * x0 + tl.sqrt(1.0 - alpha_bar) * noise
+    tl.store(out_ptr + place, value.to(out_ptr.dtype.element_ty), mask=element < E)
+
+
+@jit
+def _add_noise_backward_kernel(grad_ptr, alpha_bar_ptr, out_ptr, E, BLOCKS, BLOCK: tl.constexpr):
+    pid = tl.program_id(0)
+    batch = (pid // BLOCKS).to(tl.int64)
+    element = pid % BLOCKS * BLOCK + tl.arange(0, BLOCK)
+    place = batch * E + element
+    grad = tl.load(grad_ptr + place, mask=element < E, other=0.0).to(tl.float32)
+    value = tl.sqrt(tl.load(alpha_bar_ptr + batch)) * grad
+    tl.store(out_ptr + place, value.to(out_ptr.dtype.element_ty), mask=element < E)
+
+
+def _launch_add_noise(x0: Tensor, alpha_bar: Tensor, seed: Tensor, offset: int) -> Tensor:
+    check_kernel_dtype("x0", x0)
+    x0, alpha_bar = x0.contiguous(), alpha_bar.contiguous()
+    out = torch.empty_like(x0)
+    if out.numel():
+        elements = x0.numel() // len(x0)
+        blocks = cdiv(elements, _BLOCK)
+        fast = out.element_size() == 2 and not interpreted()
+        _add_noise_kernel[(len(x0) * blocks,)](
+            x0, alpha_bar, seed, out, offset, elements, blocks, FAST=fast, BLOCK=_BLOCK
+        )
+    return out
+
+
+def _launch_add_noise_backward(grad: Tensor, alpha_bar: Tensor) -> Tensor:
+    grad, alpha_bar = grad.contiguous(), alpha_bar.contiguous()
+    out = torch.empty_like(grad)
+    if out.numel():
+        elements = grad.numel() // len(grad)
+        blocks = cdiv(elements, 2 * _BLOCK)
+        _add_noise_backward_kernel[(len(grad) * blocks,)](grad, alpha_bar, out, elements, blocks, BLOCK=2 * _BLOCK)
+    return out
 
 
 @torch.library.custom_op("maekernels::add_noise", mutates_args=(), device_types="cpu")
@@ -81,3 +154,5 @@ def _backward(ctx, grad):
 
 
 _add_noise.register_autograd(_backward, setup_context=_setup_context)
+register_cuda(_add_noise, _launch_add_noise)
+register_cuda(_add_noise_backward, _launch_add_noise_backward)

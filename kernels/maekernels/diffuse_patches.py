@@ -13,13 +13,38 @@ Shapes: x as in `patchify`, ids [B, Q], alpha_bar [B], out [B, Q, P].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from maekernels import philox
-from maekernels._checks import FLOATS, check, check_alpha_bar, check_alpha_bar_range, check_backend, check_range
-from maekernels._pixels import as_video, check_pixels, gather_patches, normalise_patches, sample_chunks
+from maekernels._checks import (
+    FLOATS,
+    check,
+    check_alpha_bar,
+    check_alpha_bar_range,
+    check_backend,
+    check_kernel_dtype,
+    check_range,
+)
+from maekernels._pixels import (
+    as_video,
+    check_pixels,
+    gather_patches,
+    load_patches,
+    normalise_patches,
+    normalise_rows,
+    patch_tile,
+    pixel_args,
+    sample_chunks,
+)
+from maekernels._triton import cdiv, interpreted, jit, register_cuda
+from maekernels.patchify import _patchify_backward
+from maekernels.philox import philox_normal, philox_normals8
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 
 def diffuse_patches(
@@ -37,7 +62,7 @@ def diffuse_patches(
     channels_first: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """x_t of the chosen patches. The pixels are data: no gradient flows to `x`.
+    """x_t of the chosen patches. Differentiable in a float `x`.
 
     Args:
         x, ids, patch, mean, std, channels_first: as in `patchify`; ids [B, Q].
@@ -59,7 +84,7 @@ def diffuse_patches(
     op = _reference if backend == "torch" else _diffuse_patches
     seed = philox.as_seed(seed, x.device)
     args = (list(patch), list(mean), list(std), alpha_bar, seed, offset, norm_pix, dtype, channels_first)
-    return op(x.detach(), ids, *args)
+    return op(x, ids, *args)
 
 
 def _reference(
@@ -77,10 +102,27 @@ def _reference(
 ) -> Tensor:
     values = gather_patches(x, ids, patch, mean, std, channels_first)
     if norm_pix:
-        values = normalise_patches(values)
+        values = normalise_patches(values)[0]
     noise = patch_noise(seed, ids, values.shape[2], offset)
     signal, sigma = alpha_bar[:, None, None].sqrt(), (1 - alpha_bar[:, None, None]).sqrt()
-    return values.mul_(signal).add_(noise.mul_(sigma)).to(dtype)
+    return (signal * values + sigma * noise).to(dtype)
+
+
+def _reference_backward(
+    grad: Tensor,
+    x: Tensor,
+    ids: Tensor,
+    patch: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    alpha_bar: Tensor,
+    channels_first: bool,
+) -> Tensor:
+    """d loss / d v before the patch normalisation, [B, Q, P] in the dtype of `grad`; for norm_pix."""
+    values, rstd = normalise_patches(gather_patches(x, ids, patch, mean, std, channels_first))
+    g = alpha_bar[:, None, None].sqrt() * grad
+    along = (g * values).sum(-1, keepdim=True) / (values.shape[-1] - 1)
+    return (rstd * (g - g.mean(-1, keepdim=True) - values * along)).to(grad.dtype)
 
 
 def patch_noise(seed: Tensor, ids: Tensor, patch_dim: int, offset: int) -> Tensor:
@@ -95,6 +137,113 @@ def patch_noise(seed: Tensor, ids: Tensor, patch_dim: int, offset: int) -> Tenso
     blocks = first // 4 + torch.arange((patch_dim + 6) // 4, device=ids.device)
     noise = philox.normal_of_blocks(seed, samples, blocks.flatten(1)).view(batch, count, -1)
     return noise.gather(2, first % 4 + torch.arange(patch_dim, device=ids.device))
+
+
+@jit(do_not_specialize=("offset",))
+def _diffuse_kernel(
+    x_ptr, ids_ptr, alpha_bar_ptr, seed_ptr, out_ptr, offset, rows, K, scale, shift, sb, st, sh, sw, sc,
+    GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, C: tl.constexpr,
+    PACKED: tl.constexpr, P: tl.constexpr, NORM: tl.constexpr, FAST: tl.constexpr, ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """A tile of ROWS chosen patches by CHUNK of their P elements; NORM: CHUNK holds all P."""
+    CHUNKS: tl.constexpr = (P + CHUNK - 1) // CHUNK
+    row = tl.program_id(0) // CHUNKS * ROWS + tl.arange(0, ROWS)
+    first = tl.program_id(0) % CHUNKS * CHUNK
+    p = first + tl.arange(0, CHUNK)
+    inside = (row < rows)[:, None] & (p < P)[None, :]
+    value, token = load_patches(
+        x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED
+    )
+    if NORM:
+        value, _ = normalise_rows(value, inside, P)
+    seed = tl.load(seed_ptr)
+    sample = (offset + (row // K).to(tl.int64))[:, None]
+    if P % 8 == 0:
+        pair = (token.to(tl.int32) * (P // 8) + first // 8)[:, None] + tl.arange(0, CHUNK // 8)[None, :]
+        noise = philox_normals8(seed, sample, pair, FAST)
+    else:
+        noise = philox_normal(seed, sample, (token.to(tl.int32) * P)[:, None] + p[None, :])
+    alpha_bar = tl.load(alpha_bar_ptr + row // K, mask=row < rows, other=1.0)[:, None]
+    value = tl.sqrt(alpha_bar) * value + tl.sqrt(1.0 - alpha_bar) * noise
+    out = row.to(tl.int64)[:, None] * P + p[None, :]
+    tl.store(out_ptr + out, value.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@jit
+def _diffuse_backward_kernel(
+    grad_ptr, x_ptr, ids_ptr, alpha_bar_ptr, out_ptr, rows, K, scale, shift, sb, st, sh, sw, sc,
+    GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, C: tl.constexpr,
+    PACKED: tl.constexpr, P: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the patches before the noise and, with NORM, before their normalisation."""
+    CHUNKS: tl.constexpr = (P + CHUNK - 1) // CHUNK
+    row = tl.program_id(0) // CHUNKS * ROWS + tl.arange(0, ROWS)
+    p = tl.program_id(0) % CHUNKS * CHUNK + tl.arange(0, CHUNK)
+    inside = (row < rows)[:, None] & (p < P)[None, :]
+    place = row.to(tl.int64)[:, None] * P + p[None, :]
+    grad = tl.load(grad_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    grad *= tl.sqrt(tl.load(alpha_bar_ptr + row // K, mask=row < rows, other=1.0))[:, None]
+    if NORM:
+        value, _ = load_patches(
+            x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED
+        )
+        value, rstd = normalise_rows(value, inside, P)
+        along = tl.sum(grad * value, axis=1) / (P - 1)
+        grad = rstd * (grad - (tl.sum(grad, axis=1) / P)[:, None] - value * along[:, None])
+    tl.store(out_ptr + place, grad.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def _launch_diffuse(
+    x: Tensor,
+    ids: Tensor,
+    patch: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    alpha_bar: Tensor,
+    seed: Tensor,
+    offset: int,
+    norm_pix: bool,
+    dtype: torch.dtype,
+    channels_first: bool,
+) -> Tensor:
+    grid, args = pixel_args(x, patch, mean, std, channels_first)
+    dim, ids = grid.patch_dim, ids.contiguous()
+    out = x.new_empty((*ids.shape, dim), dtype=dtype)
+    check_kernel_dtype("dtype", out)
+    rows, chunk = patch_tile(dim, whole=norm_pix)
+    if out.numel():
+        fast = out.element_size() == 2 and not interpreted()
+        programs = cdiv(ids.numel(), rows) * cdiv(dim, chunk)
+        _diffuse_kernel[(programs,)](
+            x, ids, alpha_bar.contiguous(), seed, out, offset, ids.numel(), ids.shape[1], **args,
+            P=dim, NORM=norm_pix, FAST=fast, ROWS=rows, CHUNK=chunk,
+        )  # fmt: skip
+    return out
+
+
+def _launch_diffuse_backward(
+    grad: Tensor,
+    x: Tensor,
+    ids: Tensor,
+    patch: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    alpha_bar: Tensor,
+    norm_pix: bool,
+    channels_first: bool,
+) -> Tensor:
+    grid, args = pixel_args(x, patch, mean, std, channels_first)
+    dim, ids, grad = grid.patch_dim, ids.contiguous(), grad.contiguous()
+    out = torch.empty_like(grad)
+    rows, chunk = patch_tile(dim, whole=norm_pix)
+    if out.numel():
+        programs = cdiv(ids.numel(), rows) * cdiv(dim, chunk)
+        _diffuse_backward_kernel[(programs,)](
+            grad, x, ids, alpha_bar.contiguous(), out, ids.numel(), ids.shape[1], **args,
+            P=dim, NORM=norm_pix, ROWS=rows, CHUNK=chunk,
+        )  # fmt: skip
+    return out
 
 
 @torch.library.custom_op("maekernels::diffuse_patches", mutates_args=(), device_types="cpu")
@@ -125,3 +274,46 @@ def _diffuse_patches(
 @_diffuse_patches.register_fake
 def _(x, ids, patch, mean, std, alpha_bar, seed, offset, norm_pix, dtype, channels_first):
     return x.new_empty((*ids.shape, as_video(x, patch, channels_first)[1].patch_dim), dtype=dtype)
+
+
+@torch.library.custom_op("maekernels::diffuse_patches_backward", mutates_args=(), device_types="cpu")
+def _diffuse_patches_backward(
+    grad: Tensor,
+    x: Tensor,
+    ids: Tensor,
+    patch: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    alpha_bar: Tensor,
+    norm_pix: bool,
+    channels_first: bool,
+) -> Tensor:
+    """d loss / d v, [B, Q, P]; `patchify_backward` takes it to the pixels."""
+    if norm_pix:
+        return _reference_backward(grad, x, ids, patch, mean, std, alpha_bar, channels_first)
+    return (alpha_bar[:, None, None].sqrt() * grad).to(grad.dtype)
+
+
+@_diffuse_patches_backward.register_fake
+def _(grad, x, ids, patch, mean, std, alpha_bar, norm_pix, channels_first):
+    return torch.empty_like(grad, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx, inputs, output):
+    x, ids, ctx.patch, ctx.mean, ctx.std, alpha_bar, _, _, ctx.norm_pix, _, ctx.channels_first = inputs
+    ctx.save_for_backward(x, ids, alpha_bar)
+
+
+def _backward(ctx, grad):
+    x, ids, alpha_bar = ctx.saved_tensors
+    grad_x = None
+    if ctx.needs_input_grad[0]:
+        pixels = x, ids, ctx.patch, ctx.mean, ctx.std
+        values = _diffuse_patches_backward(grad, *pixels, alpha_bar, ctx.norm_pix, ctx.channels_first)
+        grad_x = _patchify_backward(values, x, ids, ctx.patch, ctx.std, ctx.channels_first)
+    return (grad_x, *(None,) * 10)
+
+
+_diffuse_patches.register_autograd(_backward, setup_context=_setup_context)
+register_cuda(_diffuse_patches, _launch_diffuse)
+register_cuda(_diffuse_patches_backward, _launch_diffuse_backward)

@@ -6,10 +6,16 @@ every row of it is written once, without atomics.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from maekernels._checks import check_backend, check_float, check_ids, check_range
+from maekernels._triton import cdiv, jit, register_cuda, row_tile
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 
 def gather_tokens(x: Tensor, ids: Tensor, *, backend: str | None = None) -> Tensor:
@@ -38,6 +44,33 @@ def _reference(x: Tensor, ids: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, flat_rows(ids, x.shape[1])).view(*ids.shape, x.shape[2])
 
 
+@jit
+def _gather_kernel(x_ptr, ids_ptr, out_ptr, rows, K, sb, sn, D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr):
+    """A tile of ROWS chosen tokens by CHUNK of D."""
+    CHUNKS: tl.constexpr = (D + CHUNK - 1) // CHUNK
+    pid = tl.program_id(0)
+    row = pid // CHUNKS * ROWS + tl.arange(0, ROWS)
+    d = pid % CHUNKS * CHUNK + tl.arange(0, CHUNK)
+    token = tl.load(ids_ptr + row, mask=row < rows, other=0)
+    inside = (row < rows)[:, None] & (d < D)[None, :]
+    source = (row // K).to(tl.int64) * sb + token.to(tl.int64) * sn
+    value = tl.load(x_ptr + source[:, None] + d[None, :], mask=inside, other=0.0)
+    tl.store(out_ptr + row.to(tl.int64)[:, None] * D + d[None, :], value, mask=inside)
+
+
+def _launch_gather(x: Tensor, ids: Tensor) -> Tensor:
+    dim = x.shape[2]
+    x = x if x.stride(2) == 1 else x.contiguous()
+    ids = ids.contiguous()
+    out = x.new_empty((*ids.shape, dim))
+    rows, chunk = row_tile(dim, x.element_size())
+    programs = cdiv(ids.numel(), rows) * cdiv(dim, chunk)
+    if programs:
+        sb, sn, _ = x.stride()
+        _gather_kernel[(programs,)](x, ids, out, ids.numel(), ids.shape[1], sb, sn, D=dim, ROWS=rows, CHUNK=chunk)
+    return out
+
+
 @torch.library.custom_op("maekernels::gather_tokens", mutates_args=(), device_types="cpu")
 def _gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
     check_range(ids, x.shape[1])
@@ -62,3 +95,4 @@ def _backward(ctx, grad):
 
 
 _gather_tokens.register_autograd(_backward, setup_context=_setup_context)
+register_cuda(_gather_tokens, _launch_gather)

@@ -3,26 +3,44 @@
     s_ij = <a_i / |a_i|, b_j / |b_j|> / temperature
     loss = 0.5 mean_i (logsumexp_j s_ij - s_ii) + 0.5 mean_i (logsumexp_j s_ji - s_ii)
 
-Shapes: a, b [B, D]. When torch.distributed runs with more than one rank, i counts the local rows and j the rows of
+Shapes: a, b [B, D]. When torch.distributed runs with W > 1 ranks, i counts the local rows and j the N = W B rows of
 all ranks: the mean of the losses over ranks is the loss of the whole batch, and gradients averaged over ranks equal
-those of one process.
+those of one process. With one rank both directions share one matrix s.
+
+The B x N matrix is never stored. Forward: each program multiplies a tile of rows by a tile of columns and leaves the
+tile's logsumexp of each row (and column), a 1/64 or 1/128 of the matrix; a second kernel joins them. Backward: the
+softmax weights are made again, for strips of rows with at most 2^22 elements, and multiplied by the rows.
+
+Cost of `contrast` for M rows against N, with o the bytes of an element:
+    forward    2 M N D FLOPs
+    backward   6 M N D FLOPs (the weights again, and their products with both sides)
+    bytes      (M + N) D o read, and as many written in the backward pass; tiles are read again from the cache
+W = 1: M = N = B once; W > 1: M = B, N = W B, twice. Bound by matrix multiplication from about a thousand rows on,
+before that by launch latency.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
-from maekernels._checks import check, check_backend, check_float, describe
+from maekernels._checks import check, check_backend, check_float, check_kernel_dtype, describe
+from maekernels._triton import cdiv, jit, next_power_of_2, register_cuda
+
+if TYPE_CHECKING:
+    import triton.language as tl
+
+_STRIP = 2**22
 
 
 def info_nce(a: Tensor, b: Tensor, temperature: float, *, backend: str | None = None) -> Tensor:
     """Contrast the rows of `a` and `b`, pair i against all others. Differentiable in both.
 
     Args:
-        a, b: float [B, D], any norm; with several ranks the same B on each.
+        a, b: float [B, D], any norm, of one type (else both become the wider); with several ranks the same B on each.
         temperature: positive.
         backend: for tests and benchmarks only: 'torch' or 'triton'.
 
@@ -32,38 +50,337 @@ def info_nce(a: Tensor, b: Tensor, temperature: float, *, backend: str | None = 
     check_float("a", a, "[B, D]")
     check_float("b", b, "[B, D]")
     check(a.shape == b.shape and a.device == b.device, "b", describe(b), f"in the shape and device of a={describe(a)}")
-    check(len(a) > 0, "a", describe(a), "at least one row")
+    check(a.shape[0] > 0 and a.shape[1] > 0, "a", describe(a), "at least one row and column")
     check(temperature > 0, "temperature", temperature, "positive")
     check_backend(backend, a.device)
-    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    with torch.autocast(a.device.type, enabled=False):
-        a, b = F.normalize(a.to(dtype), dim=1), F.normalize(b.to(dtype), dim=1)
-        all_a, all_b, first = a, b, 0
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            all_a, all_b, first = _AllRows.apply(a), _AllRows.apply(b), dist.get_rank() * len(a)
-        return _reference(a, b, all_a, all_b, first, temperature)
-
-
-def _reference(a: Tensor, b: Tensor, all_a: Tensor, all_b: Tensor, first: int, temperature: float) -> Tensor:
-    """The loss from unit rows: local a, b [B, D] and those of all ranks [W * B, D], of which `first` is local."""
-    target = torch.arange(first, first + len(a), device=a.device)
-    a_to_b, b_to_a = a @ all_b.T / temperature, b @ all_a.T / temperature
-    return 0.5 * (F.cross_entropy(a_to_b, target) + F.cross_entropy(b_to_a, target))
+    wide = torch.promote_types(a.dtype, b.dtype)
+    unit, contrast = (_reference_unit, _reference_contrast) if backend == "torch" else (_unit_rows, _contrast)
+    a, b = unit(a.to(wide))[0], unit(b.to(wide))[0]
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return contrast(a, b, 0, temperature, True)[0]
+    first = dist.get_rank() * len(a)
+    a_to_b = contrast(a, _AllRows.apply(b), first, temperature, False)[0]
+    return 0.5 * (a_to_b + contrast(b, _AllRows.apply(a), first, temperature, False)[0])
 
 
 class _AllRows(torch.autograd.Function):
     """The rows of every rank, in rank order; a rank's gradient is the sum over all ranks' losses."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         out = x.new_empty((dist.get_world_size() * len(x), *x.shape[1:]))
         dist.all_gather_into_tensor(out, x.contiguous())
         ctx.rows = len(x)
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
         dist.all_reduce(grad)
         first = dist.get_rank() * ctx.rows
         return grad[first : first + ctx.rows]
+
+
+def _reference_unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of norm 1 in the type of `x`, and 1 / norm in float32 [B]. A row of zeros stays one."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    inverse = 1 / torch.linalg.vector_norm(wide, dim=1).clamp_min(1e-12)
+    return (wide * inverse[:, None]).to(x.dtype), inverse
+
+
+def _reference_contrast(
+    q: Tensor, k: Tensor, first: int, temperature: float, both: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of unit rows q [M, D] against k [N, D], where q_i belongs to k_{first + i}.
+
+    both: the mean of rows against columns and columns against rows (M = N, first = 0). Returns the loss and the
+    logsumexp of rows [M] and columns [N] (empty unless both).
+    """
+    s = _similarity(q, k, temperature)
+    own = s.diagonal(first)
+    rows, columns = s.logsumexp(1), s.logsumexp(0) if both else s.new_empty(0)
+    loss = (rows - own).mean()
+    if both:
+        loss = 0.5 * (loss + (columns - own).mean())
+    return loss, rows, columns
+
+
+def _similarity(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        return (q.to(wide) @ k.to(wide).T) / temperature
+
+
+def _reference_weights(
+    q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, start: int, first: int, temperature: float, both: bool
+) -> Tensor:
+    """d loss / d s times M, of the rows `q`, which begin at row `start`: [rows of q, N] in the type of q."""
+    s = _similarity(q, k, temperature)
+    weights = (s - rows[:, None]).exp()
+    if both:
+        weights = 0.5 * (weights + (s - columns).exp())
+    weights.diagonal(start + first).sub_(1)
+    return weights.to(q.dtype)
+
+
+@jit
+def _unit_kernel(x_ptr, out_ptr, inverse_ptr, D, BLOCK: tl.constexpr):
+    """One row."""
+    row = tl.program_id(0).to(tl.int64)
+    square = tl.zeros([BLOCK], tl.float32)
+    for d0 in range(0, D, BLOCK):
+        d = d0 + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+        square += x * x
+    inverse = 1.0 / tl.maximum(tl.sqrt(tl.sum(square, axis=0)), 1e-12)
+    tl.store(inverse_ptr + row, inverse)
+    for d0 in range(0, D, BLOCK):
+        d = d0 + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+        tl.store(out_ptr + row * D + d, (x * inverse).to(out_ptr.dtype.element_ty), mask=d < D)
+
+
+@jit
+def _unit_backward_kernel(grad_ptr, unit_ptr, inverse_ptr, out_ptr, D, BLOCK: tl.constexpr):
+    """One row: the part of the gradient across the row, over the row's norm."""
+    row = tl.program_id(0).to(tl.int64)
+    dot = tl.zeros([BLOCK], tl.float32)
+    for d0 in range(0, D, BLOCK):
+        d = d0 + tl.arange(0, BLOCK)
+        grad = tl.load(grad_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+        dot += grad * tl.load(unit_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+    along = tl.sum(dot, axis=0)
+    inverse = tl.load(inverse_ptr + row)
+    for d0 in range(0, D, BLOCK):
+        d = d0 + tl.arange(0, BLOCK)
+        grad = tl.load(grad_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+        unit = tl.load(unit_ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+        tl.store(out_ptr + row * D + d, ((grad - unit * along) * inverse).to(out_ptr.dtype.element_ty), mask=d < D)
+
+
+@jit
+def _tile(q_ptr, k_ptr, i, j, M, N, D, PRECISION: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    """<q_i, k_j> of a tile, float32 [BLOCK, BLOCK]."""
+    products = tl.zeros([BLOCK, BLOCK], tl.float32)
+    rows = i.to(tl.int64)[:, None] * D
+    columns = j.to(tl.int64)[None, :] * D
+    for d0 in range(0, D, STEP):
+        d = d0 + tl.arange(0, STEP)
+        q = tl.load(q_ptr + rows + d[None, :], mask=(i < M)[:, None] & (d < D)[None, :], other=0.0)
+        k = tl.load(k_ptr + columns + d[:, None], mask=(j < N)[None, :] & (d < D)[:, None], other=0.0)
+        products = tl.dot(q, k, products, input_precision=PRECISION)
+    return products
+
+
+@jit(do_not_specialize=("first",))
+def _stats_kernel(
+    q_ptr, k_ptr, own_ptr, rows_ptr, columns_ptr, M, N, D, first, per_temperature,
+    BOTH: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """A tile of s: its logsumexp of each row to rows[tile column, M] and of each column to columns[tile row, N]."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    s = _tile(q_ptr, k_ptr, i, j, M, N, D, PRECISION, BLOCK, STEP) * per_temperature
+    pair = (i + first)[:, None] == j[None, :]
+    own = tl.sum(tl.where(pair, s, 0.0), axis=1)
+    tl.store(own_ptr + i, own, mask=(i < M) & ((i + first) // BLOCK == tl.program_id(1)))
+    within = tl.where((j < N)[None, :], s, float("-inf"))
+    top = tl.max(within, axis=1)
+    total = tl.sum(tl.exp(within - top[:, None]), axis=1)
+    tl.store(rows_ptr + tl.program_id(1).to(tl.int64) * M + i, top + tl.log(total), mask=i < M)
+    if BOTH:
+        within = tl.where((i < M)[:, None], s, float("-inf"))
+        top = tl.max(within, axis=0)
+        total = tl.sum(tl.exp(within - top[None, :]), axis=0)
+        tl.store(columns_ptr + tl.program_id(0).to(tl.int64) * N + j, top + tl.log(total), mask=j < N)
+
+
+@jit
+def _join_kernel(partial_ptr, own_ptr, out_ptr, share_ptr, M, PARTS, factor, BLOCK: tl.constexpr):
+    """The logsumexp over the PARTS of [PARTS, M], and the sum of factor * (logsumexp - own) of BLOCK rows."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    top = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    for part in range(PARTS):
+        value = tl.load(partial_ptr + tl.cast(part, tl.int64) * M + i, mask=i < M, other=0.0)
+        above = tl.maximum(top, value)
+        total = total * tl.exp(top - above) + tl.exp(value - above)
+        top = above
+    joined = top + tl.log(total)
+    tl.store(out_ptr + i, joined, mask=i < M)
+    own = tl.load(own_ptr + i, mask=i < M, other=0.0)
+    tl.store(share_ptr + tl.program_id(0), tl.sum(tl.where(i < M, factor * (joined - own), 0.0), axis=0))
+
+
+@jit(do_not_specialize=("start", "first"))
+def _weights_kernel(
+    q_ptr, k_ptr, rows_ptr, columns_ptr, out_ptr, M, N, D, start, first, per_temperature,
+    BOTH: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """A tile of d loss / d s times the number of rows, for a strip of rows that begins at `start`."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    s = _tile(q_ptr, k_ptr, i, j, M, N, D, PRECISION, BLOCK, STEP) * per_temperature
+    weights = tl.exp(s - tl.load(rows_ptr + i, mask=i < M, other=0.0)[:, None])
+    if BOTH:
+        weights = 0.5 * (weights + tl.exp(s - tl.load(columns_ptr + j, mask=j < N, other=0.0)[None, :]))
+    weights -= ((i + start + first)[:, None] == j[None, :]).to(tl.float32)
+    out = i.to(tl.int64)[:, None] * N + j[None, :]
+    tl.store(out_ptr + out, weights.to(out_ptr.dtype.element_ty), mask=(i < M)[:, None] & (j < N)[None, :])
+
+
+def _launch_unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    check_kernel_dtype("a, b", x)
+    x = x.contiguous()
+    out, inverse = torch.empty_like(x), x.new_empty(len(x), dtype=torch.float32)
+    _unit_kernel[(len(x),)](x, out, inverse, x.shape[1], BLOCK=min(1024, next_power_of_2(x.shape[1])))
+    return out, inverse
+
+
+def _launch_unit_backward(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
+    grad, out = grad.contiguous(), torch.empty_like(unit)
+    block = min(1024, next_power_of_2(unit.shape[1]))
+    _unit_backward_kernel[(len(unit),)](grad, unit, inverse, out, unit.shape[1], BLOCK=block)
+    return out
+
+
+def _tiling(q: Tensor, k: Tensor) -> dict[str, Any]:
+    """Tiles of 128 where they fill a GPU, else of 64; float32 as three tf32 products, which keeps its precision."""
+    half = q.element_size() == 2
+    block = 128 if half and len(q) * len(k) >= 1024 * 1024 else 64
+    precision = "ieee" if half else "tf32x3"
+    return {"PRECISION": precision, "BLOCK": block, "STEP": 64 if half else 32, "num_warps": 8 if block == 128 else 4}
+
+
+def _launch_contrast(q: Tensor, k: Tensor, first: int, temperature: float, both: bool) -> tuple[Tensor, Tensor, Tensor]:
+    q, k = q.contiguous(), k.contiguous()
+    (m, dim), n = q.shape, len(k)
+    tiling = _tiling(q, k)
+    tiles = cdiv(m, tiling["BLOCK"]), cdiv(n, tiling["BLOCK"])
+    own, rows, columns = (q.new_empty(size, dtype=torch.float32) for size in (m, m, n if both else 0))
+    row_parts = q.new_empty((tiles[1], m), dtype=torch.float32)
+    column_parts = q.new_empty((tiles[0], len(columns)), dtype=torch.float32)
+    _stats_kernel[tiles](q, k, own, row_parts, column_parts, m, n, dim, first, 1 / temperature, BOTH=both, **tiling)
+    programs = cdiv(m, 128)
+    shares = q.new_empty((1 + both, programs), dtype=torch.float32)
+    factor = (0.5 if both else 1.0) / m
+    _join_kernel[(programs,)](row_parts, own, rows, shares[0], m, tiles[1], factor, BLOCK=128)
+    if both:
+        _join_kernel[(programs,)](column_parts, own, columns, shares[1], n, tiles[0], factor, BLOCK=128)
+    return shares.sum(), rows, columns
+
+
+def _launch_weights(
+    q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, start: int, first: int, temperature: float, both: bool
+) -> Tensor:
+    (m, dim), n = q.shape, len(k)
+    tiling = _tiling(q, k)
+    out = q.new_empty((m, n))
+    _weights_kernel[(cdiv(m, tiling["BLOCK"]), cdiv(n, tiling["BLOCK"]))](
+        q, k, rows, columns, out, m, n, dim, start, first, 1 / temperature, BOTH=both, **tiling
+    )
+    return out
+
+
+def _backward_in_strips(
+    weights_of: Any,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    first: int,
+    temperature: float,
+    both: bool,
+) -> tuple[Tensor, Tensor]:
+    """d loss / d q and d loss / d k, from the weights of a strip of rows at a time."""
+    q, k = q.contiguous(), k.contiguous()
+    wide = torch.promote_types(q.dtype, torch.float32)
+    factor = grad.to(wide) / (len(q) * temperature)
+    grad_q, grad_k = torch.empty_like(q), torch.zeros_like(k, dtype=wide)
+    step = max(1, _STRIP // len(k))
+    with torch.autocast(q.device.type, enabled=False):
+        for start in range(0, len(q), step):
+            strip = slice(start, start + step)
+            weights = weights_of(q[strip], k, rows[strip], columns, start, first, temperature, both)
+            grad_q[strip] = (weights @ k) * factor
+            grad_k += weights.T @ q[strip]
+    return grad_q, (grad_k * factor).to(k.dtype)
+
+
+def _launch_contrast_backward(*args: Any) -> tuple[Tensor, Tensor]:
+    return _backward_in_strips(_launch_weights, *args)
+
+
+@torch.library.custom_op("maekernels::unit_rows", mutates_args=(), device_types="cpu")
+def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _reference_unit(x)
+
+
+@_unit_rows.register_fake
+def _(x):
+    inverse = x.new_empty(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
+    return torch.empty_like(x, memory_format=torch.contiguous_format), inverse
+
+
+@torch.library.custom_op("maekernels::unit_rows_backward", mutates_args=(), device_types="cpu")
+def _unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
+    wide = unit.to(inverse.dtype)
+    along = (grad * wide).sum(1, keepdim=True)
+    return ((grad - wide * along) * inverse[:, None]).to(unit.dtype)
+
+
+@_unit_rows_backward.register_fake
+def _(grad, unit, inverse):
+    return torch.empty_like(unit)
+
+
+@torch.library.custom_op("maekernels::contrast", mutates_args=(), device_types="cpu")
+def _contrast(q: Tensor, k: Tensor, first: int, temperature: float, both: bool) -> tuple[Tensor, Tensor, Tensor]:
+    return _reference_contrast(q, k, first, temperature, both)
+
+
+@_contrast.register_fake
+def _(q, k, first, temperature, both):
+    wide = torch.promote_types(q.dtype, torch.float32)
+    shapes = (), (len(q),), (len(k) if both else 0,)
+    return tuple(q.new_empty(shape, dtype=wide) for shape in shapes)
+
+
+@torch.library.custom_op("maekernels::contrast_backward", mutates_args=(), device_types="cpu")
+def _contrast_backward(
+    grad: Tensor, q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, first: int, temperature: float, both: bool
+) -> tuple[Tensor, Tensor]:
+    return _backward_in_strips(_reference_weights, grad, q, k, rows, columns, first, temperature, both)
+
+
+@_contrast_backward.register_fake
+def _(grad, q, k, rows, columns, first, temperature, both):
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k))
+
+
+def _setup_unit(ctx, inputs, output):
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*output)
+
+
+def _backward_unit(ctx, grad, _):
+    return _unit_rows_backward(grad, *ctx.saved_tensors)
+
+
+def _setup_contrast(ctx, inputs, output):
+    q, k, *ctx.settings = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(q, k, *output[1:])
+
+
+def _backward_contrast(ctx, grad, *_):
+    return (*_contrast_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None)
+
+
+_unit_rows.register_autograd(_backward_unit, setup_context=_setup_unit)
+_contrast.register_autograd(_backward_contrast, setup_context=_setup_contrast)
+register_cuda(_unit_rows, _launch_unit)
+register_cuda(_unit_rows_backward, _launch_unit_backward)
+register_cuda(_contrast, _launch_contrast)
+register_cuda(_contrast_backward, _launch_contrast_backward)

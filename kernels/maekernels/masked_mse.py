@@ -5,18 +5,40 @@
     loss = mean over b, q, p of (pred[b, q, p] - v[b, q, p])^2,     d loss / d pred = 2 (pred - v) / (B Q P)
 
 Shapes: pred [B, Q, P], x as in `patchify`, ids [B, Q], loss a float32 scalar. The target is read from the stored
-pixels and never kept.
+pixels, in the forward and again in the backward pass, and never kept.
+
+Cost, with s and o the bytes of an element of x and of pred:
+    forward    reads B Q P (s + o);                       10 B Q P FLOPs (5 without norm_pix)
+    backward   reads B Q P (s + o), writes B Q P o;       11 B Q P FLOPs (5)
+Bound by bytes. On a GPU the gradient is made in the backward pass: keeping it from the forward pass would write it
+there, and read and write it again to multiply it by the incoming gradient. On a CPU, where arithmetic and not memory is
+the limit, it is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from maekernels._checks import check, check_backend, check_float, check_range, describe
-from maekernels._pixels import as_video, check_pixels, gather_patches, normalise_patches, sample_chunks
+from maekernels._checks import check, check_backend, check_float, check_kernel_dtype, check_range, describe
+from maekernels._pixels import (
+    as_video,
+    check_pixels,
+    gather_patches,
+    load_patches,
+    normalise_patches,
+    normalise_rows,
+    patch_tile,
+    pixel_args,
+    sample_chunks,
+)
+from maekernels._triton import cdiv, jit, register_cuda
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 
 def masked_mse(
@@ -35,7 +57,7 @@ def masked_mse(
 
     Args:
         pred: float [B, Q, P], P ordered (t, h, w, c).
-        x, ids, patch, mean, std, channels_first: as in `patchify`; ids [B, Q].
+        x, ids, patch, mean, std, channels_first: as in `patchify`; ids [B, Q]. No gradient flows to `x`.
         norm_pix: normalise each target patch by its own mean and standard deviation.
         backend: for tests and benchmarks only: 'torch' or 'triton'.
 
@@ -50,7 +72,8 @@ def masked_mse(
     args = (ids, list(patch), list(mean), list(std), norm_pix, channels_first)
     if backend == "torch":
         return _reference(pred, x.detach(), *args)
-    return _masked_mse(pred, x.detach(), *args, save=pred.requires_grad and torch.is_grad_enabled())[0]
+    keep = pred.requires_grad and torch.is_grad_enabled() and pred.device.type == "cpu"
+    return _masked_mse(pred, x.detach(), *args, keep)[0]
 
 
 def _difference(
@@ -63,11 +86,11 @@ def _difference(
     norm_pix: bool,
     channels_first: bool,
 ) -> Tensor:
-    """Target minus prediction, [B, Q, P]."""
+    """Prediction minus target, float32 [B, Q, P]."""
     target = gather_patches(x, ids, patch, mean, std, channels_first)
     if norm_pix:
-        target = normalise_patches(target)
-    return target.to(torch.promote_types(pred.dtype, torch.float32)).sub_(pred)
+        target = normalise_patches(target)[0]
+    return pred - target.to(torch.promote_types(pred.dtype, torch.float32))
 
 
 def _reference(
@@ -83,6 +106,100 @@ def _reference(
     return _difference(pred, x, ids, patch, mean, std, norm_pix, channels_first).square().mean()
 
 
+@jit
+def _masked_mse_kernel(
+    pred_ptr, x_ptr, ids_ptr, grad_loss_ptr, out_ptr, factor, rows, K, scale, shift, sb, st, sh, sw, sc,
+    GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, C: tl.constexpr,
+    PACKED: tl.constexpr, P: tl.constexpr, NORM: tl.constexpr, BACKWARD: tl.constexpr, ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """A tile of ROWS patches by CHUNK of their P elements; NORM: CHUNK holds all P.
+
+    Forward: out is the tile's share of the loss, [programs]. Backward: out is the gradient, [rows, P].
+    """
+    CHUNKS: tl.constexpr = (P + CHUNK - 1) // CHUNK
+    row = tl.program_id(0) // CHUNKS * ROWS + tl.arange(0, ROWS)
+    p = tl.program_id(0) % CHUNKS * CHUNK + tl.arange(0, CHUNK)
+    inside = (row < rows)[:, None] & (p < P)[None, :]
+    target, _ = load_patches(
+        x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED
+    )
+    if NORM:
+        target, _ = normalise_rows(target, inside, P)
+    place = row.to(tl.int64)[:, None] * P + p[None, :]
+    pred = tl.load(pred_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    difference = tl.where(inside, pred - target, 0.0)
+    if BACKWARD:
+        grad = difference * (factor * tl.load(grad_loss_ptr))
+        tl.store(out_ptr + place, grad.to(out_ptr.dtype.element_ty), mask=inside)
+    else:
+        tl.store(out_ptr + tl.program_id(0), factor * tl.sum(tl.sum(difference * difference, axis=1), axis=0))
+
+
+def _launch_masked_mse(
+    pred: Tensor,
+    x: Tensor,
+    ids: Tensor,
+    patch: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    norm_pix: bool,
+    channels_first: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    check_kernel_dtype("pred", pred)
+    args = (pred.contiguous(), x, ids.contiguous(), patch, mean, std, norm_pix, channels_first)
+    rows, chunk = patch_tile(max(1, pred.shape[2]), whole=norm_pix)
+    share = pred.new_empty(cdiv(ids.numel(), rows) * cdiv(pred.shape[2], chunk), dtype=torch.float32)
+    if pred.numel():
+        _launch_tiles(*args, pred.new_empty(0), share, 1.0 / pred.numel(), backward=False)
+    loss = share.sum() if pred.numel() else share.new_full((), float("nan"))
+    grad = _launch_masked_mse_backward(torch.ones_like(loss), *args) if keep else pred.new_empty(0)
+    return loss, grad
+
+
+def _launch_masked_mse_backward(
+    grad_loss: Tensor,
+    pred: Tensor,
+    x: Tensor,
+    ids: Tensor,
+    patch: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    norm_pix: bool,
+    channels_first: bool,
+) -> Tensor:
+    args = (pred.contiguous(), x, ids.contiguous(), patch, mean, std, norm_pix, channels_first)
+    out = torch.empty_like(pred, memory_format=torch.contiguous_format)
+    if out.numel():
+        _launch_tiles(*args, grad_loss, out, 2.0 / pred.numel(), backward=True)
+    return out
+
+
+def _launch_tiles(
+    pred: Tensor,
+    x: Tensor,
+    ids: Tensor,
+    patch: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    norm_pix: bool,
+    channels_first: bool,
+    grad_loss: Tensor,
+    out: Tensor,
+    factor: float,
+    *,
+    backward: bool,
+) -> None:
+    grid, args = pixel_args(x, patch, mean, std, channels_first)
+    rows, chunk = patch_tile(grid.patch_dim, whole=norm_pix)
+    programs = cdiv(ids.numel(), rows) * cdiv(grid.patch_dim, chunk)
+    _masked_mse_kernel[(programs,)](
+        pred, x, ids, grad_loss, out, factor, ids.numel(), ids.shape[1], **args,
+        P=grid.patch_dim, NORM=norm_pix, BACKWARD=backward, ROWS=rows, CHUNK=chunk,
+    )  # fmt: skip
+
+
 @torch.library.custom_op("maekernels::masked_mse", mutates_args=(), device_types="cpu")
 def _masked_mse(
     pred: Tensor,
@@ -93,35 +210,66 @@ def _masked_mse(
     std: Sequence[float],
     norm_pix: bool,
     channels_first: bool,
-    save: bool,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and with `save` its gradient, else an empty tensor."""
+    """The loss, and with `keep` its gradient, else an empty tensor."""
     check_range(ids, as_video(x, patch, channels_first)[1].tokens)
+    dtype = torch.promote_types(pred.dtype, torch.float32)
+    grad = torch.empty_like(pred, memory_format=torch.contiguous_format) if keep else pred.new_empty(0)
+    if not pred.numel():
+        return pred.new_full((), float("nan"), dtype=dtype), grad
     total = pred.new_zeros((), dtype=torch.float64)
-    grad = torch.empty_like(pred, memory_format=torch.contiguous_format) if save else pred.new_empty(0)
-    for part in sample_chunks(len(pred), pred[:1].numel()):
+    for part in sample_chunks(len(pred), pred[0].numel()):
         args = (pred[part], x[part], ids[part], patch, mean, std, norm_pix, channels_first)
         difference = _difference(*args)
-        flat = difference.view(-1)
-        total += torch.dot(flat, flat)
-        if save:
-            torch.mul(difference, -2.0 / pred.numel(), out=grad[part])
-    return (total / pred.numel()).to(torch.promote_types(pred.dtype, torch.float32)), grad
+        total += torch.linalg.vector_norm(difference).double().square()
+        if keep:
+            grad[part] = difference.mul_(2.0 / pred.numel())
+    return (total / pred.numel()).to(dtype), grad
 
 
 @_masked_mse.register_fake
-def _(pred, x, ids, patch, mean, std, norm_pix, channels_first, save):
+def _(pred, x, ids, patch, mean, std, norm_pix, channels_first, keep):
     loss = pred.new_empty((), dtype=torch.promote_types(pred.dtype, torch.float32))
-    return loss, torch.empty_like(pred, memory_format=torch.contiguous_format) if save else pred.new_empty(0)
+    return loss, torch.empty_like(pred, memory_format=torch.contiguous_format) if keep else pred.new_empty(0)
+
+
+@torch.library.custom_op("maekernels::masked_mse_backward", mutates_args=(), device_types="cpu")
+def _masked_mse_backward(
+    grad_loss: Tensor,
+    pred: Tensor,
+    x: Tensor,
+    ids: Tensor,
+    patch: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    norm_pix: bool,
+    channels_first: bool,
+) -> Tensor:
+    """d loss / d pred in the dtype of `pred`, where the forward pass did not keep it."""
+    difference = _difference(pred, x, ids, patch, mean, std, norm_pix, channels_first)
+    return difference.mul_(2.0 / max(1, pred.numel()) * grad_loss).to(pred.dtype)
+
+
+@_masked_mse_backward.register_fake
+def _(grad_loss, pred, x, ids, patch, mean, std, norm_pix, channels_first):
+    return torch.empty_like(pred, memory_format=torch.contiguous_format)
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(output[1])
+    pred, x, ids, *ctx.settings, ctx.keep = inputs
+    ctx.save_for_backward(*((output[1],) if ctx.keep else (pred, x, ids)))
 
 
 def _backward(ctx, grad_loss, _):
-    (grad,) = ctx.saved_tensors
-    return (grad * grad_loss.to(grad.dtype), *(None,) * 8)
+    if ctx.keep:
+        (grad,) = ctx.saved_tensors
+        grad_pred = (grad * grad_loss).to(grad.dtype)
+    else:
+        grad_pred = _masked_mse_backward(grad_loss, *ctx.saved_tensors, *ctx.settings)
+    return (grad_pred, *(None,) * 8)
 
 
 _masked_mse.register_autograd(_backward, setup_context=_setup_context)
+register_cuda(_masked_mse, _launch_masked_mse)
+register_cuda(_masked_mse_backward, _launch_masked_mse_backward)

@@ -18,13 +18,18 @@ Shapes: B samples, N tokens, K kept. ids_keep [B, K] and ids_mask [B, N-K], int3
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from maekernels import philox
 from maekernels._checks import check, check_backend, describe
+from maekernels._triton import jit, next_power_of_2, register_cuda
+from maekernels.philox import philox_words
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 
 class MaskIds(NamedTuple):
@@ -59,7 +64,7 @@ def random_mask(
         backend: for tests and benchmarks only: 'torch' or 'triton'.
     """
     check(batch >= 0, "batch", batch, "not negative")
-    check(0 <= length < 2**24, "length", length, "in [0, 2^24)")
+    check(0 <= length <= 2**15, "length", length, "in [0, 32768]")
     check(0 <= num_keep <= length, "num_keep", num_keep, f"in [0, length={length}]")
     check(offset >= 0, "offset", offset, "not negative")
     seed = philox.as_seed(seed, torch.device(device) if device is not None else None)
@@ -96,7 +101,74 @@ def _reference(
     kept_before = keep.cumsum(1)
     place = torch.where(keep, kept_before - 1, num_keep + token - kept_before)
     ids = torch.empty(batch, length, dtype=torch.int32, device=seed.device).scatter_(1, place, token.int())
-    return ids[:, :num_keep].contiguous(), ids[:, num_keep:].contiguous()
+    return _copy(ids[:, :num_keep]), _copy(ids[:, num_keep:])
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)  # outputs of an op must not share memory
+
+
+@jit
+def _word(seed, stream: tl.constexpr, sample, element):
+    """One word of each element."""
+    w0, w1, w2, w3 = philox_words(seed, stream, sample, element // 4)
+    return tl.where(element % 4 < 2, tl.where(element % 2 == 0, w0, w1), tl.where(element % 2 == 0, w2, w3))
+
+
+@jit
+def _kth_smallest(key, candidate, k, BITS: tl.constexpr):
+    """The k-th smallest (from 1) of the candidates' BITS-bit keys, built from its highest bit down."""
+    bit = tl.full([], 1, key.dtype) << (BITS - 1)
+    found = tl.full([], 0, key.dtype)
+    for _ in range(BITS):
+        higher = found | bit
+        bit = bit >> 1
+        found = tl.where(tl.sum((candidate & (key < higher)).to(tl.int32), axis=0) < k, higher, found)
+    return found
+
+
+@jit(do_not_specialize=("offset", "num_keep"))
+def _random_mask_kernel(
+    seed_ptr, groups_ptr, keep_ptr, mask_ptr, offset, num_keep, N, GROUPS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One sample: its keys, the key of the last kept token, and the two lists in order."""
+    batch = tl.program_id(0).to(tl.int64)
+    n = tl.arange(0, BLOCK)
+    inside = n < N
+    seed = tl.load(seed_ptr)
+    key = _word(seed, 1, offset + batch, n)
+    if GROUPS > 0:
+        group_key = tl.zeros([BLOCK], tl.uint32)
+        for g in tl.static_range(GROUPS):
+            label = tl.load(groups_ptr + g * N + n, mask=inside, other=0).to(tl.int32)
+            group_key = tl.maximum(group_key, _word(seed, 16 + g, offset + batch, label))
+        key = (group_key.to(tl.uint64) << 32) | key.to(tl.uint64)
+        last = _kth_smallest(key, inside, num_keep, 64)
+    else:
+        last = _kth_smallest(key, inside, num_keep, 32)
+    below = inside & (key < last)
+    tie = inside & (key == last)
+    room = num_keep - tl.sum(below.to(tl.int32), axis=0)
+    keep = below | (tie & (tl.cumsum(tie.to(tl.int32), axis=0) <= room))
+    kept = tl.cumsum(keep.to(tl.int32), axis=0)
+    tl.store(keep_ptr + batch * num_keep + kept - 1, n, mask=keep)
+    tl.store(mask_ptr + batch * (N - num_keep) + n - kept, n, mask=inside & (keep == 0))
+
+
+def _launch_random_mask(
+    batch: int, length: int, num_keep: int, seed: Tensor, offset: int, groups: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    ids_keep = seed.new_empty((batch, num_keep), dtype=torch.int32)
+    ids_mask = seed.new_empty((batch, length - num_keep), dtype=torch.int32)
+    if batch and length:
+        sets = 0 if groups is None else len(groups)
+        labels = seed if groups is None else groups.contiguous()
+        block = next_power_of_2(length)
+        warps = 4 if block <= 4096 else 16
+        _random_mask_kernel[(batch,)](
+            seed, labels, ids_keep, ids_mask, offset, num_keep, length, GROUPS=sets, BLOCK=block, num_warps=warps
+        )
+    return ids_keep, ids_mask
 
 
 @torch.library.custom_op("maekernels::random_mask", mutates_args=(), device_types="cpu")
@@ -113,3 +185,6 @@ def _random_mask(
 def _(batch, length, num_keep, seed, offset, groups):
     ids = (batch, num_keep), (batch, length - num_keep)
     return tuple(seed.new_empty(shape, dtype=torch.int32) for shape in ids)
+
+
+register_cuda(_random_mask, _launch_random_mask)

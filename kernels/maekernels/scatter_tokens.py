@@ -7,11 +7,17 @@ Shapes: values [B, K, D], ids [B, K], fill a number or [D], out [B, N, D]. ids a
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from maekernels._checks import check, check_backend, check_float, check_ids, check_range, describe
+from maekernels._triton import cdiv, jit, next_power_of_2, register_cuda, row_tile
 from maekernels.gather_tokens import _gather_tokens, flat_rows
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 
 def scatter_tokens(
@@ -50,6 +56,114 @@ def _reference(values: Tensor, ids: Tensor, length: int, number: float, row: Ten
     return out.index_copy(0, flat_rows(ids, length), values.flatten(0, 1)).view(batch, length, dim)
 
 
+@jit
+def _inverse_kernel(ids_ptr, inverse_ptr, N, K, BLOCK: tl.constexpr):
+    """One sample's inverse of ids: k at inverse[ids[k]], -1 elsewhere."""
+    batch = tl.program_id(0).to(tl.int64)
+    ids_ptr += batch * K
+    inverse_ptr += batch * N
+    for first in range(0, N, BLOCK):
+        n = first + tl.arange(0, BLOCK)
+        tl.store(inverse_ptr + n, tl.full([BLOCK], -1, tl.int32), mask=n < N)
+    tl.debug_barrier()  # the same addresses are written again, by other threads of this program
+    for first in range(0, K, BLOCK):
+        k = first + tl.arange(0, BLOCK)
+        token = tl.load(ids_ptr + k, mask=k < K, other=0)
+        tl.store(inverse_ptr + token, k, mask=k < K)
+
+
+@jit
+def _scatter_kernel(
+    values_ptr,
+    inverse_ptr,
+    row_ptr,
+    out_ptr,
+    rows,
+    N,
+    number,
+    sb,
+    sk,
+    D: tl.constexpr,
+    HAS_ROW: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """A tile of ROWS rows of the result by CHUNK of D: every element is written once."""
+    CHUNKS: tl.constexpr = (D + CHUNK - 1) // CHUNK
+    pid = tl.program_id(0)
+    row = pid // CHUNKS * ROWS + tl.arange(0, ROWS)
+    d = pid % CHUNKS * CHUNK + tl.arange(0, CHUNK)
+    place = tl.load(inverse_ptr + row, mask=row < rows, other=-1)
+    inside = (row < rows)[:, None] & (d < D)[None, :]
+    held = inside & (place >= 0)[:, None]
+    source = (row // N).to(tl.int64) * sb + place.to(tl.int64) * sk
+    value = tl.load(values_ptr + source[:, None] + d[None, :], mask=held, other=0.0)
+    if HAS_ROW:
+        fill = tl.load(row_ptr + d, mask=d < D, other=0.0)[None, :]
+    else:
+        fill = tl.full([1, 1], number, out_ptr.dtype.element_ty)
+    out = row.to(tl.int64)[:, None] * D + d[None, :]
+    tl.store(out_ptr + out, tl.where(held, value, fill), mask=inside)
+
+
+@jit
+def _fill_grad_kernel(
+    grad_ptr, inverse_ptr, partial_ptr, rows, N, sb, sn, D: tl.constexpr, PART, ROWS: tl.constexpr, CHUNK: tl.constexpr
+):
+    """Sum over PART rows of the gradient of those rows that hold the fill, for CHUNK of D."""
+    d = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    total = tl.zeros([ROWS, CHUNK], tl.float32)
+    for first in range(0, PART, ROWS):
+        row = tl.program_id(0) * PART + first + tl.arange(0, ROWS)
+        place = tl.load(inverse_ptr + row, mask=row < rows, other=0)
+        held = (place < 0)[:, None] & (d < D)[None, :]
+        source = (row // N).to(tl.int64) * sb + (row % N).to(tl.int64) * sn
+        total += tl.load(grad_ptr + source[:, None] + d[None, :], mask=held, other=0.0).to(tl.float32)
+    tl.store(partial_ptr + tl.program_id(0) * D + d, tl.sum(total, axis=0), mask=d < D)
+
+
+def _launch_inverse(ids: Tensor, length: int) -> Tensor:
+    """int32 [B, length]: k where ids[b, k] is the token, -1 where no id is."""
+    ids = ids.contiguous()
+    inverse = ids.new_empty((len(ids), length), dtype=torch.int32)
+    if inverse.numel():
+        block = min(1024, next_power_of_2(length))
+        _inverse_kernel[(len(ids),)](ids, inverse, length, ids.shape[1], BLOCK=block)
+    return inverse
+
+
+def _launch_scatter(values: Tensor, ids: Tensor, length: int, number: float, row: Tensor | None) -> Tensor:
+    batch, _, dim = values.shape
+    values = values if values.stride(2) == 1 else values.contiguous()
+    out = values.new_empty((batch, length, dim))
+    rows, chunk = row_tile(dim, out.element_size())
+    programs = cdiv(batch * length, rows) * cdiv(dim, chunk)
+    if programs:
+        inverse, (sb, sk, _) = _launch_inverse(ids, length), values.stride()
+        fill = values if row is None else row.contiguous()
+        _scatter_kernel[(programs,)](
+            values, inverse, fill, out, batch * length, length, number, sb, sk,
+            D=dim, HAS_ROW=row is not None, ROWS=rows, CHUNK=chunk,
+        )  # fmt: skip
+    return out
+
+
+def _launch_fill_grad(grad: Tensor, ids: Tensor) -> Tensor:
+    batch, length, dim = grad.shape
+    grad = grad if grad.stride(2) == 1 else grad.contiguous()
+    rows, chunk = row_tile(dim, grad.element_size())
+    # Enough parts to fill a GPU, each long enough that their sums cost little.
+    part = rows * max(1, cdiv(batch * length, rows * 512))
+    parts = cdiv(batch * length, part)
+    partial = grad.new_empty((parts, dim), dtype=torch.float32)
+    if partial.numel():
+        inverse, (sb, sn, _) = _launch_inverse(ids, length), grad.stride()
+        _fill_grad_kernel[(parts, cdiv(dim, chunk))](
+            grad, inverse, partial, batch * length, length, sb, sn, D=dim, PART=part, ROWS=rows, CHUNK=chunk
+        )
+    return partial.sum(0).to(grad.dtype)
+
+
 @torch.library.custom_op("maekernels::scatter_tokens", mutates_args=(), device_types="cpu")
 def _scatter_tokens(values: Tensor, ids: Tensor, length: int, number: float, row: Tensor | None) -> Tensor:
     check_range(ids, length)
@@ -86,3 +200,5 @@ def _backward(ctx, grad):
 
 
 _scatter_tokens.register_autograd(_backward, setup_context=_setup_context)
+register_cuda(_scatter_tokens, _launch_scatter)
+register_cuda(_fill_grad, _launch_fill_grad)
