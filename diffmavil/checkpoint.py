@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +45,7 @@ class TrainState:
     counters: dict[str, torch.Tensor]
 
     def tree(self) -> dict[str, dict[str, Any]]:
-        with warnings.catch_warnings():
-            # Before the first step the optimiser is empty; torch fills it by a dry step, and warns.
-            warnings.simplefilter("ignore")
+        with _quietly():
             model, optimizer = get_state_dict(self.model, self.optimizer)
         return {"model": model, "optimizer": optimizer, "counters": dict(self.counters)}
 
@@ -58,7 +58,8 @@ def save_checkpoint(run_dir: Path, step: int, state: TrainState, config: Config,
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     world.barrier()
-    dcp.save(state.tree(), storage_writer=dcp.FileSystemWriter(partial, sync_files=True))
+    with _quietly():
+        dcp.save(state.tree(), storage_writer=dcp.FileSystemWriter(partial, sync_files=True))
     if world.main:
         (partial / "config.yaml").write_text(config_to_yaml(config))
         _flush(partial)
@@ -79,13 +80,22 @@ def load_checkpoint(path: Path, state: TrainState) -> int:
     """
     tree = state.tree()
     try:
-        dcp.load(tree, checkpoint_id=path)
+        with _quietly():
+            dcp.load(tree, checkpoint_id=path)
     except (dcp.CheckpointException, RuntimeError, ValueError, KeyError, OSError) as error:
         raise RunError(f"{path}: cannot be loaded into this model: {error}") from error
     set_state_dict(state.model, state.optimizer, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"])
     for name, value in state.counters.items():
         value.copy_(tree["counters"][name])
     return checkpoint_step(path)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """torch warns that a single process saves alone, and that an optimiser without state takes a dry step: as meant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _flush(folder: Path) -> None:

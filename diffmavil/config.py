@@ -296,7 +296,7 @@ class TrainConfig:
     """Clips in one optimiser step, over all processes."""
     seed: int = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 autocast on a GPU that has it, else fp32."""
+    """auto: bf16 autocast on a GPU, or a CPU (AVX512-BF16, AMX), that computes in it; else fp32."""
     compile: bool = False
     log_every: int = 10
     """Steps between log lines; the only times the host waits for the device."""

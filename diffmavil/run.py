@@ -12,6 +12,7 @@ from diffmavil.checkpoint import checkpoints
 from diffmavil.cli import CONFIG_FILE, RunOptions, UsageError, differences, load_config, save_config
 from diffmavil.config import Config
 from diffmavil.distributed import World
+from diffmavil.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def open_run(preset: str, config: Config, options: RunOptions, world: World) -> 
             return Run(folder, None, (f"{folder} holds no checkpoint yet: starting from step 0",))
         changed = differences(load_config(folder / CONFIG_FILE), config)
         return Run(folder, checkpoint, tuple(f"changed on resume: {line}" for line in changed))
-    if saved or (folder / CONFIG_FILE).exists():
+    if saved or read_metrics(folder):  # a start that failed before the first step is in nobody's way
         raise UsageError(f"--run-dir {folder}: already holds a run; add --resume to continue it, or choose another")
     world.barrier()  # every rank has looked before one of them writes
     return Run(folder, None)

@@ -120,7 +120,10 @@ _INIT, _MASKS = 1, 2  # streams folded out of the run's seed
 
 
 def use_bf16(config: Config, device: torch.device) -> bool:
-    """bf16 autocast: on request, or by default on a GPU that computes in it."""
-    if config.train.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return config.train.precision == "bf16"
+    """bf16 autocast: on request, or by default on a GPU or CPU whose matmul units compute in it."""
+    if config.train.precision != "auto":
+        return config.train.precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

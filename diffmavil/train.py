@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
         run = open_run(preset, config, options, peers)
         config, split = peers.main_first(lambda: open_data(config))
         write_run(run, config, peers)
-        run = run.noting(f"training clips: {len(split.train)}; {split.note}")
+        run = run.noting(f"training: {split.train.note}; held out: {split.held_out.note}")
         finished = train(run, config, split.train, peers)
         if finished and config.train.report and peers.main:
             print(f"report: {write_report(run.folder)}")
