@@ -1,8 +1,7 @@
-"""`report.html`: one self-contained page about a run. Also `python -m diffmavil.report --run-dir D`, to draw it again."""
+"""`report.html`: one self-contained page about a run; `python -m diffmavil.report --run-dir D` draws it again."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from diffmavil.curriculum import keep_count
 from diffmavil.data.audio import LogMel
 from diffmavil.data.loader import eval_batches
 from diffmavil.data.sources import split_source
+from diffmavil.evaluation.result import read_evaluation
 from diffmavil.export import WEIGHTS_FILE, load_weights
 from diffmavil.metrics import Metrics, format_seconds, read_metrics
 from diffmavil.model import Pictures, Reconstruction
@@ -61,11 +61,12 @@ def write_report(run_dir: Path) -> Path:
             sections.append(_section(title, "", figures.svg(figures.curves(records, panels))))
     if (run_dir / WEIGHTS_FILE).exists():
         sections = _reconstructions(run_dir, config) + sections
+    evaluation = read_evaluation(run_dir)
     page = _template().render(
         title=f"DiffMAViL: {run_dir.resolve().name}",
         lead=f"diffmavil {__version__}, torch {torch.__version__}",
         summary=_summary(config, records),
-        evaluation=_evaluation(run_dir),
+        evaluation=evaluation.section() if evaluation else None,
         figures=sections,
         config=(run_dir / CONFIG_FILE).read_text(),
         folder=run_dir,
@@ -83,7 +84,7 @@ def _template() -> jinja2.Template:
 
 
 def _section(title: str, note: str, body: str) -> dict[str, Any]:
-    return {"title": title, "note": note, "body": Markup(body)}  # noqa: S704  # drawn here, not read from anywhere
+    return {"title": title, "note": note, "body": Markup(body)}
 
 
 def _summary(config: Config, records: Sequence[Metrics]) -> list[tuple[str, str]]:
@@ -130,8 +131,8 @@ def _reconstructions(run_dir: Path, config: Config) -> list[dict[str, Any]]:
 
 _PICTURE_NOTE = (
     "Original; visible patches; the masked patches diffused to x_t (at the timestep with as much signal as noise); and "
-    "the reconstruction of the masked patches, which starts from pure noise. Patches are predicted up to their mean and "
-    "contrast, which are the true ones here, as in MAE's visualisation."
+    "the reconstruction of the masked patches, which starts from pure noise. Patches are predicted up to their mean "
+    "and contrast, which are the true ones here, as in MAE's visualisation."
 )
 
 
@@ -161,11 +162,6 @@ def _rows(pictures: Pictures, i: int) -> list[tuple[str, Any]]:
         ("reconstruction", pictures.reconstruction),
     )
     return [(name, picture[i].numpy()) for name, picture in rows if picture is not None]
-
-
-def _evaluation(run_dir: Path) -> dict[str, Any] | None:
-    path = run_dir / "evaluation.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 @dataclass(frozen=True)
