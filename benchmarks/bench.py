@@ -1,0 +1,173 @@
+"""One op on one case: check every provider, time those that are right, and give a row of results for each."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.cases import Case
+from benchmarks.check import Expected, Provider, complaint, expected, leaves_of, outputs_of
+from benchmarks.counts import Count, count
+from benchmarks.measure import Call, Clock, Limits, Timing, interleave
+from benchmarks.problems import PROBLEMS, Output, Problem
+
+MODES = ("fwd", "bwd", "both")
+KEYS = (
+    "op",
+    "case",
+    "mode",
+    "provider",
+    "median_ms",
+    "gbps",
+    "gflops",
+    "share_of_limit",
+    "speedup",
+    "peak_mib",
+    "device",
+    "commit",
+    "versions",
+    "date",
+)
+"""Of every row, in this order; what is needed to read them follows."""
+
+Row = dict[str, Any]
+MOST_SETS = 8
+
+
+def providers(compiled: bool) -> dict[str, Provider]:
+    """Who answers: eager code, base of every speed-up, comes first."""
+    found: dict[str, Provider] = {"eager": lambda problem: problem.eager()}
+    if compiled:
+        found["compiled"] = _compiled()
+    return found | {"reference": _reference, "ours": lambda problem: problem.ours()}
+
+
+def _reference(problem: Problem) -> Output:
+    return problem.ours("torch")
+
+
+def _compiled() -> Provider:
+    import torch._functorch.config
+
+    torch.compiler.reset()  # one shape at a time: dynamo gives up after a few versions of one function
+    torch._functorch.config.donated_buffer = False  # or a backward could not be timed twice
+    return torch.compile(_reference, fullgraph=True, dynamic=False)
+
+
+@dataclass
+class Bench:
+    """What all rows of a run share.
+
+    Args:
+        identity: the keys of `benchmarks.identity.identity`.
+        seconds: of measuring for one op, case and mode, all providers together.
+        report: told in words of each provider that is wrong.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    clock: Clock
+    limits: Limits
+    identity: Row
+    seconds: float
+    compiled: bool
+    report: Callable[[str], None]
+    wrong: int = 0
+
+    def rows(self, op: str, case: Case, modes: Sequence[str], batch: int | None = None) -> Iterator[Row]:
+        kind = PROBLEMS[op]
+        modes = [mode for mode in modes if mode == "fwd" or kind.leaves]
+        if not modes:
+            return
+        batch = batch or kind.default_batch(case, self.device.type)
+        make = functools.partial(kind, case, batch, self.device, self.dtype)
+        problem = make(seed=0)
+        right = expected(problem)
+        good = self.only_right(op, case, problem, right)
+        counts = {mode: count(op, case, batch, self.dtype, mode) for mode in modes}
+        sets = [problem, *(make(seed=seed) for seed in range(1, self.sets_needed(counts[modes[0]])))]
+        for mode in modes:
+            calls = {name: [bind(run, one, mode, right) for one in sets] for name, run in good.items()}
+            timings = interleave(self.clock, calls, self.seconds)
+            base = timings.get("eager")
+            for name, timing in timings.items():
+                yield self.row(op, problem, mode, name, timing, base, counts[mode], self.clock.peak_mib(calls[name][0]))
+
+    def only_right(self, op: str, case: Case, problem: Problem, right: Expected) -> dict[str, Provider]:
+        good = {}
+        for name, run in providers(self.compiled).items():
+            try:
+                said = complaint(problem, run, right, draws_its_own=name == "eager")
+            except Exception as error:  # no answer is a wrong answer, and the others are measured all the same
+                said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            if said is None:
+                good[name] = run
+            else:
+                self.wrong += 1
+                self.report(f"{op}, {case.name}: {name} is WRONG and not timed: {said}")
+        return good
+
+    def sets_needed(self, work: Count) -> int:
+        """Sets of inputs that together outgrow a GPU's L2 cache twice, as far as a few sets can."""
+        if self.device.type != "cuda":
+            return 1
+        l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
+        return min(MOST_SETS, math.ceil(2 * l2 / max(work.bytes, 1)))
+
+    def row(
+        self,
+        op: str,
+        problem: Problem,
+        mode: str,
+        provider: str,
+        timing: Timing,
+        base: Timing | None,
+        work: Count,
+        peak_mib: float | None,
+    ) -> Row:
+        seconds = timing.median_ms * 1e-3
+        found = {
+            "op": op,
+            "case": problem.case.name,
+            "mode": mode,
+            "provider": provider,
+            "median_ms": timing.median_ms,
+            "gbps": work.bytes / seconds * 1e-9,
+            "gflops": work.flops / seconds * 1e-9,
+            "share_of_limit": self.limits.seconds(work) / seconds,
+            "speedup": base.median_ms / timing.median_ms if base else None,
+            "peak_mib": peak_mib,
+            **self.identity,
+        }
+        assert tuple(found) == KEYS
+        return found | {
+            "low_ms": timing.low_ms,
+            "high_ms": timing.high_ms,
+            "readings": timing.readings,
+            "batch": problem.batch,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "bytes": work.bytes,
+            "flops": work.flops,
+            "philox_blocks": work.philox_blocks,
+            "copy_gbps": self.limits.copy_gbps,
+            "matmul_gflops": self.limits.matmul_gflops,
+            "philox_gblocks": self.limits.philox_gblocks,
+        }
+
+
+def bind(provider: Provider, problem: Problem, mode: str, right: Expected) -> Call:
+    """The call that is timed: fwd without gradients, bwd alone on a kept graph, or both one after the other."""
+    if mode == "fwd":
+        return torch.no_grad()(functools.partial(provider, problem))
+    leaves, grad_output = leaves_of(problem), right.grad_output
+    assert grad_output is not None
+    out = outputs_of(provider(problem))[0]
+    grad_output = grad_output.to(out.dtype)
+    if mode == "bwd":
+        return lambda: torch.autograd.grad(out, leaves, grad_output, retain_graph=True)
+    return lambda: torch.autograd.grad(outputs_of(provider(problem))[0], leaves, grad_output)

@@ -1,0 +1,120 @@
+"""Is the answer right? Asked of every provider before it is timed; a wrong one is not timed at all.
+
+The measure of right is float64: eager code run in float64 where the answer is determined, the torch reference on
+float64 inputs where the noise stream is ours to define. Eager code that draws its own masks and noise is held to their
+distribution. Outputs and gradients are compared by |found - expected| / |expected|; a nan never passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.problems import AddNoise, DiffusePatches, Output, Problem, RandomMask
+
+Provider = Callable[[Problem], Output]
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+"""Largest relative error by dtype of the activations: some roundings of inputs that are products of other roundings."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The right outputs, the gradient that flows into them, and the right gradients of `Problem.leaves`."""
+
+    outputs: tuple[Tensor, ...]
+    grad_output: Tensor | None
+    grads: tuple[Tensor, ...]
+
+
+def outputs_of(output: Output) -> tuple[Tensor, ...]:
+    return (output,) if isinstance(output, Tensor) else tuple(output)
+
+
+def leaves_of(problem: Problem) -> list[Tensor]:
+    return [getattr(problem, name) for name in problem.leaves]
+
+
+def expected(problem: Problem) -> Expected:
+    """The right answer to `problem`, from float64."""
+    twin = problem.in_float64()
+    outputs = outputs_of(twin.ours("torch") if problem.random else twin.eager())
+    if not problem.leaves:
+        return Expected(outputs, None, ())
+    out = outputs[0]
+    grad_output = torch.ones_like(out) if out.dim() == 0 else problem.normal(*out.shape).double()
+    grads = torch.autograd.grad(out, leaves_of(twin), grad_output)
+    return Expected((out.detach(),), grad_output, grads)
+
+
+def complaint(problem: Problem, provider: Provider, right: Expected, draws_its_own: bool = False) -> str | None:
+    """What is wrong with the provider's answer, in words; None when it is right.
+
+    Args:
+        draws_its_own: masks and noise come from a stream of the provider's own: only their distribution is held.
+    """
+    for tensor in (*right.outputs, *right.grads):
+        poison(tensor)
+    found = outputs_of(provider(problem))
+    values = tuple(tensor.detach() for tensor in found)
+    if draws_its_own and problem.random:
+        said = distribution_complaint(problem, values, outputs_of(provider(problem)))
+    else:
+        said = _compare("output", values, right.outputs, problem.dtype)
+    if said or right.grad_output is None:
+        return said
+    grad_output = right.grad_output.to(found[0].dtype)
+    for _ in range(2):  # twice, as the clock does: a backward may not spoil what it saved
+        grads = torch.autograd.grad(found[0], leaves_of(problem), grad_output, retain_graph=True)
+        said = said or _compare("gradient", grads, right.grads, problem.dtype)
+    return said
+
+
+def poison(like: Tensor) -> None:
+    """Leave nan (or -1) in freed memory of this size, so that an element never written is likely to show."""
+    value = float("nan") if like.is_floating_point() else -1
+    for dtype in {like.dtype, torch.float32, torch.bfloat16} if like.is_floating_point() else {like.dtype}:
+        torch.full(like.shape, value, dtype=dtype, device=like.device)
+
+
+def _compare(what: str, found: tuple[Tensor, ...], right: tuple[Tensor, ...], dtype: torch.dtype) -> str | None:
+    for i, (f, r) in enumerate(zip(found, right, strict=True)):
+        if f.shape != r.shape:
+            return f"{what} {i} is {list(f.shape)}, not {list(r.shape)}"
+        if not r.is_floating_point():
+            if not torch.equal(f.long(), r.long()):
+                return f"{what} {i} has {int((f.long() != r.long()).sum())} wrong integers"
+            continue
+        error = float((f.double() - r).norm() / r.norm().clamp(min=1e-30))
+        if not error <= TOLERANCE[dtype]:
+            return f"{what} {i} has a relative error of {error:.1e}, allowed are {TOLERANCE[dtype]:.0e} in {dtype}"
+    return None
+
+
+def distribution_complaint(problem: Problem, found: tuple[Tensor, ...], again: tuple[Tensor, ...]) -> str | None:
+    """Masks are splits of the right size and noise is standard normal, and a second draw is another."""
+    if torch.equal(found[0], again[0]):
+        return "two draws are the same"
+    if isinstance(problem, RandomMask):
+        return _mask_complaint(problem, *found)
+    assert isinstance(problem, AddNoise | DiffusePatches)
+    alpha_bar = problem.alpha_bar.double()[:, None, None]
+    noise = found[0].double() - alpha_bar.sqrt() * problem.signal().detach().double()
+    residual = noise / (1 - alpha_bar).sqrt()
+    count, mean, var = residual.numel(), float(residual.mean()), float(residual.var())
+    if not abs(mean) < 5 / count**0.5 + 1e-3:
+        return f"the noise has mean {mean:.2e}"
+    if not abs(var - 1) < 5 * (2 / count) ** 0.5 + 1e-3:
+        return f"the noise has variance {var:.4f}"
+    return None
+
+
+def _mask_complaint(problem: RandomMask, ids_keep: Tensor, mask: Tensor) -> str | None:
+    """ids_keep `[B, K]` are the positions where mask `[B, N]` is 0, each once."""
+    kept = (mask == 0).nonzero()[:, 1].view(problem.batch, -1) if problem.batch else ids_keep
+    if kept.shape != (problem.batch, problem.case.kept) or not torch.equal(kept, ids_keep.sort(dim=1).values):
+        return "the ids kept are not the positions left unmasked"
+    return None

@@ -1,0 +1,143 @@
+"""How fast each op of maekernels is: against eager code, against its compiled reference, and against the limit.
+
+    python benchmarks/kernels.py                                    # every op and case on this machine
+    python benchmarks/kernels.py --op masked_mse --case tiny --mode both
+    python benchmarks/kernels.py --device cuda --compile --case base-16-frames --json results.jsonl
+
+A provider whose answer is wrong is named, not timed, and the exit code is 1. `README.md` beside this file tells how
+the numbers are made and read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:
+    # Run by path: Python puts this folder first, where this file would hide the package `kernels` of the Hub.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), str(here.parent / "kernels"), *(p for p in sys.path if Path(p).resolve() != here)]
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.bench import MODES, Bench, Row
+from benchmarks.cases import CASES
+from benchmarks.identity import identity
+from benchmarks.measure import make_clock, measure_limits
+from benchmarks.problems import PROBLEMS
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks/kernels.py", description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--op", action="append", choices=PROBLEMS, help="repeat for several; default all")
+    add("--case", action="append", choices=CASES, help="repeat for several; default all")
+    add(
+        "--mode",
+        action="append",
+        choices=MODES,
+        help="forward without gradients, backward alone, or both one after the other; repeat for several; default all",
+    )
+    add("--compile", action="store_true", help="also torch.compile of the reference (seconds for each op and case)")
+    add("--json", type=Path, metavar="FILE", help="append one line of JSON for each row")
+    add("--batch", type=int, metavar="B", help="samples at once, instead of the case's own number")
+    add("--threads", type=int, default=1, help="on a CPU (default 1)")
+    add("--seconds", type=float, default=0.5, help="of measuring for each op, case and mode (default 0.5)")
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here; --device cpu measures the references")
+    for name, least in (("batch", 1), ("threads", 1), ("seconds", 0)):
+        given = getattr(args, name)
+        if given is not None and given < least:
+            parser.error(f"--{name} {given}: must be at least {least}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=132)
+    device = torch.device(args.device)
+    clock = make_clock(device, args.threads)
+    limits = measure_limits(device, clock)
+    bench = Bench(
+        device=device,
+        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        clock=clock,
+        limits=limits,
+        identity=identity(device),
+        seconds=args.seconds,
+        compiled=args.compile,
+        report=lambda words: console.print(words, style="bold red"),
+    )
+    console.print(heading(bench), highlight=False)
+    for op in args.op or PROBLEMS:
+        rows: list[Row] = []
+        for name in args.case or CASES:
+            for row in bench.rows(op, CASES[name], args.mode or MODES, args.batch):
+                rows.append(row)
+                if args.json:
+                    write(args.json, row)
+        if rows:
+            console.print(table(op, rows))
+    return 1 if bench.wrong else 0
+
+
+def heading(bench: Bench) -> str:
+    of, limits = bench.identity, bench.limits
+    versions = ", ".join(f"{name} {version}" for name, version in of["versions"].items())
+    philox = "" if limits.philox_gblocks is None else f", Philox {limits.philox_gblocks:,.0f}e9 blocks/s"
+    load = f", load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if bench.device.type == "cpu" else ""
+    return (
+        f"{of['device']}; commit {of['commit']}; {versions}{load}\n"
+        f"limits measured now: copy {limits.copy_gbps:,.1f} GB/s, "
+        f"matmul {limits.matmul_gflops:,.0f} GFLOP/s in {limits.matmul_dtype}{philox}"
+    )
+
+
+def write(path: Path, row: Row) -> None:
+    """Append at once: a run that is stopped leaves what it has measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
+    with path.open("a") as file:
+        file.write(json.dumps(rounded) + "\n")
+
+
+def table(op: str, rows: Sequence[Row]) -> Table:
+    shown = Table(title=f"{op} ({rows[0]['dtype']})", title_justify="left")
+    for name in ("case", "batch", "mode", "provider"):
+        shown.add_column(name, no_wrap=True)
+    for name in ("median ms", "20-80 %", "GB/s", "GFLOP/s", "of limit", "speed-up", "peak MiB"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    last: tuple[str, str] | None = None
+    for row in rows:
+        group = (row["case"], row["mode"])
+        if last is not None and group != last:
+            shown.add_section()
+        last = group
+        shown.add_row(
+            row["case"],
+            str(row["batch"]),
+            row["mode"],
+            row["provider"],
+            f"{row['median_ms']:.3f}",
+            f"{row['low_ms']:.3f}-{row['high_ms']:.3f}",
+            f"{row['gbps']:.2f}",
+            f"{row['gflops']:.2f}",
+            f"{row['share_of_limit']:.0%}",
+            "" if row["speedup"] is None else f"{row['speedup']:.2f}x",
+            "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
+        )
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main())

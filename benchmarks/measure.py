@@ -1,0 +1,193 @@
+"""Clocks, and the limits that a measured time is held against."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from benchmarks.counts import Count
+
+Call = Callable[[], object]
+
+
+class Clock(Protocol):
+    """Times calls that were warmed up. `region` calls follow one another within one reading, to get above its error."""
+
+    def region(self, call: Call) -> int: ...
+
+    def read(self, calls: Sequence[Call]) -> float:
+        """Seconds for each of `calls`, which are made one after another."""
+        ...
+
+    def peak_mib(self, call: Call) -> float | None:
+        """Device memory that the call takes above what was allocated before, in MiB; None where it is not known."""
+        ...
+
+
+class CpuClock:
+    """Wall-clock time with a fixed number of threads."""
+
+    shortest = 2e-3
+    """Seconds of one reading."""
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    def region(self, call: Call) -> int:
+        call()
+        return math.ceil(self.shortest / max(self.read([call]), 1e-7))
+
+    def read(self, calls: Sequence[Call]) -> float:
+        start = time.perf_counter()
+        for call in calls:
+            call()
+        return (time.perf_counter() - start) / len(calls)
+
+    def peak_mib(self, call: Call) -> float | None:
+        return None
+
+
+class CudaClock:
+    """Device time between two events, on a device that is kept busy until the host has queued every launch.
+
+    Before each reading the L2 cache is overwritten and a spin kernel started that outlasts the host's queueing, so that
+    neither a warm cache nor Python's launch overhead is measured.
+    """
+
+    shortest = 2e-4
+    spin_rate = 2e9
+    """Clock cycles a second, or more than the device makes: the spin is then longer, which does no harm."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.l2_bytes: int = torch.cuda.get_device_properties(device).L2_cache_size
+        self.flush = torch.empty(max(4 * self.l2_bytes, 2**26), dtype=torch.uint8, device=device)
+
+    def region(self, call: Call) -> int:
+        call()
+        return math.ceil(self.shortest / max(self.read([call] * 4), 1e-7))
+
+    def read(self, calls: Sequence[Call]) -> float:
+        calls[0]()  # whatever is made once (a handle, a workspace) is made here
+        torch.cuda.synchronize(self.device)
+        started = time.perf_counter()
+        for call in calls:
+            call()
+        queueing = time.perf_counter() - started
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(self.device)
+        self.flush.zero_()
+        torch.cuda._sleep(int((1.5 * queueing + 1e-4) * self.spin_rate))
+        start.record()
+        for call in calls:
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3 / len(calls)
+
+    def peak_mib(self, call: Call) -> float | None:
+        call()
+        torch.cuda.synchronize(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        call()
+        torch.cuda.synchronize(self.device)
+        return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
+
+
+def make_clock(device: torch.device, threads: int) -> Clock:
+    return CudaClock(device) if device.type == "cuda" else CpuClock(threads)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds: the median of `readings`, and the 20th and 80th percentile."""
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    readings: int
+
+
+def interleave(
+    clock: Clock, candidates: Mapping[str, Sequence[Call]], seconds: float, least: int = 5, most: int = 200
+) -> dict[str, Timing]:
+    """Time the candidates in turns, so that a change of clock rate or load meets all of them alike.
+
+    Args:
+        candidates: name -> the same call on each set of inputs; a reading goes round the sets.
+        seconds: about how long to go on, all candidates together; at least `least` rounds, at most `most`.
+    """
+    rounds: dict[str, list[Call]] = {}
+    for name, sets in candidates.items():
+        for call in sets:
+            call()
+        turns = math.ceil(clock.region(sets[0]) / len(sets))
+        rounds[name] = [*sets] * turns
+    found: dict[str, list[float]] = {name: [] for name in candidates}
+    order, started = list(candidates), time.perf_counter()
+    for done in range(most):
+        if done >= least and time.perf_counter() - started > seconds:
+            break
+        for name in order:
+            found[name].append(clock.read(rounds[name]))
+        order.append(order.pop(0))
+    return {name: _summary(times) for name, times in found.items()}
+
+
+def _summary(times: list[float]) -> Timing:
+    fifths = statistics.quantiles(times, n=5, method="inclusive")
+    return Timing(statistics.median(times) * 1e3, fifths[0] * 1e3, fifths[-1] * 1e3, len(times))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this device did in this run, in units of 1e9 a second."""
+
+    copy_gbps: float
+    """Bytes read plus bytes written by a copy of a tensor far larger than the cache."""
+    matmul_gflops: float
+    """2 n^3 over the time of a square matrix product of random numbers, in `matmul_dtype`."""
+    matmul_dtype: str
+    philox_gblocks: float | None
+    """Philox4x32-10 blocks made in registers; None on a CPU, where nothing measures it apart from our own code."""
+
+    def seconds(self, work: Count) -> float:
+        """No version of this work is much faster: the slowest of moving, computing and drawing."""
+        times = [work.bytes / self.copy_gbps, work.flops / self.matmul_gflops]
+        if self.philox_gblocks is not None:
+            times.append(work.philox_blocks / self.philox_gblocks)
+        return max(times) * 1e-9
+
+
+def measure_limits(device: torch.device, clock: Clock) -> Limits:
+    on_gpu = device.type == "cuda"
+    size, n, dtype = (2**30, 8192, torch.bfloat16) if on_gpu else (2**26, 1024, torch.float32)
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    c = torch.empty_like(a)
+    calls: dict[str, Sequence[Call]] = {
+        "copy": [lambda: target.copy_(source)],
+        "matmul": [lambda: torch.matmul(a, b, out=c)],
+    }
+    blocks = 0
+    if on_gpu:
+        from benchmarks import philox_rate  # needs triton
+
+        words = torch.empty(2**20, dtype=torch.int32, device=device)
+        blocks = words.numel() * philox_rate.BLOCKS_PER_LANE
+        calls["philox"] = [lambda: philox_rate.launch(words)]
+    times = interleave(clock, calls, seconds=1.0, least=10)
+    return Limits(
+        copy_gbps=2 * size / times["copy"].median_ms * 1e-6,
+        matmul_gflops=2 * n**3 / times["matmul"].median_ms * 1e-6,
+        matmul_dtype=str(dtype).removeprefix("torch."),
+        philox_gblocks=blocks / times["philox"].median_ms * 1e-6 if blocks else None,
+    )
