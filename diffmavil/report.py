@@ -26,7 +26,7 @@ from diffmavil.model import Pictures, Reconstruction
 
 REPORT_FILE = "report.html"
 _CLIPS = 4  # shown as reconstructions
-_SAMPLE_STEPS = 16
+_SAMPLE_STEPS = 2  # more steps give one sharper sample, fewer the mean: clearer while the model is young
 
 _PANELS = {
     "Losses": (

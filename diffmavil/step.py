@@ -77,6 +77,7 @@ class TrainStep:
                 self.model,
                 device_ids=[world.device.index] if world.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
+                broadcast_buffers=False,  # positions and schedules are the same everywhere from the start
             )
 
     def __call__(self, batch: Batch, now: Plan, offset: int) -> StepResult:
