@@ -1,0 +1,148 @@
+"""Every launch configuration of maekernels that is compiled ahead of time: its launchers at the shapes of real models.
+
+Tensors are on the meta device: shapes, strides and alignment, no memory. Token counts are those of a mask ratio of 0.8,
+which no power of two divides, so that no width rests on a lucky divisor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from gate import Case
+from torch import Tensor
+
+from diffmavil.config import ModelConfig, preset
+from maekernels.add_noise import _launch_add_noise, _launch_add_noise_backward
+from maekernels.diffuse_patches import _launch_diffuse, _launch_diffuse_backward
+from maekernels.gather_tokens import _launch_gather
+from maekernels.masked_mse import _launch_masked_mse, _launch_masked_mse_backward
+from maekernels.patchify import _launch_patchify, _launch_patchify_backward
+from maekernels.scatter_tokens import _launch_fill_grad, _launch_scatter
+
+OUTPUTS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def meta(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What the pixel ops read: a tensor, how it is cut, and how many patches there are."""
+
+    name: str
+    x: Tensor
+    patch: tuple[int, ...]
+    tokens: int
+    channels_first: bool = False
+
+    @property
+    def keep(self) -> Tensor:
+        return self._ids(round(self.tokens * 0.2))
+
+    @property
+    def masked(self) -> Tensor:
+        return self._ids(self.tokens - round(self.tokens * 0.2))
+
+    @property
+    def layout(self) -> tuple[list[int], list[float], list[float], bool]:
+        channels = 1 if self.x.dim() == 3 else 3
+        return list(self.patch), [0.5] * channels, [0.25] * channels, self.channels_first
+
+    def patches(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+        return meta(*ids.shape, self.x[0].numel() // self.tokens, dtype=dtype)
+
+    def _ids(self, count: int) -> Tensor:
+        return meta(len(self.x), count, dtype=torch.int32)
+
+
+def of_model(name: str, model: ModelConfig, batch: int) -> list[Pixels]:
+    """Video frames and spectrogram as the data loader gives them."""
+    video, audio = model.video, model.audio
+    frames = meta(batch, video.frames, video.size, video.size, 3, dtype=torch.uint8)
+    spec = meta(batch, audio.frames, audio.mels, dtype=torch.float32)
+    return [
+        Pixels(f"{name} video", frames, video.patch, video.tokens),
+        Pixels(f"{name} spectrogram", spec, audio.patch, audio.tokens),
+    ]
+
+
+TINY, BASE = preset("diffmavil-tiny").model, preset("diffmavil-base").model
+BASE_8 = replace(BASE, video=replace(BASE.video, frames=8))
+MODELS = {"tiny": (TINY, 8), "base-8-frames": (BASE_8, 64), "base-16-frames": (BASE, 64)}
+OURS = [pixels for name, (model, batch) in MODELS.items() for pixels in of_model(name, model, batch)]
+# As other code bases keep their pixels.
+FOREIGN = [
+    Pixels("image-224", meta(64, 224, 224, 3, dtype=torch.uint8), (16, 16), 196),
+    Pixels("float image, channels first", meta(64, 3, 224, 224, dtype=torch.float32), (16, 16), 196, True),
+    Pixels("video, channels first", meta(64, 3, 16, 224, 224, dtype=torch.uint8), (2, 16, 16), 1568, True),
+]
+SEED = meta(dtype=torch.int64)
+
+
+def all_cases() -> Iterator[Case]:
+    for out, dtype in OUTPUTS.items():
+        for pixels in OURS + (FOREIGN if dtype == torch.bfloat16 else []):
+            name = f"{pixels.name} {out}"
+            yield from patchify(name, pixels, dtype)
+            yield from diffuse_patches(name, pixels, dtype)
+            yield from masked_mse(name, pixels, dtype)
+        for name, (model, batch) in MODELS.items():
+            yield from tokens(f"{name} {out}", model, batch, dtype)
+            yield from add_noise(f"{name} {out}", model, batch, dtype)
+
+
+def patchify(name: str, pixels: Pixels, dtype: torch.dtype) -> Iterator[Case]:
+    patch, mean, std, first = pixels.layout
+    forward = partial(_launch_patchify, pixels.x, pixels.keep, patch, mean, std, dtype, first)
+    yield Case("patchify", f"patchify {name}", forward)
+    if pixels.x.is_floating_point():
+        grad = pixels.patches(pixels.keep, dtype)
+        backward = partial(_launch_patchify_backward, grad, pixels.x, pixels.keep, patch, std, first)
+        yield Case("patchify", f"patchify backward {name}", backward)
+
+
+def diffuse_patches(name: str, pixels: Pixels, dtype: torch.dtype) -> Iterator[Case]:
+    patch, mean, std, first = pixels.layout
+    ids, alpha_bar = pixels.masked, meta(len(pixels.x), dtype=torch.float32)
+    for norm in (False, True):
+        args = (pixels.x, ids, patch, mean, std, alpha_bar)
+        forward = partial(_launch_diffuse, *args, SEED, 0, norm, dtype, first)
+        yield Case("diffuse_patches", f"diffuse_patches {name} {norm=}", forward)
+        if pixels.x.is_floating_point():
+            backward = partial(_launch_diffuse_backward, pixels.patches(ids, dtype), *args, norm, first)
+            yield Case("diffuse_patches", f"diffuse_patches backward {name} {norm=}", backward)
+
+
+def masked_mse(name: str, pixels: Pixels, dtype: torch.dtype) -> Iterator[Case]:
+    patch, mean, std, first = pixels.layout
+    pred, loss = pixels.patches(pixels.masked, dtype), meta(dtype=torch.float32)
+    for norm in (False, True):
+        args = (pred, pixels.x, pixels.masked, patch, mean, std, norm, first)
+        yield Case("masked_mse", f"masked_mse {name} {norm=}", partial(_launch_masked_mse, *args, False))
+        backward = partial(_launch_masked_mse_backward, loss, *args)
+        yield Case("masked_mse", f"masked_mse backward {name} {norm=}", backward)
+
+
+def tokens(name: str, model: ModelConfig, batch: int, dtype: torch.dtype) -> Iterator[Case]:
+    """Gather and scatter of encoder and decoder tokens; scatter as MAE's mask token, and as gather's gradient."""
+    length = model.video.tokens
+    ids = meta(batch, round(length * 0.2), dtype=torch.int32)
+    for width in (model.encoder.width, model.video_decoder.width):
+        full, few = meta(batch, length, width, dtype=dtype), meta(*ids.shape, width, dtype=dtype)
+        row = meta(width, dtype=dtype)
+        what = f"{name} width {width}"
+        yield Case("tokens", f"gather_tokens {what}", partial(_launch_gather, full, ids))
+        yield Case("tokens", f"scatter_tokens {what}", partial(_launch_scatter, few, ids, length, 0.0, None))
+        yield Case("tokens", f"scatter_tokens row {what}", partial(_launch_scatter, few, ids, length, 0.0, row))
+        yield Case("tokens", f"scatter_tokens backward {what}", partial(_launch_fill_grad, full, ids))
+
+
+def add_noise(name: str, model: ModelConfig, batch: int, dtype: torch.dtype) -> Iterator[Case]:
+    x0 = meta(batch, model.video.tokens, model.video.patch_dim, dtype=dtype)
+    alpha_bar = meta(batch, dtype=torch.float32)
+    yield Case("add_noise", f"add_noise {name}", partial(_launch_add_noise, x0, alpha_bar, SEED, 0))
+    yield Case("add_noise", f"add_noise backward {name}", partial(_launch_add_noise_backward, x0, alpha_bar))
