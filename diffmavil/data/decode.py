@@ -25,7 +25,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from diffmavil.config import AudioConfig, VideoConfig
-from diffmavil.data.media import BadClip, Media, UnknownLength, shown_at, span_of
+from diffmavil.data.media import BadClip, Media, UnknownLength, seconds_of, span_of, tick_of
 from diffmavil.data.transforms import FramingRule, centre_framing
 from diffmavil.data.windows import MIN_SECONDS, Span, Windows, choose_windows
 
@@ -175,11 +175,11 @@ class _Disordered(Exception):
     """Frames whose time stamps do not rise: the stamps are not presentation times."""
 
 
-def _timed(frames: Iterable[VideoFrame]) -> Iterator[tuple[float, VideoFrame]]:
-    """Each frame with the time at which it appears."""
+def _timed(frames: Iterable[VideoFrame], tick: float) -> Iterator[tuple[float, VideoFrame]]:
+    """Each frame with the time at which it appears, in seconds."""
     last = float("-inf")
     for frame in frames:
-        when = shown_at(frame)
+        when = seconds_of(frame, tick)
         if when is None or when < last:
             raise _Disordered
         last = when
@@ -197,13 +197,12 @@ class _Painter:
     def frames(self, stream: VideoStream, packets: list[Packet], window: Span) -> np.ndarray | None:
         """uint8 `[T, size, size, 3]`; None when nothing could be decoded."""
         times = window.start + (np.arange(self.video.frames) + 0.5) * (window.length / self.video.frames)
-        aspect = float(stream.sample_aspect_ratio or 1)
+        aspect, tick = float(stream.sample_aspect_ratio or 1), tick_of(stream)
         try:
-            return self._shown(_timed(_decoded(stream, packets)), times, aspect)
+            return self._shown(_timed(_decoded(stream, packets), tick), times, aspect)
         except _Disordered:
             # AVI knows no presentation times: frames come in order, and one follows the other as the packets do.
             stream.codec_context.flush_buffers()
-            tick = float(stream.time_base or 0)
             due = sorted(packet.dts * tick for packet in packets if packet.dts is not None)
             return self._shown(zip(due, _decoded(stream, packets), strict=False), times, aspect)
 
@@ -249,7 +248,7 @@ def _sound(
     wave = np.zeros(config.samples, np.float32)
     limit = min(config.samples, round((end - window.start) * rate))
     valid = 0
-    for begin, samples in _runs(_decoded(stream, packets), rate):
+    for begin, samples in _runs(_decoded(stream, packets), tick_of(stream), rate):
         first = round((begin - window.start) * rate)
         low, high = max(0, first), min(limit, first + len(samples))
         if high > low:
@@ -258,11 +257,11 @@ def _sound(
     return wave, valid
 
 
-def _runs(frames: Iterator[AudioFrame], rate: int) -> Iterator[tuple[float, np.ndarray]]:
+def _runs(frames: Iterator[AudioFrame], tick: float, rate: int) -> Iterator[tuple[float, np.ndarray]]:
     """(start in seconds, mono float32 at `rate`) of each stretch of sound without a gap or a change of format."""
     run: _Run | None = None
     for frame in frames:
-        when = shown_at(frame)
+        when = seconds_of(frame, tick)
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
         if run is not None and kind == run.kind and (when is None or abs(when - run.end) <= _GAP):
             run.add(frame)
@@ -278,16 +277,27 @@ def _runs(frames: Iterator[AudioFrame], rate: int) -> Iterator[tuple[float, np.n
 
 
 class _Run:
+    """Frames of one format that follow each other; mono is the mean of the channels."""
+
     def __init__(self, start: float, kind: tuple[str, str, int], rate: int) -> None:
         self.start = self.end = start
         self.kind = kind
-        self.resampler = AudioResampler(format="fltp", layout="mono", rate=rate)
+        self.rate = rate
+        # libav's own mono is 3 dB louder for two equal channels than for one.
+        self.to_float = AudioResampler(format="fltp")
         self.pieces: list[np.ndarray] = []
 
     def add(self, frame: AudioFrame) -> None:
-        self.pieces += [piece.to_ndarray()[0] for piece in self.resampler.resample(frame)]
+        self.pieces += [piece.to_ndarray().mean(0) for piece in self.to_float.resample(frame)]
         self.end += frame.samples / frame.sample_rate
 
     def samples(self) -> np.ndarray:
-        self.pieces += [piece.to_ndarray()[0] for piece in self.resampler.resample(None)]
-        return np.concatenate(self.pieces) if self.pieces else np.empty(0, np.float32)
+        """Float32 at `rate`."""
+        samples = np.concatenate(self.pieces) if self.pieces else np.empty(0, np.float32)
+        source_rate = self.kind[2]
+        if source_rate == self.rate or not samples.size:
+            return samples
+        whole = AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        whole.sample_rate = source_rate
+        resampler = AudioResampler(format="fltp", layout="mono", rate=self.rate)
+        return np.concatenate([piece.to_ndarray()[0] for piece in resampler.resample(whole) + resampler.resample(None)])

@@ -111,32 +111,34 @@ class Media:
     def read(self, windows: Windows) -> tuple[list[Packet], list[Packet]]:
         """The packets of picture and sound needed for the windows, from the last keyframe before the picture's."""
         begin = min(windows.video.start, windows.audio.start - PREROLL)
-        needed = windows.video.start / float(self.video.time_base or 1)
-        heard = (windows.audio.start - 2 * PREROLL) / float(self.audio.time_base or 1)
+        video_tick, audio_tick = tick_of(self.video), tick_of(self.audio)
         video: list[Packet] = []
         audio: list[Packet] = []
         for back in _STEPS_BACK:
             video, audio = self._read_from(max(self.start, begin - back), windows)
-            keys = [i for i, packet in enumerate(video) if packet.is_keyframe and _before(packet, needed)]
+            keys = [
+                index
+                for index, packet in enumerate(video)
+                if packet.is_keyframe and (seconds_of(packet, video_tick) or 0.0) <= windows.video.start
+            ]
             if keys:
                 video = video[keys[-1] :]
                 break
-        return video, [packet for packet in audio if not _before(packet, heard)]
+        early = windows.audio.start - 2 * PREROLL
+        return video, [packet for packet in audio if (seconds_of(packet, audio_tick) or 0.0) >= early]
 
     def _read_from(self, begin: float, windows: Windows) -> tuple[list[Packet], list[Packet]]:
-        self.container.seek(int(begin / float(self.video.time_base or 1)), stream=self.video)
+        ticks = {self.video.index: tick_of(self.video), self.audio.index: tick_of(self.audio)}
+        ends = {self.video.index: windows.video.end, self.audio.index: windows.audio.end}
         packets: dict[int, list[Packet]] = {self.video.index: [], self.audio.index: []}
-        ends = {
-            self.video.index: windows.video.end / float(self.video.time_base or 1),
-            self.audio.index: windows.audio.end / float(self.audio.time_base or 1),
-        }
+        self.container.seek(int(begin / ticks[self.video.index]), stream=self.video)
         for packet in self._packets():
             index = packet.stream_index
             if index not in ends:
                 continue
             # Decoding times only rise, and no frame is shown before it is decoded.
             stamp = packet.pts if packet.dts is None else packet.dts
-            if stamp is not None and stamp > ends[index]:
+            if stamp is not None and stamp * ticks[index] > ends[index]:
                 del ends[index]
                 if not ends:
                     break
@@ -154,33 +156,26 @@ class Media:
             return
 
 
-def shown_at(frame: VideoFrame | AudioFrame) -> float | None:
-    """When a frame is due."""
-    if frame.time is not None or frame.dts is None or frame.time_base is None:
-        return frame.time
-    return frame.dts * float(frame.time_base)
+def tick_of(stream: VideoStream | AudioStream) -> float:
+    """Seconds of one unit of the stream's time stamps."""
+    return float(stream.time_base or 0)
+
+
+def seconds_of(item: Packet | VideoFrame | AudioFrame, tick: float) -> float | None:
+    """When a packet or frame is due. `tick`: the stream's time base; the last frames that a decoder gives know none."""
+    stamp = item.dts if item.pts is None else item.pts
+    return None if stamp is None else stamp * tick
 
 
 def span_of(stream: VideoStream | AudioStream, packets: list[Packet]) -> Span:
     """From the first packet's time to the last one's end; an empty list gives an empty span."""
-    tick = float(stream.time_base or 0)
+    tick = tick_of(stream)
     rate = getattr(stream, "average_rate", None)
     usual = 1 / float(rate) if rate else 0.0
     begin, end = float("inf"), float("-inf")
     for packet in packets:
-        stamp = _stamp(packet)
-        if stamp is not None:
-            begin = min(begin, stamp * tick)
-            end = max(end, stamp * tick + (packet.duration * tick if packet.duration else usual))
+        when = seconds_of(packet, tick)
+        if when is not None:
+            begin = min(begin, when)
+            end = max(end, when + (packet.duration * tick if packet.duration else usual))
     return Span(begin, end)
-
-
-def _stamp(packet: Packet) -> int | None:
-    """Presentation time stamp; containers without any (AVI) give the decoding time."""
-    return packet.dts if packet.pts is None else packet.pts
-
-
-def _before(packet: Packet, when: float) -> bool:
-    """Whether the packet is due at or before `when`, given in ticks."""
-    stamp = _stamp(packet)
-    return stamp is not None and stamp <= when
