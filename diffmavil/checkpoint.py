@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from diffmavil.cli import RunError, config_to_yaml
 from diffmavil.config import Config
@@ -59,7 +62,7 @@ def save_checkpoint(run_dir: Path, step: int, state: TrainState, config: Config,
         partial.mkdir(parents=True)
     world.barrier()
     with _quietly():
-        dcp.save(state.tree(), storage_writer=dcp.FileSystemWriter(partial, sync_files=True))
+        save(state.tree(), storage_writer=FileSystemWriter(partial, sync_files=True))
     if world.main:
         (partial / "config.yaml").write_text(config_to_yaml(config))
         _flush(partial)
@@ -81,8 +84,8 @@ def load_checkpoint(path: Path, state: TrainState) -> int:
     tree = state.tree()
     try:
         with _quietly():
-            dcp.load(tree, checkpoint_id=path)
-    except (dcp.CheckpointException, RuntimeError, ValueError, KeyError, OSError) as error:
+            load(tree, checkpoint_id=path)
+    except (CheckpointException, RuntimeError, ValueError, KeyError, OSError) as error:
         raise RunError(f"{path}: cannot be loaded into this model: {error}") from error
     set_state_dict(state.model, state.optimizer, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"])
     for name, value in state.counters.items():

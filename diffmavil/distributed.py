@@ -103,6 +103,7 @@ def world() -> Iterator[World]:
     dist.init_process_group("nccl" if use_cuda else "gloo", device_id=device if use_cuda else None)
     try:
         control = dist.new_group(backend="gloo", timeout=timedelta(hours=2))
+        assert isinstance(control, dist.ProcessGroup)  # every rank belongs to it
         yield World(rank=dist.get_rank(), size=size, device=device, control=control)
     finally:
         dist.destroy_process_group()

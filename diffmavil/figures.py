@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +16,13 @@ from diffmavil.metrics import Metrics
 
 mpl.rcParams["svg.fonttype"] = "none"  # text stays text: smaller, and searchable
 mpl.rcParams["svg.hashsalt"] = "diffmavil"
-_STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "font.size": 9}
+_STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 9,
+}
 
 
 def svg(figure: Figure) -> str:

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from diffmavil.config import RatioSchedule
@@ -11,7 +13,7 @@ def test_begins_at_start_ends_at_end_and_moves_one_way(kind, start, end):
     ratios = [mask_ratio(schedule, i / 200) for i in range(201)]
     assert ratios[0] == pytest.approx(start)
     assert ratios[-1] == pytest.approx(end)
-    steps = [(b - a) * (end - start) for a, b in zip(ratios, ratios[1:], strict=False)]
+    steps = [(b - a) * (end - start) for a, b in itertools.pairwise(ratios)]
     assert min(steps) >= 0
 
 
