@@ -137,7 +137,7 @@ def _share_classes(first: ClipSet, second: ClipSet) -> Split:
 
 
 def _read_folder(root: Path, name: str) -> ClipSet:
-    seen: set[str] = set()
+    seen = {os.path.realpath(root)}
     videos: list[str] = []
     for folder, inner, files in os.walk(root, followlinks=True):
         # Links may lead back up.

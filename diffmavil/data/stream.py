@@ -29,7 +29,12 @@ def generator(seed: int, key: int, domain: int, attempt: int = 0) -> np.random.G
 
 @lru_cache(maxsize=2)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    return generator(seed, epoch, _ORDER).permutation(n)
+    return _shuffled(n, generator(seed, epoch, _ORDER))
+
+
+def _shuffled(n: int, rng: np.random.Generator) -> np.ndarray:
+    # Sorting raw words: numpy keeps these for ever, but not what `Generator.permutation` makes of them.
+    return np.argsort(rng.bit_generator.random_raw(n), kind="stable")
 
 
 class ClipStream:
@@ -48,12 +53,12 @@ class ClipStream:
 
     def candidates(self, position: int) -> Iterator[int]:
         """The clip at `position`, then its substitutes in the order to try them, each clip at most once."""
-        first = self.item(position)
-        yield first
-        tries = min(self.n, MAX_ATTEMPTS)
-        for index in generator(self.seed, position, _SUBSTITUTE).choice(self.n, size=tries, replace=False):
-            if index != first:
-                yield int(index)
+        rng = generator(self.seed, position, _SUBSTITUTE)
+        if self.n <= MAX_ATTEMPTS:
+            others = _shuffled(self.n, rng)
+        else:
+            others = rng.bit_generator.random_raw(MAX_ATTEMPTS) % self.n
+        yield from dict.fromkeys([self.item(position), *others.tolist()])
 
     def crop_rng(self, position: int, attempt: int = 0) -> np.random.Generator:
         """Random numbers for the crops of the clip tried at `position`."""

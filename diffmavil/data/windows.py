@@ -47,7 +47,8 @@ def choose_windows(
         video_seconds, audio_seconds: wanted lengths. A shorter picture gives a shorter video window; the audio window
             always has its full length (what lies past the sound's end is padding).
         place: two numbers in [0, 1]: where the longer window lies in the clip, and where the video window lies inside
-            a longer audio window. A longer video window has the audio window at its centre.
+            a longer audio window. A longer video window has the audio window at its centre, or as
+            near to it as the sound is.
     """
     common = picture.intersect(sound)
     video_seconds = min(video_seconds, picture.length)
@@ -61,5 +62,6 @@ def choose_windows(
         video = low + place[1] * max(0.0, high - low)
     else:
         video = min(outer, last)
-        audio = max(video + (video_seconds - audio_seconds) / 2, common.start)
+        centre = video + (video_seconds - audio_seconds) / 2
+        audio = max(common.start, min(centre, common.end - audio_seconds))
     return Windows(Span(video, video + video_seconds), Span(audio, audio + audio_seconds))

@@ -1,0 +1,176 @@
+"""Folders, CSV files and the held-out split."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from diffmavil.config import DataConfig
+from diffmavil.data.sources import Clip, open_source, split_source
+from diffmavil.data.table import ClipTable
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def names(clips: list[Clip], root: Path) -> list[str]:
+    return [os.path.relpath(clip.path, root) for clip in clips]
+
+
+def data(root: Path, **arguments) -> DataConfig:
+    return DataConfig(root=str(root), **arguments)
+
+
+def write_csv(root: Path, text: str, *files: str) -> Path:
+    touch(root, *files)
+    (root / "clips.csv").write_text(text)
+    return root / "clips.csv"
+
+
+def test_folder_is_sorted_and_knows_videos(tmp_path: Path) -> None:
+    videos = ["a.mp4", "B.MOV", "c/d.webm", "c/e/f.mkv", "g.mpg", "h.mpeg", "i.avi", "j.m4v"]
+    root = touch(tmp_path, *videos, "notes.txt", "._a.mp4", ".hidden/k.mp4", "c/l.wav")
+    clipset = open_source(data(root))
+    assert names(clipset.clips, root) == sorted(videos)
+    assert all(clip.start is None and clip.duration is None for clip in clipset.clips)
+    assert clipset.note == f"8 clips of {root}"
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    root = touch(tmp_path, "dog/a.mp4", "cat/b.mp4", "x/cat/c.mp4", "d.mp4")
+    clipset = open_source(data(root))
+    assert clipset.classes == ["cat", "dog"]
+    labels = dict(zip(names(clipset.clips, root), (clip.labels for clip in clipset.clips), strict=True))
+    assert labels == {"cat/b.mp4": (0,), "d.mp4": (), "dog/a.mp4": (1,), "x/cat/c.mp4": (0,)}
+
+
+def test_one_folder_is_no_class(tmp_path: Path) -> None:
+    clipset = open_source(data(touch(tmp_path, "videos/a.mp4", "videos/b.mp4")))
+    assert clipset.classes == []
+    assert all(clip.labels == () for clip in clipset.clips)
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    touch(tmp_path / "store", "a.mp4")
+    root = touch(tmp_path / "root", "b.mp4")
+    (root / "linked").symlink_to(tmp_path / "store")
+    (root / "loop").symlink_to(root)
+    assert names(open_source(data(root)).clips, root) == ["b.mp4", "linked/a.mp4"]
+
+
+def test_csv(tmp_path: Path) -> None:
+    path = write_csv(
+        tmp_path,
+        "\ufeffpath,start,duration,labels,comment\n"
+        "v/a.mp4,1.5,4,dog;cat,x\n"
+        "v/b.mp4,,,,\n"
+        f"{tmp_path}/v/c.mp4,0,, dog ,\n"
+        '"v/with,comma.mp4",,2.5,bird,\n',
+        "v/a.mp4",
+    )
+    clipset = open_source(data(path))
+    assert clipset.classes == ["bird", "cat", "dog"]
+    assert clipset.clips == [
+        Clip(str(tmp_path / "v/a.mp4"), 1.5, 4.0, (2, 1)),
+        Clip(str(tmp_path / "v/b.mp4")),
+        Clip(str(tmp_path / "v/c.mp4"), 0.0, None, (2,)),
+        Clip(str(tmp_path / "v/with,comma.mp4"), None, 2.5, (0,)),
+    ]
+
+
+def test_csv_needs_only_the_path_column(tmp_path: Path) -> None:
+    clipset = open_source(data(write_csv(tmp_path, "path\na.mp4\n", "a.mp4")))
+    assert clipset.clips == [Clip(str(tmp_path / "a.mp4"))]
+
+
+BAD_CSV = {
+    "no-path-column": ("file,labels\na.mp4,x\n", r"column 'path'.*\['file', 'labels'\]"),
+    "empty": ("", "column 'path'.*nothing"),
+    "only-header": ("path,labels\n", "no clips"),
+    "empty-path": ("path,start\na.mp4,\n,3\n", "line 3: path is empty"),
+    "start-no-number": ("path,start\na.mp4,1\na.mp4,soon\n", "line 3: start='soon': must be empty or a number >= 0"),
+    "start-negative": ("path,start\na.mp4,-1\n", "line 2: start='-1'"),
+    "start-nan": ("path,start\na.mp4,nan\n", "line 2: start='nan'"),
+    "duration-zero": ("path,start,duration\na.mp4,0,0\n", "line 2: duration='0': must be empty or a number > 0"),
+    "all-missing": ("path\nb.mp4\nc.mp4\n", r"none of its 2 paths exists, the first is .*b\.mp4"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_CSV.values(), ids=list(BAD_CSV))
+def test_bad_csv(tmp_path: Path, text: str, message: str) -> None:
+    path = write_csv(tmp_path, text, "a.mp4")
+    with pytest.raises(ValueError, match=message):
+        open_source(data(path))
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.root=.*does not exist.*folder of videos"):
+        open_source(data(tmp_path / "absent"))
+    with pytest.raises(ValueError, match=r"data\.root=.*is not a CSV"):
+        open_source(data(touch(tmp_path, "a.txt") / "a.txt"))
+    with pytest.raises(ValueError, match=r"data\.root=.*no video found.*\.webm"):
+        open_source(data(tmp_path))
+    with pytest.raises(ValueError, match=r"data\.eval_root=.*does not exist"):
+        open_source(data(touch(tmp_path, "a.mp4"), eval_root=str(tmp_path / "absent")))
+
+
+def test_held_out_slice_depends_on_relative_paths_alone(tmp_path: Path) -> None:
+    files = [f"{i:03}.mp4" for i in range(200)]
+    here = split_source(data(touch(tmp_path / "here", *files)))
+    there = split_source(data(touch(tmp_path / "there", *files, "999.mp4")))
+    held_out = names(here.held_out.clips, tmp_path / "here")
+    assert 8 <= len(held_out) <= 36
+    assert set(held_out) <= set(names(there.held_out.clips, tmp_path / "there"))
+    train = names(here.train.clips, tmp_path / "here")
+    assert sorted(train + held_out) == files
+    assert open_source(data(tmp_path / "here"), "eval") == here.held_out
+    assert open_source(data(tmp_path / "here"), "train") == here.train
+    assert "held out" in here.held_out.note
+
+
+def test_a_few_dozen_files_have_at_least_one_held_out(tmp_path: Path) -> None:
+    for count in range(20, 40):
+        split = split_source(data(touch(tmp_path / str(count), *(f"{i}.mp4" for i in range(count)))))
+        assert len(split.held_out) >= 1
+        assert len(split.train) >= 10
+
+
+def test_segments_of_a_file_stay_together(tmp_path: Path) -> None:
+    rows = [f"{file}.mp4,{start},5" for file in range(40) for start in range(0, 30, 5)]
+    path = write_csv(tmp_path, "path,start,duration\n" + "\n".join(rows) + "\n", "0.mp4")
+    split = split_source(data(path))
+    assert len(split.held_out) % 6 == 0
+    assert not {clip.path for clip in split.train.clips} & {clip.path for clip in split.held_out.clips}
+
+
+def test_few_files_serve_for_both(tmp_path: Path) -> None:
+    split = split_source(data(touch(tmp_path, *(f"{i}.mp4" for i in range(19)))))
+    assert split.train.clips == split.held_out.clips
+    assert "none are held out" in split.held_out.note
+
+
+def test_eval_root_shares_the_classes(tmp_path: Path) -> None:
+    touch(tmp_path / "train", "cat/a.mp4", "dog/b.mp4")
+    touch(tmp_path / "eval", "bird/c.mp4", "dog/d.mp4")
+    split = split_source(data(tmp_path / "train", eval_root=str(tmp_path / "eval")))
+    assert split.train.classes == split.held_out.classes == ["bird", "cat", "dog"]
+    assert [clip.labels for clip in split.train.clips] == [(1,), (2,)]
+    assert [clip.labels for clip in split.held_out.clips] == [(0,), (2,)]
+
+
+def test_table_gives_the_clips_again() -> None:
+    clips = [
+        Clip("/a/ü.mp4", 1.25, None, (3, 1)),
+        Clip("/b.mp4"),
+        Clip("/not-utf8-\udcff.mp4", None, 2.0, (0,)),
+        Clip("/c.mp4", 0.0, 0.1, ()),
+    ]
+    table = ClipTable(clips)
+    assert len(table) == 4
+    assert [table[i] for i in range(4)] == clips
