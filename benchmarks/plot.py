@@ -15,6 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if not __package__:
+    # Run by path: Python puts this folder first, where kernels.py would hide the package `kernels` of the Hub.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [p for p in sys.path if Path(p).resolve() != here]
+
 import matplotlib
 
 matplotlib.use("Agg")

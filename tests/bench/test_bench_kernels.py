@@ -1,0 +1,127 @@
+"""The command line: what it prints and writes, what it refuses, and that it can be run by path."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import bench, kernels
+from benchmarks.bench import KEYS
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ("--device", "cpu", "--case", "tiny", "--batch", "2", "--seconds", "0")
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_by_path_from_anywhere_it_writes_a_line_for_each_provider_and_mode(tmp_path: Path):
+    results = tmp_path / "new" / "results.jsonl"
+    ops = ("--op", "random_mask", "--op", "gather_tokens")
+    command = [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), *QUICK, *ops, "--json", str(results)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert "gather_tokens (float32)" in done.stdout
+    assert "limits measured now: copy" in done.stdout
+    rows = rows_of(results)
+    names = ("eager", "reference", "ours")
+    wanted = [("random_mask", "fwd", name) for name in names]
+    wanted += [("gather_tokens", mode, name) for mode in ("fwd", "bwd", "both") for name in names]
+    assert [(row["op"], row["mode"], row["provider"]) for row in rows] == wanted
+    for row in rows:
+        assert tuple(row)[: len(KEYS)] == KEYS
+        assert row["low_ms"] <= row["median_ms"] <= row["high_ms"]
+        assert row["gbps"] == pytest.approx(row["bytes"] / row["median_ms"] * 1e-6, rel=2e-3)
+        assert row["share_of_limit"] == pytest.approx(row["gbps"] / row["copy_gbps"], rel=2e-3)  # bytes bind both ops
+        assert row["peak_mib"] is None
+        assert row["batch"] == 2
+        assert {"python", "torch"} <= set(row["versions"])
+    eager = {(row["op"], row["mode"]): row["median_ms"] for row in rows if row["provider"] == "eager"}
+    for row in rows:
+        assert row["speedup"] == pytest.approx(eager[row["op"], row["mode"]] / row["median_ms"], rel=2e-3)
+
+
+@pytest.mark.parametrize("script", ["kernels.py", "plot.py"])
+def test_run_by_path_hides_no_package_of_another_name(script: str, tmp_path: Path):
+    """Python puts the script's folder first on the path, where kernels.py would be found as `kernels`."""
+    other = tmp_path / "kernels"
+    other.mkdir()
+    (other / "__init__.py").touch()
+    run = f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); runpy.run_path({str(ROOT / 'benchmarks' / script)!r})"
+    code = f"import runpy, sys; {run}; import kernels; print(kernels.__file__)"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250, env=env)
+    assert done.stdout.strip() == str(other / "__init__.py"), done.stderr
+
+
+def test_a_wrong_provider_is_named_and_neither_timed_nor_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    real = bench.providers
+    wrong = {"wrong": lambda p: p.ours() * 1.1, "broken": lambda p: p.nothing()}
+    monkeypatch.setattr(bench, "providers", lambda compiled: real(compiled) | wrong)
+    results = tmp_path / "results.jsonl"
+    code = kernels.main([*QUICK, "--op", "gather_tokens", "--mode", "fwd", "--json", str(results)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert code == 1
+    assert "gather_tokens, tiny: wrong is WRONG and not timed: output 0 has a relative error of 1.0e-01" in said
+    assert "broken is WRONG and not timed: AttributeError" in said
+    assert {row["provider"] for row in rows_of(results)} == {"eager", "reference", "ours"}
+
+
+def test_lines_are_appended(tmp_path: Path):
+    results = tmp_path / "results.jsonl"
+    for _ in range(2):
+        assert kernels.main([*QUICK, "--op", "random_mask", "--json", str(results)]) == 0
+    assert len(rows_of(results)) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor's own
+def test_the_compiled_reference_is_measured_with_its_gradient(tmp_path: Path):
+    results = tmp_path / "results.jsonl"
+    assert kernels.main([*QUICK, "--op", "gather_tokens", "--compile", "--json", str(results)]) == 0
+    rows = rows_of(results)
+    assert {row["mode"] for row in rows if row["provider"] == "compiled"} == {"fwd", "bwd", "both"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        pytest.param(["--op", "attention_mask"], "invalid choice", id="op"),
+        pytest.param(["--case", "huge"], "invalid choice", id="case"),
+        pytest.param(["--mode", "sideways"], "invalid choice", id="mode"),
+        pytest.param(["--batch", "0"], "--batch 0: must be at least 1", id="batch"),
+        pytest.param(["--threads", "0"], "--threads 0: must be at least 1", id="threads"),
+        pytest.param(["--seconds", "-1"], "--seconds -1.0: must be at least 0", id="seconds"),
+        pytest.param(["--device", "cuda"], "sees no CUDA device", id="no GPU", marks=needs_no_gpu),
+    ],
+)
+def test_bad_arguments_end_with_code_2_and_say_what_is_allowed(argv, said, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        kernels.parse(argv)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@needs_no_gpu
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [((), "sees no CUDA device"), (("--fast",), "unknown argument '--fast'")],
+    ids=["no GPU", "bad"],
+)
+def test_the_gpu_entry_refuses_clearly(argument: tuple[str, ...], said: str, tmp_path: Path):
+    env = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path / "out")}
+    command = [str(ROOT / "benchmarks" / "gpu.sh"), *argument]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=env)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,179 @@
+"""Clocks and counts: what is called, in which order, and what is made of the readings. Nothing here is timed."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks.cases import CASES, Case
+from benchmarks.counts import Count, count, pixel_bytes
+from benchmarks.measure import CudaClock, Limits, interleave, measure_limits
+from benchmarks.problems import PROBLEMS
+
+LIMITS = Limits(copy_gbps=10.0, matmul_gflops=100.0, matmul_dtype="float32", philox_gblocks=2.0)
+
+
+class ScriptedClock:
+    """Notes who is called; reading number i lasts i milliseconds."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log, self.readings = log, itertools.count(1)
+
+    def region(self, call) -> int:
+        return 4
+
+    def read(self, calls) -> float:
+        for call in calls:
+            call()
+        self.log.append("|")
+        return next(self.readings) * 1e-3
+
+    def peak_mib(self, call) -> float | None:
+        return None
+
+
+def test_providers_take_turns_over_their_sets_and_the_order_rotates():
+    log: list[str] = []
+    candidates = {name: [lambda s=f"{name}{i}": log.append(s) for i in range(2)] for name in "ab"}
+    timings = interleave(ScriptedClock(log), candidates, seconds=0, least=2, most=2)
+    warm, rounds = log[:4], "".join(log[4:]).strip("|").split("|")
+    assert warm == ["a0", "a1", "b0", "b1"]
+    assert rounds == ["a0a1a0a1", "b0b1b0b1", "b0b1b0b1", "a0a1a0a1"]
+    assert timings["a"].median_ms == pytest.approx(2.5)  # readings 1 and 4
+    assert timings["b"].median_ms == pytest.approx(2.5)
+    assert timings["a"].readings == 2
+
+
+def test_the_spread_is_the_20th_and_80th_percentile():
+    timing = interleave(ScriptedClock([]), {"a": [lambda: None]}, seconds=0, least=11, most=11)["a"]
+    assert (timing.low_ms, timing.median_ms, timing.high_ms) == pytest.approx((3, 6, 9))
+
+
+@pytest.mark.parametrize(
+    ("work", "seconds"),
+    [
+        pytest.param(Count(bytes=10**10), 1.0, id="bytes"),
+        pytest.param(Count(bytes=10**10, flops=3 * 10**11), 3.0, id="flops"),
+        pytest.param(Count(bytes=10**10, flops=10**11, philox_blocks=10**10), 5.0, id="philox"),
+    ],
+)
+def test_the_limit_is_the_slowest_of_moving_computing_and_drawing(work: Count, seconds: float):
+    assert LIMITS.seconds(work) == pytest.approx(seconds)
+
+
+def test_without_a_philox_rate_bytes_and_flops_are_the_limit():
+    limits = Limits(10.0, 100.0, "float32", None)
+    assert limits.seconds(Count(bytes=10**10, philox_blocks=10**12)) == pytest.approx(1.0)
+
+
+def test_limits_follow_from_the_bytes_and_flops_of_the_calls():
+    """Every reading of the scripted clock is known, so the rates are exact."""
+    torch.set_num_threads(1)
+    limits = measure_limits(torch.device("cpu"), _Constant())
+    assert limits.copy_gbps == pytest.approx(2 * 2**26 / 0.5 * 1e-9)
+    assert limits.matmul_gflops == pytest.approx(2 * 1024**3 / 0.5 * 1e-9)
+    assert limits.philox_gblocks is None
+
+
+class _Constant(ScriptedClock):
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def read(self, calls) -> float:
+        return 0.5
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A CUDA device that only writes down what it is told."""
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("event")
+
+        def synchronize(self) -> None:
+            log.append("wait")
+
+        def elapsed_time(self, end) -> float:
+            return 12.0
+
+    class Buffer:
+        def zero_(self) -> None:
+            log.append("flush")
+
+    allocated = iter([2**20, 2**20])
+    for name, value in {
+        "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=2**20),
+        "Event": Event,
+        "synchronize": lambda device: log.append("wait"),
+        "_sleep": lambda cycles: log.append("spin" if cycles > 0 else "no spin"),
+        "memory_allocated": lambda device: next(allocated),
+        "max_memory_allocated": lambda device: 3 * 2**20,
+        "reset_peak_memory_stats": lambda device: log.append("reset"),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: Buffer())
+    return log
+
+
+def test_device_time_is_read_between_events_behind_a_flush_and_a_spin(fake_cuda: list[str]):
+    clock = CudaClock(torch.device("cuda"))
+    seconds = clock.read([lambda: fake_cuda.append("call")] * 3)
+    measured = fake_cuda[fake_cuda.index("flush") :]
+    assert measured == ["flush", "spin", "event", "call", "call", "call", "event", "wait"]
+    assert fake_cuda[fake_cuda.index("flush") - 1] == "wait"
+    assert seconds == pytest.approx(0.004)  # 12 ms for three calls
+
+
+def test_peak_memory_is_that_above_what_was_allocated(fake_cuda: list[str]):
+    assert CudaClock(torch.device("cuda")).peak_mib(lambda: fake_cuda.append("call")) == pytest.approx(2.0)
+    assert fake_cuda.index("reset") < len(fake_cuda) - 1
+
+
+def test_pixel_bytes_lie_between_the_pixels_and_the_whole_clip():
+    case = CASES["base-16-frames"]
+    whole = 16 * 224 * 224 * 3
+    assert pixel_bytes(case, case.tokens) == whole
+    assert case.kept * case.patch_dim < pixel_bytes(case, case.kept) < case.kept * case.patch_dim * 64 / 48
+
+
+def test_pixel_bytes_are_those_of_the_sectors_that_random_patches_touch():
+    case = CASES["base-16-frames"]
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(40):
+        chosen = torch.rand(8, 14, 14, generator=generator).flatten().argsort() < case.kept
+        columns = chosen.view(8, 14, 14).repeat_interleave(48, dim=2)  # one line of bytes for each row of patches
+        found.append(int(columns.unflatten(2, (21, 32)).any(dim=3).sum()) * 32 * 32)  # 2 frames x 16 lines
+    expected = sum(found) / len(found)
+    assert pixel_bytes(case, case.kept) == pytest.approx(expected, rel=5e-3)
+
+
+def test_counts_of_a_small_case_by_hand():
+    case = Case("hand", "image", (32, 32), (16, 16), 8, 4, 0.75, cpu_batch=1, cuda_batch=1)  # 4 tokens, 1 kept
+    bf16 = torch.bfloat16
+    assert count("gather_tokens", case, 1, bf16, "fwd").bytes == 2 * 1 * 8 * 2 + 4
+    assert count("gather_tokens", case, 1, bf16, "bwd").bytes == (1 + 4) * 8 * 2 + 4
+    assert count("scatter_tokens", case, 1, bf16, "fwd").bytes == (1 + 4) * 4 * 2 + 4 + 4 * 2
+    assert count("add_noise", case, 1, bf16, "fwd") == Count(2 * 3 * 768 * 2 + 4, 8 * 3 * 768, 3 * 768 // 4)
+    assert count("info_nce", case, 10, bf16, "fwd").flops == 2 * 10 * 10 * 8 + 5 * 100 + 6 * 80
+    assert count("random_mask", case, 2, bf16, "fwd") == Count(2 * 4 * 4, 0, 2)
+
+
+@pytest.mark.parametrize("op", PROBLEMS)
+@pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
+def test_work_grows_with_the_batch(op: str, case: Case):
+    one, two = (count(op, case, batch, torch.bfloat16, "fwd") for batch in (1, 2))
+    assert one.bytes < two.bytes <= 2 * one.bytes
+
+
+def test_a_mode_that_an_op_lacks_is_refused():
+    with pytest.raises(ValueError, match="mode='bwd': patchify has no backward"):
+        count("patchify", CASES["tiny"], 1, torch.float32, "bwd")
