@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Event
@@ -32,7 +33,12 @@ def process_context() -> ForkServerContext:
 
 
 def start_worker(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach every process; the main one ends its workers once its work is saved."""
+    """In a worker: end with the main process, and not before it.
+
+    Ctrl-C and a scheduler's SIGTERM reach every process; the main one ends its workers once its work is saved. When it
+    is killed itself, nobody tells them: `DataLoader` watches a worker's parent, which is the server process, and that
+    one lives as long as its workers do.
+    """
     info: Any = get_worker_info()
     stop: Event = info.dataset.stop
 
@@ -42,6 +48,14 @@ def start_worker(worker: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, leave_if_told)
+    threading.Thread(target=_leave_with_main, daemon=True).start()
+
+
+def _leave_with_main() -> None:
+    main = multiprocessing.parent_process()
+    assert main is not None
+    main.join()
+    os._exit(1)
 
 
 def batch_bytes(config: Config, batch_size: int) -> int:
