@@ -46,12 +46,15 @@ def scatter_tokens(values: Tensor, ids_restore: Tensor, mask_token: Tensor) -> T
     return torch.gather(x, dim=1, index=ids_restore.unsqueeze(-1).repeat(1, 1, x.shape[2]))
 
 
-def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """Stored pixels `[B, T, H, W, C]`, `[B, H, W, C]` or `[B, F, M]` -> the normalised clip `[B, C, ...]`."""
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Stored pixels `[B, T, H, W, C]`, `[B, H, W, C]` or `[B, F, M]` -> the normalised clip `[B, C, ...]`.
+
+    mean, std: `[C]`, in the dtype of the clip.
+    """
     clip = pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.movedim(-1, 1).contiguous()
-    clip = clip.to(dtype).div(255) if pixels.dtype == torch.uint8 else clip.to(dtype)
+    clip = clip.to(mean.dtype).div(255) if pixels.dtype == torch.uint8 else clip.to(mean.dtype)
     of_channel = (-1, *(1,) * (clip.dim() - 2))
-    return (clip - clip.new_tensor(mean).view(of_channel)) / clip.new_tensor(std).view(of_channel)
+    return (clip - mean.view(of_channel)) / std.view(of_channel)
 
 
 def cut(clip: Tensor, patch: Sequence[int]) -> Tensor:

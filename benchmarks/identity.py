@@ -42,14 +42,19 @@ def _processor() -> str:
 
 
 def commit() -> str:
-    """The commit of this tree, "-dirty" when files differ from it; a copy without git tells it by BENCHMARK_COMMIT."""
+    """The commit, "-dirty" when code that is measured differs from it; BENCHMARK_COMMIT where the copy has no git."""
     if os.environ.get("BENCHMARK_COMMIT"):
         return os.environ["BENCHMARK_COMMIT"]
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        changed = _git("status", "--porcelain", "--", "kernels", "csrc", "benchmarks/*.py")
+        return _git("rev-parse", "--short=10", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def versions(device: torch.device) -> dict[str, str]:

@@ -36,6 +36,7 @@ class Problem:
         self.case, self.batch, self.device, self.dtype = case, batch, device, dtype
         self.generator = torch.Generator(device).manual_seed(seed)
         self.seed = torch.tensor(seed, dtype=torch.int64, device=device)
+        self.mean, self.std = (torch.tensor(v, device=device) for v in (case.mean, case.std))
         self.draw()
         self.prepare()
         for name in self.leaves:
@@ -89,8 +90,7 @@ class Problem:
 
     def float_clip(self) -> Tensor:
         """The normalised clip that eager code keeps: float32, or float64 for the reference answer."""
-        dtype = torch.promote_types(self.dtype, torch.float32)
-        return eager.normalise(self.pixels, self.case.mean, self.case.std, dtype)
+        return eager.normalise(self.pixels, self.mean, self.std)
 
     @property
     def pixel_args(self) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:

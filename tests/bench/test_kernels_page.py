@@ -39,7 +39,7 @@ class ForeignMAE(nn.Module):
 
     def loss(self, video: Tensor, keep: Tensor, masked: Tensor) -> Tensor:
         """As the peers write it, for given masks."""
-        clip = eager.normalise(video, self.mean, self.std, torch.float32)
+        clip = eager.normalise(video, torch.tensor(self.mean), torch.tensor(self.std))
         x = self.conv(clip).flatten(2).transpose(1, 2) + self.positions
         x = self.to_decoder(self.encoder(eager.gather_tokens(x, keep)))
         x = eager.scatter_tokens(x, torch.cat([keep, masked], dim=1).argsort(dim=1), self.mask_token)
