@@ -65,6 +65,7 @@ class Bench:
 
     Args:
         identity: the keys of `benchmarks.identity.identity`.
+        load: runnable processes of the machine before the run; more than its cores disturb times on a CPU.
         seconds: of measuring for one op, case and mode, all providers together.
         report: told in words of each provider that is wrong.
     """
@@ -74,6 +75,7 @@ class Bench:
     clock: Clock
     limits: Limits
     identity: Row
+    load: float
     seconds: float
     compiled: bool
     report: Callable[[str], None]
@@ -157,6 +159,7 @@ class Bench:
             "copy_gbps": self.limits.copy_gbps,
             "matmul_gflops": self.limits.matmul_gflops,
             "philox_gblocks": self.limits.philox_gblocks,
+            "load": self.load,
         }
 
 

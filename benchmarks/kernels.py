@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         clock=clock,
         limits=limits,
         identity=identity(device),
+        load=os.getloadavg()[0],
         seconds=args.seconds,
         compiled=args.compile,
         report=lambda words: console.print(words, style="bold red"),
@@ -95,7 +96,7 @@ def heading(bench: Bench) -> str:
     of, limits = bench.identity, bench.limits
     versions = ", ".join(f"{name} {version}" for name, version in of["versions"].items())
     philox = "" if limits.philox_gblocks is None else f", Philox {limits.philox_gblocks:,.0f}e9 blocks/s"
-    load = f", load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if bench.device.type == "cpu" else ""
+    load = f", load {bench.load:.1f} on {os.cpu_count()} cores" if bench.device.type == "cpu" else ""
     return (
         f"{of['device']}; commit {of['commit']}; {versions}{load}\n"
         f"limits measured now: copy {limits.copy_gbps:,.1f} GB/s, "

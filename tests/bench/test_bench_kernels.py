@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench, kernels
+from benchmarks import bench, identity, kernels
 from benchmarks.bench import KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,3 +125,11 @@ def test_the_gpu_entry_refuses_clearly(argument: tuple[str, ...], said: str, tmp
     assert done.returncode == 2
     assert said in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_commit_is_told_where_git_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(identity, "ROOT", tmp_path)
+    monkeypatch.delenv("BENCHMARK_COMMIT", raising=False)
+    assert identity.commit() == "unknown"
+    monkeypatch.setenv("BENCHMARK_COMMIT", "0123abc")
+    assert identity.commit() == "0123abc"
