@@ -194,7 +194,7 @@ def _make_in_processes(job: Job, missing: list[int], workers: int) -> Iterator[i
                     )
                     processes.append(process)
                     assert process.stdin is not None
-                    with process.stdin:
+                    with suppress(BrokenPipeError), process.stdin:  # it failed to start: its exit status will tell
                         json.dump([settings, missing[worker::workers]], process.stdin)
             finally:
                 os.close(writer)  # only the children hold it now, so the lines end when they do

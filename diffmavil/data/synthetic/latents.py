@@ -38,7 +38,7 @@ class SceneStyle:
     """Largest relative deviation of one interval from the clip's period."""
     weak: float = 0.4
     """Strength of an impact that carries no accent; half of them do, at strength 1."""
-    radius: Range = (12.0, 20.0)
+    radius: Range = (15.0, 23.0)
     """Object radius in pixels of the 112; log-uniform, and the pitch falls as it grows."""
     pitch: Range = (180.0, 720.0)
     """Fundamental in Hz; the largest object has the lowest."""
@@ -54,9 +54,9 @@ class SceneStyle:
     """Brightness that an accented impact adds at the point of contact."""
     flash_decay: float = 0.2
     """Seconds in which the flash falls to 1/e."""
-    place: float = 14.0
+    place: float = 10.0
     """Largest distance in pixels of the action from the centre, along x and along y."""
-    texture: Range = (0.05, 0.35)
+    texture: Range = (0.05, 0.3)
     """Relative contrast of the background's texture."""
     shake: Range = (0.0, 3.0)
     """Amplitude of the camera's motion in pixels."""
@@ -64,7 +64,7 @@ class SceneStyle:
     """Standard deviation of the sensor noise in grey levels of 255."""
     distractors: tuple[int, int] = (0, 2)
     """Number of small shapes that drift, spin and make no sound, both ends included."""
-    distractor_radius: Range = (4.0, 8.0)
+    distractor_radius: Range = (3.0, 6.0)
 
     # The sound's own.
     noise_level: Range = (-60.0, -40.0)
