@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
@@ -28,7 +29,9 @@ def process_context() -> ForkServerContext:
     Forking the training process itself can lock up: it has used CUDA, or its libraries run threads.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["diffmavil.data.forkserver"])
+    # Every worker runs the main module's imports, for a second or two unless the server has done so once.
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    context.set_forkserver_preload(["diffmavil.data.forkserver", spec.name if spec else "__main__"])
     return context
 
 
