@@ -51,18 +51,18 @@ step() {
 }
 
 # Warnings of another torch or triton than CI's are shown, not fatal.
-tests=("$python" -m pytest -q -p no:cacheprovider -W default tests/ops)
+tests=("$python" -m pytest -q -p no:cacheprovider -W default)
 kernels=("$python" benchmarks/kernels.py)
 if [ "$rehearse" = 1 ]; then
-    step tests-cpu 200 "${tests[@]}" -m "not gpu and not slow"
+    step tests-cpu 200 "${tests[@]}" tests/ops -m "not gpu and not slow"
     step kernels 120 "${kernels[@]}" --device cpu --case tiny --seconds 0.1 --json "$OUT/kernels-rehearsal.jsonl"
     step plot 60 "$python" benchmarks/plot.py "$OUT/kernels-rehearsal.jsonl" --case tiny
 else
     "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())'
     results="$OUT/kernels-cuda.jsonl"
     rm -f "$results"
-    step tests-gpu 160 "${tests[@]}" -m gpu
-    step tests-cpu 50 "${tests[@]}" -m "not gpu and not slow"
+    step tests-gpu 160 "${tests[@]}" tests/ops tests/bench -m gpu
+    step tests-cpu 50 "${tests[@]}" tests/ops -m "not gpu and not slow" -x
     step kernels 130 "${kernels[@]}" --device cuda --seconds 0.3 --json "$results"
     # Compiling every reference takes seconds each: one case, measured again beside the others.
     step kernels-compiled 150 "${kernels[@]}" --device cuda --compile --case base-16-frames --json "$results"
