@@ -23,8 +23,7 @@ from diffmavil.config import require
 from diffmavil.evaluation.labels import score
 from diffmavil.evaluation.result import Score
 
-L2_GRID = tuple(10 ** (e / 2) for e in range(2, -9, -1))
-"""10 down to 1e-4 in half decades."""
+L2_GRID = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 _VALIDATION_SHARE = 0.2
 _DEFAULT_L2 = 1e-2
 _MAX_ITERATIONS = 300

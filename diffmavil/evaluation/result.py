@@ -36,6 +36,11 @@ from diffmavil.cli import UsageError
 
 EVALUATION_FILE = "evaluation.json"
 Score = Literal["accuracy", "mAP"]
+_CHANCE = {
+    "accuracy": "always the most common class; any order of the candidates",
+    "mAP": "any order of the clips; any order of the candidates",
+    None: "any order of the candidates",
+}
 _HEADLINE = "probe/fused"
 _WORDS = {
     "probe": "linear probe",
@@ -80,11 +85,11 @@ class Evaluation:
         return path
 
     def caption(self) -> str:
-        train, heldout = self.clips["train"], self.clips["heldout"]
-        labelled = f", {len(self.classes)} classes" if self.score else ""
-        return (
-            f"{heldout.used} held-out clips{labelled}; probe and neighbours learn from {train.labelled} training clips"
-        )
+        caption = f"{self.clips['heldout'].used} held-out clips"
+        if self.score:
+            learnt = self.clips["train"].labelled
+            caption += f", {len(self.classes)} classes; probe and neighbours learn from {learnt} training clips"
+        return caption
 
     def rows(self) -> list[tuple[str, str, list[str]]]:
         """(metric, its name in words, a percentage for each of `results`)."""
@@ -119,7 +124,7 @@ class Evaluation:
         about = [
             "Features of whole clips, nothing masked; the model is not trained further.",
             f"Untrained: the same model, newly initialised with seed {self.seed}.",
-            "Chance: the most common class, or a random order.",
+            f"Chance: {_CHANCE[self.score]}.",
         ]
         if self.neighbours:
             about.append(f"Neighbours: the {self.neighbours} nearest training clips by cosine.")

@@ -80,7 +80,7 @@ def test_probe_is_deterministic():
 
 
 def test_l2_is_the_best_of_the_grid_on_validation_clips():
-    x, target = clouds(100, 4, 32, 0.3, seed=6)
+    x, target = clouds(200, 4, 32, 0.2, seed=6)
     chosen = fit_probe(x, target, "accuracy", seed=7).l2
     held = stratified_split(target, seed=7)
     inner = x[~held].double()
