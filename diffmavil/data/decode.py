@@ -110,7 +110,9 @@ class _Job:
             with Media(self.path) as media:
                 spans = media.measured()
             with Media(self.path) as media:
-                return self._decode(media, *self._limit(media, spans))
+                decoded = self._decode(media, *self._limit(media, spans))
+            assert decoded is not None
+            return decoded
         except (av.error.FFmpegError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise BadClip(self.path, f"cannot be decoded: {reason}") from error
@@ -133,7 +135,7 @@ class _Job:
             end = media.start + (self.start or 0.0) + self.duration
         return spans[0].intersect(Span(begin, end)), spans[1].intersect(Span(begin, end))
 
-    def _decode(self, media: Media, picture: Span, sound: Span, trust: bool = True) -> Any:
+    def _decode(self, media: Media, picture: Span, sound: Span, trust: bool = True) -> Decoded | None:
         """Decode both windows. Without `trust` in the spans: None when the file holds less than they say."""
         common = picture.intersect(sound).length
         if common < MIN_SECONDS:
@@ -158,17 +160,20 @@ class _Job:
             return None
         frames = self.painter.frames(media.video, video_packets, windows.video)
         if frames is None:
-            raise BadClip(self.path, "no picture could be decoded")
+            raise BadClip(self.path, "most of the picture, or all of it, cannot be decoded")
         return Decoded(frames, wave, valid, windows)
 
 
-def _decoded(stream: VideoStream | AudioStream, packets: list[Packet]) -> Iterator[Any]:
-    """Frames in presentation order; damaged packets are left out."""
+def _decoded(
+    stream: VideoStream | AudioStream, packets: list[Packet], damaged: list[Packet | None] | None = None
+) -> Iterator[Any]:
+    """Frames in presentation order; packets that cannot be decoded are left out, and put into `damaged`."""
     for packet in [*packets, None]:
         try:
             yield from stream.codec_context.decode(packet)
         except av.error.FFmpegError:
-            continue
+            if damaged is not None:
+                damaged.append(packet)
 
 
 class _Disordered(Exception):
@@ -195,16 +200,18 @@ class _Painter:
         self.reformatter = VideoReformatter()
 
     def frames(self, stream: VideoStream, packets: list[Packet], window: Span) -> np.ndarray | None:
-        """uint8 `[T, size, size, 3]`; None when nothing could be decoded."""
+        """uint8 `[T, size, size, 3]`; None when half of the packets, or more, cannot be decoded."""
         times = window.start + (np.arange(self.video.frames) + 0.5) * (window.length / self.video.frames)
         aspect, tick = float(stream.sample_aspect_ratio or 1), tick_of(stream)
+        damaged: list[Packet | None] = []
         try:
-            return self._shown(_timed(_decoded(stream, packets), tick), times, aspect)
+            shown = self._shown(_timed(_decoded(stream, packets, damaged), tick), times, aspect)
         except _Disordered:
             # AVI knows no presentation times: frames come in order, and one follows the other as the packets do.
             stream.codec_context.flush_buffers()
             due = sorted(packet.dts * tick for packet in packets if packet.dts is not None)
-            return self._shown(zip(due, _decoded(stream, packets), strict=False), times, aspect)
+            shown = self._shown(zip(due, _decoded(stream, packets), strict=False), times, aspect)
+        return shown if 2 * len(damaged) < len(packets) else None
 
     def _shown(self, frames: Iterable[tuple[float, VideoFrame]], times: np.ndarray, aspect: float) -> np.ndarray | None:
         """Draw the frame on screen at each of `times`; `frames` come with the time at which they appear."""

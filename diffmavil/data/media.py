@@ -15,7 +15,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -103,10 +103,12 @@ class Media:
 
     def measured(self) -> tuple[Span, Span]:
         """What the packets cover. Reads the whole of a file just opened, decodes nothing."""
-        packets: dict[int, list[Packet]] = {self.video.index: [], self.audio.index: []}
+        spans = {stream.index: span_of(stream, []) for stream in (self.video, self.audio)}
         for packet in self._packets():
-            packets[packet.stream_index].append(packet)
-        return span_of(self.video, packets[self.video.index]), span_of(self.audio, packets[self.audio.index])
+            span = spans[packet.stream_index]
+            added = span_of(packet.stream, [packet])
+            spans[packet.stream_index] = Span(min(span.start, added.start), max(span.end, added.end))
+        return spans[self.video.index], spans[self.audio.index]
 
     def read(self, windows: Windows) -> tuple[list[Packet], list[Packet]]:
         """The packets of picture and sound needed for the windows, from the last keyframe before the picture's."""
@@ -156,7 +158,7 @@ class Media:
             return
 
 
-def tick_of(stream: VideoStream | AudioStream) -> float:
+def tick_of(stream: Stream) -> float:
     """Seconds of one unit of the stream's time stamps."""
     return float(stream.time_base or 0)
 
@@ -167,7 +169,7 @@ def seconds_of(item: Packet | VideoFrame | AudioFrame, tick: float) -> float | N
     return None if stamp is None else stamp * tick
 
 
-def span_of(stream: VideoStream | AudioStream, packets: list[Packet]) -> Span:
+def span_of(stream: Stream, packets: list[Packet]) -> Span:
     """From the first packet's time to the last one's end; an empty list gives an empty span."""
     tick = tick_of(stream)
     rate = getattr(stream, "average_rate", None)

@@ -279,6 +279,15 @@ def test_sound_alone(tmp_path: Path) -> None:
     assert sound.video.size == 0
 
 
+def scrambled(path: Path) -> None:
+    """An mp4 whose index is whole and whose packets are noise."""
+    data = bytearray(write_clip(path).read_bytes())
+    begin = data.index(b"mdat") + 4
+    end = begin + int.from_bytes(data[begin - 8 : begin - 4], "big") - 8
+    data[begin:end] = np.random.default_rng(0).bytes(end - begin)
+    path.write_bytes(bytes(data))
+
+
 def garbage(path: Path) -> None:
     path.write_bytes(np.random.default_rng(0).bytes(20_000))
 
@@ -287,6 +296,7 @@ BAD = {
     "no-sound": (lambda p: write_clip(p, codecs=("libx264", None)), "no audio stream"),
     "no-picture": (lambda p: write_clip(p, codecs=(None, "aac")), "no video stream"),
     "garbage": (garbage, "Invalid data"),
+    "scrambled": (scrambled, "be decoded"),
     "zero-bytes": (lambda p: p.write_bytes(b""), "Invalid data"),
     "missing": (lambda p: None, "No such file"),
     "index-cut-off": (lambda p: cut_off(write_clip(p), 0.9), "cannot be decoded"),
