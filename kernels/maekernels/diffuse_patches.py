@@ -76,7 +76,7 @@ def diffuse_patches(
     Returns:
         [B, Q, P] in `dtype`.
     """
-    check_pixels(x, ids, patch, mean, std, channels_first)
+    check_pixels(x, ids, patch, mean, std, channels_first, norm_pix)
     check_alpha_bar(alpha_bar, x.shape[0], x.device)
     check(dtype in FLOATS, "dtype", dtype, "a float type")
     check(offset >= 0, "offset", offset, "not negative")
@@ -153,7 +153,7 @@ def _diffuse_kernel(
     p = first + tl.arange(0, CHUNK)
     inside = (row < rows)[:, None] & (p < P)[None, :]
     value, token = load_patches(
-        x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED
+        x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED, True
     )
     if NORM:
         value, _ = normalise_rows(value, inside, P)

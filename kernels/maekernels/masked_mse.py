@@ -64,7 +64,7 @@ def masked_mse(
     Returns:
         float32 scalar (float64 for float64 `pred`); nan when there are no elements, as torch's mean.
     """
-    grid = check_pixels(x, ids, patch, mean, std, channels_first)
+    grid = check_pixels(x, ids, patch, mean, std, channels_first, norm_pix)
     check_float("pred", pred, "[B, Q, P]")
     ok = pred.shape == (*ids.shape, grid.patch_dim) and pred.device == x.device
     check(ok, "pred", describe(pred), f"[B, Q, P]={[*ids.shape, grid.patch_dim]} on {x.device}, from ids and patch")

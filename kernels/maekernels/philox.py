@@ -65,15 +65,17 @@ def philox4x32(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> 
     """Four uint32 for each counter, as int64 tensors.
 
     Args:
-        seed: int64, 0-d (or broadcastable).
+        seed: int64, 0-d.
         c0, c1, c2, c3: int64 counters in [0, 2^32), broadcastable to one another.
     """
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
     for _ in range(10):
         # int64 products wrap, but their 64 bits are right. The words that are only xored keep a dirty upper half;
-        # the multiplied ones are cleaned.
+        # the multiplied ones are cleaned. In place: memory traffic is what this costs.
         p0, p2 = c0 * _MULTIPLY[0], c2 * _MULTIPLY[1]
-        c0, c1, c2, c3 = ((p2 >> 32) ^ k0 ^ c1) & _LOW, p2, ((p0 >> 32) ^ k1 ^ c3) & _LOW, p0
+        c0 = ((p2 >> 32).bitwise_xor_(k0) ^ c1).bitwise_and_(_LOW)
+        c2 = ((p0 >> 32).bitwise_xor_(k1) ^ c3).bitwise_and_(_LOW)
+        c1, c3 = p2, p0
         k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
     return c0, c1 & _LOW, c2, c3 & _LOW
 
@@ -127,7 +129,8 @@ def as_seed(seed: int | Tensor, device: torch.device | None) -> Tensor:
 
 @jit
 def philox_words(seed, stream: tl.constexpr, sample, block):
-    """The four uint32 words of each block. seed and sample int64, block int32; they broadcast."""
+    """The four uint32 words of each block. seed and sample integers, block int32; they broadcast."""
+    sample = tl.cast(sample, tl.int64)
     low = (sample & 0xFFFFFFFF).to(tl.uint32)
     high = ((sample >> 32) & 0xFFFFFFFF).to(tl.uint32)
     return tl.philox(seed, block, stream, low, high)
