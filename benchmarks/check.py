@@ -20,6 +20,9 @@ Provider = Callable[[Problem], Output]
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 """Largest relative error by dtype of the activations: some roundings of inputs that are products of other roundings."""
 
+LOSS_SCALE = 2.0**14
+"""Gradient that flows into a loss, as in float16 training: the mean over a batch has gradients float16 cannot hold."""
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -45,7 +48,7 @@ def expected(problem: Problem) -> Expected:
     if not problem.leaves:
         return Expected(outputs, None, ())
     out = outputs[0]
-    grad_output = torch.ones_like(out) if out.dim() == 0 else problem.normal(*out.shape).double()
+    grad_output = torch.full_like(out, LOSS_SCALE) if out.dim() == 0 else problem.normal(*out.shape).double()
     grads = torch.autograd.grad(out, leaves_of(twin), grad_output)
     return Expected((out.detach(),), grad_output, grads)
 
