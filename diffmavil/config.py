@@ -346,12 +346,17 @@ _CURRICULUM = RatioSchedule(kind="linear", start=0.9, end=0.8)
 
 _SIZES: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
-        video=VideoConfig(frames=16, size=64),
+        video=VideoConfig(frames=8, size=64, patch=(2, 8, 8)),
         audio=AudioConfig(frames=416, mels=64),
         encoder=EncoderConfig(depth=4, width=192, heads=3),
         video_decoder=DecoderConfig(depth=2, width=128, heads=4),
         audio_decoder=DecoderConfig(depth=2, width=128, heads=4),
         fusion_depth=1,
+        # Minutes of training, not weeks: one view costs half, and contrast, which learns fastest, weighs more.
+        contrast=ContrastConfig(inter_weight=1.0),
+        views=1,
+        video_weight=0.3,
+        audio_weight=0.3,
     ),
     "small": ModelConfig(
         encoder=EncoderConfig(width=384, heads=6),
@@ -380,7 +385,7 @@ def _presets() -> dict[str, Config]:
 
 def _train(size: str) -> TrainConfig:
     if size == "tiny":
-        return TrainConfig()
+        return TrainConfig(steps=800, batch_size=32)
     return TrainConfig(steps=75_000, batch_size=512, checkpoint_every=1000, log_every=20)
 
 

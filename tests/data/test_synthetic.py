@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import csv
 import dataclasses
 import hashlib
@@ -22,10 +21,10 @@ from scipy import stats
 
 from diffmavil.config import DataConfig
 from diffmavil.data.sources import open_source
-from diffmavil.data.synthetic import CLASSES, SHAPES, TIMBRES, SceneStyle, Split, cache, ensure_synthetic
+from diffmavil.data.synthetic import CLASSES, Kind, SceneStyle, Split, cache, ensure_synthetic
 from diffmavil.data.synthetic.__main__ import main
-from diffmavil.data.synthetic.latents import Latents, clip_kinds, clip_latents
-from diffmavil.data.synthetic.scene import FPS, FRAMES, SIZE
+from diffmavil.data.synthetic.latents import MATERIALS, SHAPES, TIMBRES, Latents, clip_kind, clip_latents
+from diffmavil.data.synthetic.scene import FPS, FRAMES, SIZE, _relief
 from diffmavil.data.synthetic.sheet import contact_sheet
 from diffmavil.data.synthetic.sound import RATE, pitch
 
@@ -35,7 +34,7 @@ SET = 24
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    kinds: tuple[str, str]
+    kind: Kind
     latents: Latents
     frames: np.ndarray  # [T, H, W, 3] uint8
     times: list[float]
@@ -56,7 +55,7 @@ def decode(path: Path, index: int, split: Split) -> Decoded:
                 parts.append(frame.to_ndarray()[0])
     assert first == 0
     return Decoded(
-        clip_kinds(0, split, index),
+        clip_kind(0, split, index),
         clip_latents(0, split, index, STYLE),
         np.stack(frames),
         times,
@@ -116,54 +115,68 @@ def onsets(clip: Decoded) -> np.ndarray:
     return np.diff(decibel, axis=0, prepend=decibel[:1]).clip(0).sum(1)
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_impacts_are_seen_and_heard_at_the_same_instants(decoded: list[Decoded], name: str) -> None:
-    clips = [clip for clip in decoded if "-".join(clip.kinds) == name]
+@pytest.mark.parametrize("timbre", TIMBRES)
+def test_impacts_are_seen_and_heard_at_the_same_instants(decoded: list[Decoded], timbre: str) -> None:
+    clips = [clip for clip in decoded if clip.kind.timbre == timbre]
     accents = [
         (clip, second)
         for clip in clips
         for second, strength in zip(clip.latents.impacts, clip.latents.strengths, strict=True)
         if strength == 1 and 0.3 < second < 4.7
     ]
-    assert len(accents) >= 3
+    assert len(accents) >= 8
+    together = []
     for clip, second in accents:
         begin = second - 0.25  # look 0.25 s about the impact: less than half the shortest interval
         frame, step = round(begin * FPS), round(begin * 100)
         seen = (frame + int(flashes(clip)[frame : frame + FPS // 2].argmax())) / FPS
-        heard = (step + int(onsets(clip)[step : step + 50].argmax())) / 100
-        assert abs(heard - seen) <= 1 / FPS + 0.01
-        assert abs(heard - second) <= 0.02
+        rise = onsets(clip)[step : step + 50]
+        loudest = 0.5 if timbre == "rattle" else 1.0  # it has several clicks, and the first need not be the loudest
+        heard = (step + int((rise >= loudest * rise.max()).argmax())) / 100
+        together.append(abs(heard - seen) <= 1 / FPS + 0.02 and abs(heard - second) <= 0.03)
+    assert np.mean(together) >= 0.8  # noise and hum hide some of the softest from so simple a detector
 
 
-def background(clip: Decoded) -> tuple[float, float]:
-    """Hue and value (HSV) of the middle colour of the frames' border."""
-    border = np.concatenate([clip.frames[:, :4].reshape(-1, 3), clip.frames[:, -4:].reshape(-1, 3)])
-    hue, _, value = colorsys.rgb_to_hsv(*(np.median(border, axis=0) / 255))
-    return hue % 0.95, value  # red may come out just below 1
+def brightness(clip: Decoded) -> float:
+    """Mean level of the frames' border, where the wall is seen."""
+    return float(np.concatenate([clip.frames[:, :6].reshape(-1, 3), clip.frames[:, -6:].reshape(-1, 3)]).mean())
 
 
-def ambience(clip: Decoded) -> tuple[float, float]:
-    """Centre of the hum in octaves and its level in dB, just before impacts, when notes are softest.
+def hum(clip: Decoded) -> float:
+    """How far the strongest third of an octave stands out of the spectrum between notes, in dB.
 
-    The median over a third of an octave passes over the narrow lines of a note that still rings.
+    The median over each band passes over the narrow lines of a note that still rings.
     """
     window = RATE // 10
     ends = [round(second * RATE) - 200 for second in clip.latents.impacts if 0.2 < second < 5]
     power = [np.abs(np.fft.rfft(clip.wave[end - window : end] * np.hanning(window))) ** 2 for end in ends]
     quietest = np.min(power, axis=0)
     hertz = np.fft.rfftfreq(window, 1 / RATE)
-    centres = hertz[20:]
-    density = np.array([np.median(quietest[abs(hertz - f) < 0.12 * f]) for f in centres])
-    best = density.argmax()
-    return float(np.log2(centres[best])), float(10 * np.log10(density[best] * centres[best]))
+    bands = [np.median(quietest[abs(hertz - f) < 0.12 * f]) for f in hertz[20:]]
+    return float(10 * np.log10(max(bands) / np.median(bands)))
 
 
-def test_background_and_hum_go_together(decoded: list[Decoded]) -> None:
-    clips = [clip for clip in decoded if clip.kinds[1] != "bell"]  # a low bell rings on, louder than the hum
-    hues, values = zip(*map(background, clips), strict=True)
-    centres, levels = zip(*map(ambience, clips), strict=True)
-    assert rank_correlation(hues, centres) > 0.95
-    assert rank_correlation(values, levels) > 0.8
+def test_day_is_brighter_and_hum_is_heard(decoded: list[Decoded]) -> None:
+    day, night = ([brightness(clip) for clip in decoded if clip.kind.bright == way] for way in (True, False))
+    assert np.median(day) > 1.4 * np.median(night)
+    humming, still = ([hum(clip) for clip in decoded if clip.kind.humming == way] for way in (True, False))
+    assert np.median(humming) > np.median(still) + 6
+
+
+def test_each_material_repeats_with_the_size_of_the_object() -> None:
+    """Each has its own picture; and in every one of them twice the size is the same picture twice as large."""
+    latents = dataclasses.replace(clip_latents(0, "train", 0, STYLE), lean=0.0, phase=(0.0, 0.0))
+    style = dataclasses.replace(STYLE, cell=(10.0, 20.0))
+    pictures = {}
+    for material in MATERIALS:
+        small = _relief(material, dataclasses.replace(latents, size=0.0), style, 80)
+        large = _relief(material, dataclasses.replace(latents, size=1.0), style, 160)
+        assert np.allclose(small, large[::2, ::2])
+        pictures[material] = small
+    for one in MATERIALS:
+        for other in MATERIALS:
+            same = np.corrcoef(pictures[one].ravel(), pictures[other].ravel())[0, 1]
+            assert (same > 0.99) == (one == other)
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
@@ -183,12 +196,16 @@ def test_larger_objects_sound_lower() -> None:
 
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_every_prefix_is_balanced(split: Split) -> None:
-    kinds = [clip_kinds(0, split, index) for index in range(100)]
+    kinds = [clip_kind(0, split, index) for index in range(100)]
     for end in range(1, len(kinds) + 1):
-        for values, of in ((CLASSES, "-".join), (SHAPES, lambda k: k[0]), (TIMBRES, lambda k: k[1])):
+        for values, of in (
+            (CLASSES, lambda k: k.name),
+            (MATERIALS, lambda k: k.material),
+            ((True, False), lambda k: k.bright),
+        ):
             counts = Counter(dict.fromkeys(values, 0)) + Counter(map(of, kinds[:end]))
             numbers = [counts[value] for value in values]
-            # Within a run of 12 each class comes once, so a shape may lead by three and a timbre by four.
+            # Within a run of 24 each class comes once, so a material may lead by four.
             assert max(numbers) - min(numbers) <= len(CLASSES) // len(values)
 
 
@@ -201,14 +218,15 @@ def measures(latents: Latents) -> dict[str, float]:
         "accents": float(latents.strengths[inside].mean()),
         **{f"colour{k}": value for k, value in enumerate(latents.colour)},
     }
+    derived["shape"] = float(SHAPES.index(latents.shape))
     plain = {f.name: getattr(latents, f.name) for f in dataclasses.fields(latents)}
     return derived | {name: float(value) for name, value in plain.items() if isinstance(value, int | float)}
 
 
-@pytest.mark.parametrize("part", [0, 1], ids=["shape", "timbre"])
-def test_latents_are_independent_of_the_class(part: int) -> None:
+@pytest.mark.parametrize("part", ["material", "bright", "humming"])
+def test_latents_are_independent_of_the_class(part: str) -> None:
     count = 2400
-    kinds = np.array([clip_kinds(0, "train", index)[part] for index in range(count)])
+    kinds = np.array([getattr(clip_kind(0, "train", index), part) for index in range(count)])
     table = [measures(clip_latents(0, "train", index, STYLE)) for index in range(count)]
     assert len(table[0]) >= 19
 
@@ -217,8 +235,8 @@ def test_latents_are_independent_of_the_class(part: int) -> None:
 
     for name in table[0]:
         assert p_value(np.array([row[name] for row in table])) > 1e-4, name
-    leaky = np.array([row["hue"] for row in table]) + 0.1 * (kinds == kinds[0])
-    assert p_value(leaky) < 1e-4  # a leak of a tenth of the range would have shown
+    leaky = np.array([row["hue"] for row in table]) + 0.15 * (kinds == kinds[0])
+    assert p_value(leaky) < 1e-4  # a leak of a seventh of the range would have shown
 
 
 def test_splits_and_seeds_share_no_clip(folder: Path, tmp_path: Path) -> None:
@@ -366,5 +384,5 @@ def test_contact_sheet(folder: Path, tmp_path: Path) -> None:
 
 def test_contact_sheet_needs_every_class(tmp_path: Path) -> None:
     folder = ensure_synthetic(tmp_path, "eval", 11, workers=1, progress=False)
-    with pytest.raises(ValueError, match="must hold a clip of every class, lacks"):
+    with pytest.raises(ValueError, match="must hold a clip of every class shown, lacks"):
         contact_sheet(folder, tmp_path / "sheet.png")

@@ -1,29 +1,32 @@
 """A small labelled audio-visual set, rendered and encoded to H.264 + AAC on first use.
 
-A clip is 5 s of 112 x 112 video at 16 frames a second with 16 kHz mono sound. An object strikes something in a more or
-less steady rhythm, and every strike is seen (contact, recoil, a flash) and heard (a note) at the same instant.
+A clip is 5 s of 112 x 112 video at 16 frames a second with 16 kHz mono sound. In front of a wall an object strikes
+something in a more or less steady rhythm, and every strike is seen (contact, recoil, a flash) and heard (a note) at the
+same instant.
 
-*Class* (12, `CLASSES`): one of four shapes with a motion of its own, which can only be seen, and one of three timbres,
-which can only be heard: "disc-bell" is a disc that bounces and sounds like a bell. Neither modality alone can tell more
-than its own part.
+*Class* (24, `CLASSES`): one of six materials, which is seen as the wall's pattern and heard as the timbre of the
+notes, times what is only seen (day or night), times what is only heard (a still or a humming room):
 
-    disc      bounces on a plate            bell    inharmonic partials of a struck bar, long
-    square    swings on a string            string  harmonics, the higher ones sooner gone
-    triangle  turns until it hits a peg     snare   a burst of noise around the pitch
-    bars      two that clap
+    planks   vertical stripes      bell     inharmonic partials of a struck bar, long
+    siding   horizontal stripes    string   harmonics, the higher ones sooner gone
+    tiles    a checkerboard        snare    a burst of noise around the pitch
+    bricks   shifted rows          reed     odd harmonics, held and let go
+    dots     a grid of dots        drop     a tone that falls by two octaves
+    lattice  crossed diagonals     rattle   five clicks of bright noise
+
+"planks-bell-night-hum" is one. Neither modality alone can tell more than 12 of the 24 apart.
 
 *Shared by sound and picture* but not with the class, so that a clip's sound can be matched with its picture:
 
-    when each impact falls                  contact and flash         onset of the note
-    how strong it is                        size of flash and leap    loudness of the note
-    size of the object                      radius                    pitch: the larger, the lower
-    colour of the background                red to violet             centre of an ambient hum: low to high
-    brightness of the background            dark to bright            level of the hum: soft to loud
+    when each impact falls            contact and flash         onset of the note
+    how strong it is                  size of flash and leap    loudness of the note
+    size of object and pattern        radius, period            pitch: the larger, the lower
 
-*Nuisance of one modality*: position, mirroring, object colour, background texture, camera shake, sensor noise, drifting
-silent distractors; level, spectral tilt and ring of the notes, level of the noise.
+*Nuisance of one modality*: the object's shape and motion (six kinds), position, mirroring, colours of wall and object,
+contrast, polarity, phase and lean of the pattern, blotches, camera shake, sensor noise, drifting silent distractors;
+pitch and level of the hum, level, spectral tilt and ring of the notes, level of the noise.
 
-Every latent is drawn without knowledge of the class (`draw_latents` is not told), and each run of 12 clips holds every
+Every latent is drawn without knowledge of the class (`draw_latents` is not told), and each run of 24 clips holds every
 class once. `SceneStyle` has the ranges; docs/synthetic.png shows a clip of each class:
 
     python -m diffmavil.data.synthetic --contact-sheet docs/synthetic.png
@@ -34,14 +37,14 @@ numpy and the same kind of processor.
 """
 
 from diffmavil.data.synthetic.cache import GENERATOR_VERSION, ensure_synthetic
-from diffmavil.data.synthetic.latents import CLASSES, SHAPES, SPLITS, TIMBRES, Latents, SceneStyle, Split
+from diffmavil.data.synthetic.latents import CLASSES, KINDS, SPLITS, Kind, Latents, SceneStyle, Split
 
 __all__ = [
     "CLASSES",
     "GENERATOR_VERSION",
-    "SHAPES",
+    "KINDS",
     "SPLITS",
-    "TIMBRES",
+    "Kind",
     "Latents",
     "SceneStyle",
     "Split",

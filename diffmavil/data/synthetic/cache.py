@@ -3,8 +3,8 @@
 A clip depends on nothing but (generator version, style, seed, split, index), so clips are kept in a pool and each set
 is a folder of links to the first clips of the pool with its own `clips.csv`:
 
-    CACHE/synthetic-v1-6c1f0a9b-seed0/pool/train/00000.mp4 ...
-    CACHE/synthetic-v1-6c1f0a9b-seed0/train-768/00000.mp4 ... clips.csv
+    CACHE/synthetic-v2-6c1f0a9b-seed0/pool/train/00000.mp4 ...
+    CACHE/synthetic-v2-6c1f0a9b-seed0/train-768/00000.mp4 ... clips.csv
 
 Every file is written under a temporary name and renamed, and `clips.csv` is written last: a run that is killed leaves
 nothing half-made, and the next continues with the clips that are missing.
@@ -37,14 +37,14 @@ from diffmavil.data.synthetic.latents import (
     SPLITS,
     SceneStyle,
     Split,
-    clip_kinds,
+    clip_kind,
     clip_latents,
     stream,
 )
 from diffmavil.data.synthetic.scene import FPS, render_video
 from diffmavil.data.synthetic.sound import RATE, render_sound
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raised whenever the same latents would give other clips; a change of style renames the folder by itself."""
 
 _LEAST_PER_WORKER = 16  # a process costs about as much to start as this many clips to make
@@ -105,10 +105,10 @@ def ensure_synthetic(
 def make_clip(job: Job, index: int) -> None:
     """Render and encode one clip into the pool."""
     path = job.path(index)
-    shape, timbre = clip_kinds(job.seed, job.split, index)
+    kind = clip_kind(job.seed, job.split, index)
     latents = clip_latents(job.seed, job.split, index, job.style)
-    video = render_video(shape, latents, job.style, stream(job.seed, job.split, index, 2))
-    wave = render_sound(timbre, latents, job.style, stream(job.seed, job.split, index, 3))
+    video = render_video(kind, latents, job.style, stream(job.seed, job.split, index, 2))
+    wave = render_sound(kind, latents, job.style, stream(job.seed, job.split, index, 3))
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         encode_clip(partial, video, FPS, wave, RATE)
@@ -238,7 +238,7 @@ def _make_view(job: Job, view: Path) -> None:
         writer = csv.writer(handle)
         writer.writerow(["path", "start", "duration", "labels"])
         for index in range(job.clips):
-            label = "-".join(clip_kinds(job.seed, job.split, index))
+            label = clip_kind(job.seed, job.split, index).name
             writer.writerow([job.path(index).name, 0, SECONDS, label])
     partial.replace(view / "clips.csv")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -12,11 +12,35 @@ from diffmavil.config import require
 
 Split = Literal["train", "eval"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-Shape = Literal["disc", "square", "triangle", "bars"]
+Shape = Literal["disc", "square", "triangle", "bars", "ring", "cross"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
-Timbre = Literal["bell", "string", "snare"]
+Material = Literal["planks", "siding", "tiles", "bricks", "dots", "lattice"]
+MATERIALS: tuple[Material, ...] = get_args(Material)
+Timbre = Literal["bell", "string", "snare", "reed", "drop", "rattle"]
 TIMBRES: tuple[Timbre, ...] = get_args(Timbre)
-CLASSES = tuple(f"{shape}-{timbre}" for shape in SHAPES for timbre in TIMBRES)
+
+
+class Kind(NamedTuple):
+    """What the class says: a material that sounds as it must, by day or by night, in a still or a humming room."""
+
+    material: Material
+    timbre: Timbre
+    bright: bool
+    humming: bool
+
+    @property
+    def name(self) -> str:
+        place = "day" if self.bright else "night", "hum" if self.humming else "still"
+        return "-".join((self.material, self.timbre, *place))
+
+
+KINDS = tuple(
+    Kind(material, timbre, bright, humming)
+    for material, timbre in zip(MATERIALS, TIMBRES, strict=True)
+    for bright in (True, False)
+    for humming in (True, False)
+)
+CLASSES = tuple(kind.name for kind in KINDS)
 
 SECONDS = 5.0
 
@@ -38,25 +62,28 @@ class SceneStyle:
     """Largest relative deviation of one interval from the clip's period."""
     weak: float = 0.4
     """Strength of an impact that carries no accent; half of them do, at strength 1."""
-    radius: Range = (15.0, 23.0)
+    radius: Range = (12.0, 20.0)
     """Object radius in pixels of the 112; log-uniform, and the pitch falls as it grows."""
     pitch: Range = (180.0, 720.0)
     """Fundamental in Hz; the largest object has the lowest."""
-    hum_pitch: Range = (250.0, 4000.0)
-    """Centre in Hz of the ambient hum; red backgrounds have the lowest, violet ones the highest."""
-    hum_level: Range = (-38.0, -26.0)
-    """Level of the hum in dBFS; dark backgrounds have the quietest."""
-    backdrop: Range = (0.25, 0.75)
-    """Brightness (HSV value) of the background."""
 
     # The picture's own.
+    relief: Range = (0.2, 0.7)
+    """Contrast of the wall's material, dark on light or light on dark."""
+    cell: Range = (10.0, 22.0)
+    """Period of the material in pixels; log-uniform, and it grows with the object."""
+    lean: float = 0.2
+    """Largest turn of the material in radians."""
+    day: Range = (0.52, 0.8)
+    night: Range = (0.22, 0.48)
+    """Brightness (HSV value) of the wall by day and by night."""
     flash: float = 0.9
     """Brightness that an accented impact adds at the point of contact."""
     flash_decay: float = 0.2
     """Seconds in which the flash falls to 1/e."""
-    place: float = 10.0
+    place: float = 9.0
     """Largest distance in pixels of the action from the centre, along x and along y."""
-    texture: Range = (0.05, 0.3)
+    texture: Range = (0.05, 0.25)
     """Relative contrast of the background's texture."""
     shake: Range = (0.0, 3.0)
     """Amplitude of the camera's motion in pixels."""
@@ -64,10 +91,14 @@ class SceneStyle:
     """Standard deviation of the sensor noise in grey levels of 255."""
     distractors: tuple[int, int] = (0, 2)
     """Number of small shapes that drift, spin and make no sound, both ends included."""
-    distractor_radius: Range = (3.0, 6.0)
+    distractor_radius: Range = (4.0, 7.0)
 
     # The sound's own.
-    noise_level: Range = (-60.0, -40.0)
+    hum_pitch: Range = (250.0, 4000.0)
+    """Centre in Hz of the ambient hum, log-uniform."""
+    hum_level: Range = (-44.0, -28.0)
+    """Level of the hum in dBFS."""
+    noise_level: Range = (-58.0, -34.0)
     """Level of the white noise in dBFS."""
     gain: Range = (-8.0, 4.0)
     """Gain of the struck notes in dB."""
@@ -83,7 +114,7 @@ class SceneStyle:
                 require(value[0] <= value[1], f"style.{entry.name}", value, "a range (low, high) with low <= high")
         for name in ("period", "radius", "pitch", "hum_pitch", "distractor_radius", "ring"):
             require(getattr(self, name)[0] > 0, f"style.{name}", getattr(self, name), "positive")
-        for name in ("texture", "shake", "grain", "distractors", "backdrop"):
+        for name in ("texture", "shake", "grain", "distractors", "day", "night"):
             require(getattr(self, name)[0] >= 0, f"style.{name}", getattr(self, name), "not negative")
         require(0 <= self.jitter < 1, "style.jitter", self.jitter, "in [0, 1)")
         require(0 < self.weak <= 1, "style.weak", self.weak, "in (0, 1]")
@@ -100,11 +131,19 @@ class Latents:
     """Strength of each impact, `SceneStyle.weak` or 1."""
     period: float
     size: float
-    """Share of the way from the smallest to the largest object, and from the highest to the lowest pitch."""
+    """Share of the way from the smallest to the largest object and material, and from the highest to the lowest
+    pitch."""
     hue: float
-    """Share of the way from a red to a violet background, and from a low to a high hum."""
+    """Of the wall."""
     light: float
-    """Share of the way from a dark to a bright background, and from a quiet to a loud hum."""
+    """Brightness of the wall, a share of the range of its time of day."""
+    shape: Shape
+    """Of the object, with a motion of its own."""
+    relief: float
+    """Contrast of the material, negative when its dark and light parts are exchanged."""
+    lean: float
+    phase: tuple[float, float]
+    """Where in its period the material begins, along x and along y."""
     x: float
     y: float
     """Centre of the action relative to the frame's, in pixels."""
@@ -116,6 +155,8 @@ class Latents:
     shake: float
     grain: float
     distractors: int
+    hum_pitch: float
+    hum_level: float
     noise_level: float
     gain: float
     tilt: float
@@ -135,6 +176,10 @@ def draw_latents(rng: np.random.Generator, style: SceneStyle) -> Latents:
         size=rng.random(),
         hue=rng.random(),
         light=rng.random(),
+        shape=SHAPES[rng.integers(len(SHAPES))],
+        relief=float(rng.choice([-1, 1])) * rng.uniform(*style.relief),
+        lean=rng.uniform(-style.lean, style.lean),
+        phase=(rng.random(), rng.random()),
         x=rng.uniform(-style.place, style.place),
         y=rng.uniform(-style.place, style.place),
         side=1 if rng.random() < 0.5 else -1,
@@ -143,6 +188,8 @@ def draw_latents(rng: np.random.Generator, style: SceneStyle) -> Latents:
         shake=rng.uniform(*style.shake),
         grain=rng.uniform(*style.grain),
         distractors=int(rng.integers(style.distractors[0], style.distractors[1] + 1)),
+        hum_pitch=_log_uniform(rng, style.hum_pitch),
+        hum_level=rng.uniform(*style.hum_level),
         noise_level=rng.uniform(*style.noise_level),
         gain=rng.uniform(*style.gain),
         tilt=rng.uniform(*style.tilt),
@@ -155,11 +202,10 @@ def stream(seed: int, split: Split, index: int, purpose: int) -> np.random.Gener
     return np.random.default_rng([seed, SPLITS.index(split), index, purpose])
 
 
-def clip_kinds(seed: int, split: Split, index: int) -> tuple[Shape, Timbre]:
+def clip_kind(seed: int, split: Split, index: int) -> Kind:
     """Class of a clip: each run of `len(CLASSES)` clips holds every class once, in an order of its own."""
     block, place = divmod(index, len(CLASSES))
-    label = int(stream(seed, split, block, 0).permutation(len(CLASSES))[place])
-    return SHAPES[label // len(TIMBRES)], TIMBRES[label % len(TIMBRES)]
+    return KINDS[int(stream(seed, split, block, 0).permutation(len(KINDS))[place])]
 
 
 def clip_latents(seed: int, split: Split, index: int, style: SceneStyle) -> Latents:

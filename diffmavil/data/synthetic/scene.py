@@ -8,15 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffmavil.data.synthetic.latents import SECONDS, Latents, SceneStyle, Shape, between, log_between
+from diffmavil.data.synthetic.latents import SECONDS, Kind, Latents, Material, SceneStyle, between, log_between
 from diffmavil.data.synthetic.shapes import INK, OUTLINES, Pose, draw_glow, draw_line, draw_shape
 
 SIZE = 112
 FPS = 16
 FRAMES = round(SECONDS * FPS)
-
-# Red to violet; the rest of the hue circle is left out so that the two ends do not meet.
-_HUES = 0.75
 
 
 @dataclass(frozen=True)
@@ -34,13 +31,13 @@ class _Action:
     """`[2]` where the string is tied that the shape hangs from."""
 
 
-def render_video(shape: Shape, latents: Latents, style: SceneStyle, rng: np.random.Generator) -> np.ndarray:
+def render_video(kind: Kind, latents: Latents, style: SceneStyle, rng: np.random.Generator) -> np.ndarray:
     """Render a clip's frames: uint8 `[FRAMES, SIZE, SIZE, 3]`, frame k at k / FPS seconds."""
     seconds = np.arange(FRAMES) / FPS
     margin = math.ceil(style.shake[1])
     camera = _camera(latents, seconds, rng)
-    action = _ACTIONS[shape](latents, style, seconds)
-    world = _background(latents, style, margin, rng)
+    action = _ACTIONS[latents.shape](latents, style, seconds)
+    world = _wall(kind, latents, style, margin, rng)
     _draw_fixture(world, action, margin)
     frames = np.empty((FRAMES, SIZE, SIZE, 3), np.float32)
     for frame, (dx, dy) in zip(frames, camera + margin, strict=True):
@@ -93,8 +90,8 @@ def _home(latents: Latents) -> np.ndarray:
 def _bounce(latents: Latents, style: SceneStyle, seconds: np.ndarray) -> _Action:
     """A disc bounces on a plate and is flattened as it lands."""
     radius, stretch = log_between(latents.size, style.radius), _recoil(latents, seconds)
-    contact = _home(latents) + np.array([0, 14 + radius / 2])
-    y = contact[1] - radius / stretch - 44 * _excursion(latents, seconds)
+    contact = _home(latents) + np.array([0, 12 + radius / 2])
+    y = contact[1] - radius / stretch - 36 * _excursion(latents, seconds)
     pose = Pose("disc", radius, np.full_like(y, contact[0]), y, np.zeros_like(y), stretch)
     return _Action([pose], contact, fixture=(1.4 * radius, 1.5), offset=(0, 2))
 
@@ -112,7 +109,7 @@ def _swing(latents: Latents, style: SceneStyle, seconds: np.ndarray) -> _Action:
 
 def _turn(latents: Latents, style: SceneStyle, seconds: np.ndarray) -> _Action:
     """A triangle turns on its centre, ever faster, until the next corner hits a peg."""
-    radius = 1.25 * log_between(latents.size, style.radius)
+    radius = 1.2 * log_between(latents.size, style.radius)
     home = _home(latents)
     thirds = _last_impact(latents, seconds) + beat(latents, seconds)[2] ** 2.5
     angle = latents.side * thirds * 2 * math.pi / 3
@@ -124,13 +121,33 @@ def _turn(latents: Latents, style: SceneStyle, seconds: np.ndarray) -> _Action:
 def _clap(latents: Latents, style: SceneStyle, seconds: np.ndarray) -> _Action:
     """Two upright bars clap."""
     radius, home = log_between(latents.size, style.radius), _home(latents)
-    gap = 0.4 * radius + 26 * _excursion(latents, seconds)
+    gap = 0.4 * radius + 20 * _excursion(latents, seconds)
     stretch, y, level = 1 / np.sqrt(_recoil(latents, seconds)), np.full_like(gap, home[1]), np.zeros_like(gap)
     poses = [Pose("bar", radius, home[0] + way * gap, y, level, stretch) for way in (-1, 1)]
     return _Action(poses, home)
 
 
-_ACTIONS = {"disc": _bounce, "square": _swing, "triangle": _turn, "bars": _clap}
+def _roll(latents: Latents, style: SceneStyle, seconds: np.ndarray) -> _Action:
+    """A ring rolls against a post and back."""
+    radius, side = log_between(latents.size, style.radius), latents.side
+    contact = _home(latents) + np.array([-side * 22, 0])
+    way = side * 38 * _excursion(latents, seconds)
+    x, y = contact[0] + side * radius + way, np.full_like(way, contact[1])
+    pose = Pose("ring", radius, x, y, way / radius, 1 / np.sqrt(_recoil(latents, seconds)))
+    return _Action([pose], contact, fixture=(1.5, 1.4 * radius), offset=(-side * 2, 0))
+
+
+def _leap(latents: Latents, style: SceneStyle, seconds: np.ndarray) -> _Action:
+    """A cross leaps up against a ceiling, tilting as it falls back."""
+    radius = 1.1 * log_between(latents.size, style.radius)
+    contact = _home(latents) - np.array([0, 14 + radius / 2])
+    fall = _excursion(latents, seconds)
+    y = contact[1] + radius + 34 * fall
+    pose = Pose("cross", radius, np.full_like(y, contact[0]), y, latents.side * 0.6 * fall, np.ones_like(y))
+    return _Action([pose], contact, fixture=(1.4 * radius, 1.5), offset=(0, -2))
+
+
+_ACTIONS = {"disc": _bounce, "square": _swing, "triangle": _turn, "bars": _clap, "ring": _roll, "cross": _leap}
 
 
 def _drift(style: SceneStyle, seconds: np.ndarray, rng: np.random.Generator) -> Pose:
@@ -154,16 +171,42 @@ def _camera(latents: Latents, seconds: np.ndarray, rng: np.random.Generator) -> 
     return np.rint(latents.shake * path).astype(int)
 
 
-def _background(latents: Latents, style: SceneStyle, margin: int, rng: np.random.Generator) -> np.ndarray:
-    """Float32 `[SIZE + 2 margin, SIZE + 2 margin, 3]`: the shared hue and brightness, times a random texture."""
+def _wall(kind: Kind, latents: Latents, style: SceneStyle, margin: int, rng: np.random.Generator) -> np.ndarray:
+    """Float32 `[SIZE + 2 margin, SIZE + 2 margin, 3]`: a colour, times the material, times random blotches."""
     side = SIZE + 2 * margin
-    texture = np.zeros((side, side))
+    blotches = np.zeros((side, side))
     for cells, weight in ((4, 0.6), (9, 0.5), (20, 0.35)):
         # [side, cells] weights that interpolate linearly.
         weights = np.maximum(0, 1 - abs(np.linspace(0, cells - 1, side)[:, None] - np.arange(cells)))
-        texture += weight * (weights @ rng.uniform(-1, 1, (cells, cells)) @ weights.T)
-    colour = _rgb(_HUES * latents.hue, 0.6, between(latents.light, style.backdrop))
-    return (colour * (1 + latents.texture * texture[..., None])).astype(np.float32)
+        blotches += weight * (weights @ rng.uniform(-1, 1, (cells, cells)) @ weights.T)
+    colour = _rgb(latents.hue, 0.6, between(latents.light, style.day if kind.bright else style.night))
+    shade = (1 + latents.relief * _relief(kind.material, latents, style, side)) * (1 + latents.texture * blotches)
+    return (colour * shade[..., None]).astype(np.float32)
+
+
+def _relief(material: Material, latents: Latents, style: SceneStyle, side: int) -> np.ndarray:
+    """`[side, side]` from -1 to 1: the material with soft edges, of mean about 0."""
+    y, x = np.mgrid[:side, :side] - side / 2
+    cell, cos, sin = log_between(latents.size, style.cell), math.cos(latents.lean), math.sin(latents.lean)
+    u, v = (cos * x + sin * y) / cell + latents.phase[0], (cos * y - sin * x) / cell + latents.phase[1]
+    waves = {
+        "planks": lambda: _wave(u),
+        "siding": lambda: _wave(v),
+        "tiles": lambda: 1.5 * _wave(u / 2) * _wave(v / 2),
+        "bricks": lambda: 1 - 2.5 * np.maximum(_joint(v), _joint((u + np.floor(v) % 2) / 2)),
+        "dots": lambda: 0.8 * (_wave(u) + _wave(v)) - 0.8,
+        "lattice": lambda: 1 - 2.5 * np.maximum(_joint((u + v) / 1.5), _joint((u - v) / 1.5)),
+    }
+    return np.clip(2 * waves[material](), -1, 1)
+
+
+def _wave(cycles: np.ndarray) -> np.ndarray:
+    return np.sin(2 * math.pi * cycles)
+
+
+def _joint(cycles: np.ndarray) -> np.ndarray:
+    """1 in a narrow line once in each cycle, 0 elsewhere."""
+    return np.exp(-(((cycles % 1 - 0.5) / 0.14) ** 2))
 
 
 def _draw_fixture(world: np.ndarray, action: _Action, margin: int) -> None:

@@ -17,13 +17,13 @@ INK = np.array([15, 15, 20], np.float32)
 GLOW = np.array([255, 255, 217], np.float32)
 _OUTLINE = 1.8
 
-Outline = Literal["disc", "square", "triangle", "bar"]
-OUTLINES: tuple[Outline, ...] = ("disc", "square", "triangle", "bar")
+Outline = Literal["disc", "square", "triangle", "bar", "ring", "cross"]
+OUTLINES: tuple[Outline, ...] = ("disc", "square", "triangle", "bar", "ring", "cross")
 
 
 @dataclass(frozen=True)
 class Pose:
-    """A convex shape and where it is in each frame: `[T]` positions, turns in radians, stretches."""
+    """A shape and where it is in each frame: `[T]` positions, turns in radians, stretches."""
 
     outline: Outline
     radius: float
@@ -90,5 +90,10 @@ def _distance(outline: Outline, radius: float, x: np.ndarray, y: np.ndarray) -> 
     if outline == "triangle":  # one corner up: faces look down and to either side
         slant = math.sqrt(3) / 2 * abs(x) - 0.5 * y
         return np.maximum(slant, y) - radius / 2
+    if outline == "ring":
+        return abs(np.sqrt(x * x + y * y) - 0.72 * radius) - 0.28 * radius
+    if outline == "cross":
+        along, across = (np.maximum(abs(a) - radius, abs(b) - 0.34 * radius) for a, b in ((x, y), (y, x)))
+        return np.minimum(along, across)
     half_width, half_height = {"square": (0.8, 0.8), "bar": (0.4, 1.3)}[outline]
     return np.maximum(abs(x) - half_width * radius, abs(y) - half_height * radius)

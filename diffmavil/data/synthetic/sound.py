@@ -1,10 +1,10 @@
-"""The sound of a synthetic clip: a note at each impact, over a hum whose pitch and level follow the background."""
+"""The sound of a synthetic clip: a note at each impact, over a hum."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from diffmavil.data.synthetic.latents import SECONDS, Latents, SceneStyle, between, log_between
+from diffmavil.data.synthetic.latents import SECONDS, Kind, Latents, SceneStyle, log_between
 
 RATE = 16_000
 SAMPLES = round(SECONDS * RATE)
@@ -16,9 +16,9 @@ _BELL = ((1.0, 1.0), (2.756, 0.7), (5.404, 0.5), (8.933, 0.3))
 _ATTACK = 0.002
 
 
-def render_sound(timbre: str, latents: Latents, style: SceneStyle, rng: np.random.Generator) -> np.ndarray:
+def render_sound(kind: Kind, latents: Latents, style: SceneStyle, rng: np.random.Generator) -> np.ndarray:
     """Render a clip's waveform: float32 `[SAMPLES]` at RATE, in [-1, 1], the impacts at `latents.impacts`."""
-    note = _note(timbre, latents, style, rng)
+    note = _note(kind.timbre, latents, style, rng)
     wave = np.zeros(SAMPLES + len(note))
     for second, strength in zip(latents.impacts, latents.strengths, strict=True):
         start = round(second * RATE)
@@ -26,7 +26,9 @@ def render_sound(timbre: str, latents: Latents, style: SceneStyle, rng: np.rando
             part = note[max(-start, 0) :]
             begin = max(start, 0)
             wave[begin : begin + len(part)] += strength * part
-    wave = wave[:SAMPLES] + _hum(latents, style, rng)
+    wave = wave[:SAMPLES]
+    if kind.humming:
+        wave = wave + _hum(latents, rng)
     wave += _amplitude(latents.noise_level) * rng.standard_normal(SAMPLES)
     return np.clip(wave, -1, 1).astype(np.float32)
 
@@ -37,7 +39,7 @@ def pitch(latents: Latents, style: SceneStyle) -> float:
 
 
 def _note(timbre: str, latents: Latents, style: SceneStyle, rng: np.random.Generator) -> np.ndarray:
-    """One struck note, [samples] float64. The three kinds have the same energy and the same range of pitch."""
+    """One struck note, [samples] float64. The kinds have the same energy and the same range of pitch."""
     seconds = np.arange(round(_NOTE_SECONDS * RATE)) / RATE
     base = pitch(latents, style)
     if timbre == "bell":
@@ -46,6 +48,17 @@ def _note(timbre: str, latents: Latents, style: SceneStyle, rng: np.random.Gener
     elif timbre == "string":  # all harmonics; the higher, the sooner gone
         partials = [(k * base, 1 / k**0.7, 0.3 / k**0.6) for k in range(1, 13)]
         note = _partials(partials, latents, seconds, rng)
+    elif timbre == "reed":  # odd harmonics, held and let go
+        partials = [(k * base, 1 / k, 8.0) for k in range(1, 16, 2)]
+        hold = 0.35 * latents.ring
+        note = _partials(partials, latents, seconds, rng) * np.clip((hold - seconds) / 0.05 + 1, 0, 1)
+    elif timbre == "drop":  # a tone that falls by two octaves
+        fall = 0.12 * latents.ring
+        cycles = base * (seconds + 3 * fall * (1 - np.exp(-seconds / fall)))
+        note = np.sin(2 * np.pi * (cycles + rng.random())) * np.exp(-seconds / (2 * fall))
+    elif timbre == "rattle":  # five clicks of bright noise
+        clicks = np.exp(-(seconds % 0.07) / 0.012) * (seconds < 5 * 0.07)
+        note = _band_noise(len(seconds), 5 * base, 0.5, rng) * clicks
     else:  # snare: a burst of noise around the pitch
         noise = _band_noise(len(seconds), base * 1.6, 0.7, rng)
         note = noise * np.exp(-seconds / (0.1 * latents.ring))
@@ -67,10 +80,9 @@ def _partials(
     return note
 
 
-def _hum(latents: Latents, style: SceneStyle, rng: np.random.Generator) -> np.ndarray:
-    hum = _band_noise(SAMPLES, log_between(latents.hue, style.hum_pitch), _HUM_OCTAVES, rng)
-    level = _amplitude(between(latents.light, style.hum_level))
-    return hum * level / np.sqrt(np.mean(hum**2))
+def _hum(latents: Latents, rng: np.random.Generator) -> np.ndarray:
+    hum = _band_noise(SAMPLES, latents.hum_pitch, _HUM_OCTAVES, rng)
+    return hum * _amplitude(latents.hum_level) / np.sqrt(np.mean(hum**2))
 
 
 def _band_noise(samples: int, hertz: float, octaves: float, rng: np.random.Generator) -> np.ndarray:
