@@ -226,7 +226,7 @@ def of_channel(values, p, C: tl.constexpr):
 def load_patches(
     x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc,
     GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, C: tl.constexpr,
-    PACKED: tl.constexpr, EIGHTS: tl.constexpr = False,
+    PACKED: tl.constexpr, EIGHTS: tl.constexpr,
 ):  # fmt: skip
     """Normalised elements `p` of the patches ids[row], float32 [ROWS, CHUNK], and their token numbers [ROWS].
 

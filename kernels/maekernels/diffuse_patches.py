@@ -186,7 +186,28 @@ def _diffuse_backward_kernel(
     grad *= tl.sqrt(tl.load(alpha_bar_ptr + row // K, mask=row < rows, other=1.0))[:, None]
     if NORM:
         value, _ = load_patches(
-            x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED
+            x_ptr,
+            ids_ptr,
+            row,
+            rows,
+            p,
+            inside,
+            K,
+            scale,
+            shift,
+            sb,
+            st,
+            sh,
+            sw,
+            sc,
+            GH,
+            GW,
+            PT,
+            PH,
+            PW,
+            C,
+            PACKED,
+            False,
         )
         value, rstd = normalise_rows(value, inside, P)
         along = tl.sum(grad * value, axis=1) / (P - 1)

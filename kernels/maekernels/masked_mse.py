@@ -122,7 +122,7 @@ def _masked_mse_kernel(
     p = tl.program_id(0) % CHUNKS * CHUNK + tl.arange(0, CHUNK)
     inside = (row < rows)[:, None] & (p < P)[None, :]
     target, _ = load_patches(
-        x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED
+        x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED, False
     )
     if NORM:
         target, _ = normalise_rows(target, inside, P)
@@ -222,7 +222,7 @@ def _masked_mse(
     for part in sample_chunks(len(pred), pred[0].numel()):
         args = (pred[part], x[part], ids[part], patch, mean, std, norm_pix, channels_first)
         difference = _difference(*args)
-        total += torch.linalg.vector_norm(difference).double().square()
+        total += torch.linalg.vector_norm(difference, dim=-1).double().square().sum()
         if keep:
             grad[part] = difference.mul_(2.0 / pred.numel())
     return (total / pred.numel()).to(dtype), grad

@@ -107,7 +107,7 @@ def _patchify_kernel(
     p = tl.program_id(0) % CHUNKS * CHUNK + tl.arange(0, CHUNK)
     inside = (row < rows)[:, None] & (p < P)[None, :]
     value, _ = load_patches(
-        x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED
+        x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED, False
     )
     out = row.to(tl.int64)[:, None] * P + p[None, :]
     tl.store(out_ptr + out, value.to(out_ptr.dtype.element_ty), mask=inside)

@@ -173,7 +173,8 @@ def box_muller(radius, angle, FAST: tl.constexpr):
     """
     u = radius.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
     if FAST:
-        r = tl.sqrt(tl.maximum(-1.3862943611198906 * libdevice.fast_log2f(u), 0.0))
+        log2 = tl.cast(libdevice.fast_log2f(u), tl.float32)
+        r = tl.sqrt(tl.maximum(-1.3862943611198906 * log2, 0.0))
         theta = angle.to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
         return r * libdevice.fast_cosf(theta), r * libdevice.fast_sinf(theta)
     r = tl.sqrt(tl.maximum(-1.3862943611198906 * tl.log2(u), 0.0))

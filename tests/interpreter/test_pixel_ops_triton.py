@@ -23,7 +23,8 @@ NORMS = pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm-pix"]
 
 
 def layout(case: Pixels) -> tuple[list[int], list[float], list[float]]:
-    return list(case.patch), *(list(v) for v in case.normal)
+    mean, std = case.normal
+    return list(case.patch), list(mean), list(std)
 
 
 def levels(case: Pixels) -> Tensor:

@@ -42,13 +42,13 @@ def test_gather(batch, length, dim, keep, dtype):
     assert_same(_launch_gather(x, ids), _gather_tokens(x, ids))
 
 
-@pytest.mark.parametrize("fill", [0.0, -1.5, "row"], ids=str)
+@pytest.mark.parametrize("fill", [0.0, -1.5, None], ids=["zero", "number", "row"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @EVERY
 def test_scatter(batch, length, dim, keep, dtype, fill):
     values, ids = make(batch, keep, dim, dtype), random_ids(batch, length, keep)
-    row = torch.randn(dim).to(dtype) if fill == "row" else None
-    args = (values, ids, length, 0.0 if row is not None else fill, row)
+    row = torch.randn(dim).to(dtype) if fill is None else None
+    args = (values, ids, length, fill or 0.0, row)
     assert_same(_launch_scatter(*args), _scatter_tokens(*args))
 
 

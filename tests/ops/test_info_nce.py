@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from maekernels import info_nce
 from maekernels.info_nce import _contrast, _contrast_backward, _unit_rows, _unit_rows_backward
@@ -26,6 +27,10 @@ def make(batch: int, dim: int, dtype: torch.dtype = torch.float32) -> tuple[Tens
     return (3 * a).to(dtype), (a + 0.5 * b).to(dtype)
 
 
+def run(rows: Sequence[Tensor], temperature: float, **options) -> Tensor:
+    return info_nce(rows[0], rows[1], temperature, **options)
+
+
 def oracle(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     logits = F.normalize(a.double()) @ F.normalize(b.double()).T / temperature
     target = torch.arange(len(a))
@@ -38,7 +43,7 @@ def oracle(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 def test_loss_and_gradient(batch, dim, dtype, temperature):
     rows = [x.requires_grad_() for x in make(batch, dim, dtype)]
     wide = [x.detach().double().requires_grad_() for x in rows]
-    loss, expected = info_nce(*rows, temperature), oracle(*wide, temperature)
+    loss, expected = run(rows, temperature), oracle(wide[0], wide[1], temperature)
     assert loss.dtype == torch.float32
     # Unit rows are rounded to the type of the input, so the error of s is one rounding over the temperature.
     slack = 4 * torch.finfo(dtype).eps / temperature
@@ -47,7 +52,7 @@ def test_loss_and_gradient(batch, dim, dtype, temperature):
     for grad, wide_grad in zip(grads, expected_grads, strict=True):
         assert grad.dtype == dtype
         torch.testing.assert_close(grad.double(), wide_grad, rtol=0, atol=(slack * wide_grad.abs().max() + slack / 50))
-    plain = info_nce(*rows, temperature, backend="torch")
+    plain = run(rows, temperature, backend="torch")
     torch.testing.assert_close(plain, loss)
 
 
@@ -66,9 +71,9 @@ def test_contrast_gradcheck(first, both):
 
 def test_backward_in_strips_is_the_backward(monkeypatch):
     rows = [x.requires_grad_() for x in make(70, 6)]
-    whole = torch.autograd.grad(info_nce(*rows, 0.2), rows)
+    whole = torch.autograd.grad(run(rows, 0.2), rows)
     monkeypatch.setattr(sys.modules["maekernels.info_nce"], "_STRIP", 16 * 70)
-    for a, b in zip(torch.autograd.grad(info_nce(*rows, 0.2), rows), whole, strict=True):
+    for a, b in zip(torch.autograd.grad(run(rows, 0.2), rows), whole, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -106,7 +111,7 @@ def test_strided():
 
 def test_deterministic():
     rows = [x.requires_grad_() for x in make(70, 6)]
-    runs = [torch.autograd.grad(info_nce(*rows, 0.1), rows) for _ in range(2)]
+    runs = [torch.autograd.grad(run(rows, 0.1), rows) for _ in range(2)]
     for a, b in zip(*runs, strict=True):
         assert_same(a, b)
 
@@ -123,8 +128,8 @@ def test_opcheck(both):
 
 def test_compile():
     rows = [x.requires_grad_() for x in make(8, 16)]
-    compiled = torch.compile(info_nce, fullgraph=True, backend="aot_eager")
-    for a, b in zip(*(torch.autograd.grad(f(*rows, 0.1), rows) for f in (compiled, info_nce)), strict=True):
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for a, b in zip(*(torch.autograd.grad(f(rows, 0.1), rows) for f in (compiled, run)), strict=True):
         assert_same(a, b)
 
 
@@ -141,17 +146,17 @@ def one_rank(rank: int, file: str, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     mine = [x[rank * 4 : (rank + 1) * 4].requires_grad_() for x in make(8, 16)]
-    loss = info_nce(*mine, 0.1)
+    loss = run(mine, 0.1)
     torch.save((loss.detach(), torch.autograd.grad(loss, mine)), f"{out}/{rank}")
     dist.destroy_process_group()
 
 
 def test_two_ranks_are_one_batch(tmp_path):
     """Mean of the losses; gradients averaged over ranks, as DDP averages those of the parameters behind the rows."""
-    mp.start_processes(one_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=2, start_method="spawn")
+    spawn(one_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     losses, grads = zip(*(torch.load(tmp_path / str(rank)) for rank in range(2)), strict=True)
     rows = [x.requires_grad_() for x in make(8, 16)]
-    whole = info_nce(*rows, 0.1)
+    whole = run(rows, 0.1)
     torch.testing.assert_close(torch.stack(losses).mean(), whole.detach())
     for i, expected in enumerate(torch.autograd.grad(whole, rows)):
         torch.testing.assert_close(torch.cat([grad[i] for grad in grads]) / 2, expected)
