@@ -35,8 +35,9 @@ format: $(STAMP)
 
 test: test-plain test-interpreter test-aot
 
+# A process for each of two cores; files stay whole, so that what a file's tests share is made once.
 test-plain: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Triton decides at import whether kernels are interpreted, and the gate replaces its driver: own processes.
 test-interpreter: $(STAMP)
