@@ -5,9 +5,12 @@ itself when the main process is gone.
 """
 
 import signal
+import warnings
 
 import diffmavil.data.dataset
 
 __all__ = ["diffmavil"]
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+# The server has imported the main module under its own name, so that workers, which run it as __mp_main__, are quick.
+warnings.filterwarnings("ignore", message=".*found in sys.modules after import of package", category=RuntimeWarning)
