@@ -18,8 +18,10 @@ from diffmavil.config import ModelConfig, preset
 from maekernels.add_noise import _launch_add_noise, _launch_add_noise_backward
 from maekernels.diffuse_patches import _launch_diffuse, _launch_diffuse_backward
 from maekernels.gather_tokens import _launch_gather
+from maekernels.info_nce import _STRIP, _launch_contrast, _launch_unit, _launch_unit_backward, _launch_weights
 from maekernels.masked_mse import _launch_masked_mse, _launch_masked_mse_backward
 from maekernels.patchify import _launch_patchify, _launch_patchify_backward
+from maekernels.random_mask import _launch_random_mask
 from maekernels.scatter_tokens import _launch_fill_grad, _launch_scatter
 
 OUTPUTS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -93,6 +95,10 @@ def all_cases() -> Iterator[Case]:
         for name, (model, batch) in MODELS.items():
             yield from tokens(f"{name} {out}", model, batch, dtype)
             yield from add_noise(f"{name} {out}", model, batch, dtype)
+            yield from info_nce(f"{name} {out}", batch, model.encoder.width, dtype)
+        yield from info_nce(f"large batch {out}", 4096, BASE.encoder.width, dtype)
+    for name, (model, batch) in MODELS.items():
+        yield from random_mask(name, model, batch)
 
 
 def patchify(name: str, pixels: Pixels, dtype: torch.dtype) -> Iterator[Case]:
@@ -146,3 +152,28 @@ def add_noise(name: str, model: ModelConfig, batch: int, dtype: torch.dtype) -> 
     alpha_bar = meta(batch, dtype=torch.float32)
     yield Case("add_noise", f"add_noise {name}", partial(_launch_add_noise, x0, alpha_bar, SEED, 0))
     yield Case("add_noise", f"add_noise backward {name}", partial(_launch_add_noise_backward, x0, alpha_bar))
+
+
+def random_mask(name: str, model: ModelConfig, batch: int) -> Iterator[Case]:
+    """Random over all tokens; tubes (one set of labels) on video; time and frequency (two sets) on the spectrogram."""
+    for kind, length, sets in (("video", model.video.tokens, 1), ("spectrogram", model.audio.tokens, 2)):
+        keep = round(length * 0.2)
+        for groups in (None, meta(sets, length, dtype=torch.int32)):
+            launch = partial(_launch_random_mask, batch, length, keep, SEED, 0, groups)
+            yield Case("random_mask", f"random_mask {name} {kind} groups={sets if groups is not None else 0}", launch)
+
+
+def info_nce(name: str, batch: int, width: int, dtype: torch.dtype) -> Iterator[Case]:
+    """One process, and one of eight."""
+    rows, few = meta(batch, width, dtype=dtype), meta(batch, dtype=torch.float32)
+    yield Case("info_nce", f"info_nce unit {name}", partial(_launch_unit, rows))
+    yield Case("info_nce", f"info_nce unit backward {name}", partial(_launch_unit_backward, rows, rows, few))
+    for ranks in (1, 8):
+        both, k = ranks == 1, meta(batch * ranks, width, dtype=dtype)
+        columns = few if both else few[:0]
+        what, first = f"{name} {ranks=}", (ranks - 1) * batch
+        yield Case("info_nce", f"info_nce {what}", partial(_launch_contrast, rows, k, first, 0.1, both))
+        # Of the backward pass the kernel alone, on a strip: the rest is torch's, and its autocast knows no meta device.
+        strip = slice(0, max(1, _STRIP // len(k)))
+        weights = partial(_launch_weights, rows[strip], k, few[strip], columns, 0, first, 0.1, both)
+        yield Case("info_nce", f"info_nce backward {what}", weights)

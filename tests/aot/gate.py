@@ -20,10 +20,11 @@ import sys
 import tempfile
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,8 +73,9 @@ class Budget:
     shared: int = 0
     load: int = 0
     store: int = 0
-    narrow_loads: Sequence[str] = ()
-    narrow_stores: Sequence[str] = ()
+    narrow_loads: Mapping[str, int] = field(default_factory=dict)
+    narrow_stores: Mapping[str, int] = field(default_factory=dict)
+    narrow_cases: Sequence[str] = ()
 
 
 @dataclass
@@ -149,7 +151,7 @@ def compile_cases(cases: Iterable[Case], arch: int) -> Report:
 
 # Reading machine code
 
-_ACCESS = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(LDGSTS|LDG|STG|LDL|STL)((?:\.\w+)*)")
+_ACCESS = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(LDGSTS|LDG|STG|LDL|STL)\b((?:\.\w+)*)")
 _LINE = re.compile(r'^\s*//## File "([^"]+)", line (\d+)')
 _WIDTHS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128, "256": 256}
 
@@ -196,26 +198,28 @@ def read_budgets(path: Path) -> dict[str, Budget]:
     return {name: Budget(**table) for name, table in tomllib.loads(path.read_text()).items()}
 
 
-def over_budget(binary: Binary, budget: Budget) -> list[str]:
-    """What is wrong with a binary, in words."""
+def over_budget(binary: Binary, budget: Budget, cases: Sequence[str] = ("",)) -> list[str]:
+    """What is wrong with the binary of these cases, in words."""
     faults = []
     for what in ("registers", "shared"):
         if getattr(binary, what) > getattr(budget, what):
             faults.append(f"{what} {getattr(binary, what)} > {getattr(budget, what)}")
     if binary.stack or binary.spills:
         faults.append(f"spills: {binary.stack} bytes of stack, {binary.spills} accesses to it")
-    faults += _narrow("load", binary.loads, budget.load, budget.narrow_loads)
-    faults += _narrow("store", binary.stores, budget.store, budget.narrow_stores)
+    if not all(any(part in case for part in budget.narrow_cases) for case in cases):
+        faults += _narrow("load", binary.loads, budget.load, budget.narrow_loads)
+        faults += _narrow("store", binary.stores, budget.store, budget.narrow_stores)
     return faults
 
 
-def _narrow(what: str, accesses: Counter[tuple[int, str]], promised: int, except_for: Sequence[str]) -> list[str]:
-    """Accesses narrower than promised, unless their source line names one of `except_for`."""
+def _narrow(what: str, accesses: Counter[tuple[int, str]], width: int, excepted: Mapping[str, int]) -> list[str]:
+    """Accesses narrower than `width`, or than the width of the excepted name in their source line."""
     faults = []
-    for (width, line), count in sorted(accesses.items()):
+    for (bits, line), count in sorted(accesses.items()):
         text = _source(line)
-        if width < promised and not any(re.search(rf"\b{name}\b", text) for name in except_for):
-            faults.append(f"{count} {what}s of {width} < {promised} bits at {_short(line)}: {text.strip()}")
+        least = min((w for name, w in excepted.items() if re.search(rf"\b{name}\b", text)), default=width)
+        if bits < least:
+            faults.append(f"{count} {what}s of {bits} < {least} bits at {_short(line)}: {text.strip()}")
     return faults
 
 
@@ -244,7 +248,7 @@ def judge(report: Report, budgets: dict[str, Budget], kernels: Iterable[str] = (
     for binary, cases in report.binaries.values():
         if binary.kernel in budgets:
             where = f"{binary.kernel}, sm_{binary.arch}, {cases[0]}"
-            faults += [f"{where}: {fault}" for fault in over_budget(binary, budgets[binary.kernel])]
+            faults += [f"{where}: {fault}" for fault in over_budget(binary, budgets[binary.kernel], cases)]
     return faults
 
 
@@ -306,18 +310,24 @@ def compile_maekernels(arch: int, part: int = 0, parts: int = 1) -> Report:
     return compile_cases([case for case in cases if ops.index(case.op) % parts == part], arch)
 
 
+def compile_everything(archs: Iterable[int], jobs: int) -> Report:
+    """All cases of maekernels for all architectures, in `jobs` processes."""
+    report = Report()
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        tasks = [pool.submit(compile_maekernels, arch, part, jobs) for arch in archs for part in range(jobs)]
+        for task in tasks:
+            report.merge(task.result())
+    return report
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--arch", type=int, nargs="+", choices=SHARED_LIMIT, default=list(SHARED_LIMIT))
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes that compile")
     args = parser.parse_args()
-    report = Report()
-    with ProcessPoolExecutor(args.jobs) as pool:
-        tasks = [pool.submit(compile_maekernels, a, part, args.jobs) for a in args.arch for part in range(args.jobs)]
-        for task in tasks:
-            report.merge(task.result())
-    print(table(report))
+    report = compile_everything(args.arch, args.jobs)
     faults = judge(report, read_budgets(HERE / "budgets.toml"), kernels_of("maekernels"))
+    print(table(report))
     print(f"\ntriton {triton.__version__}: {len(report.binaries)} binaries, {len(faults)} faults")
     for fault in faults:
         print(f"  {fault}")

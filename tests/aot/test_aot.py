@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,8 @@ from gate import (
     Binary,
     Budget,
     Case,
-    Report,
     compile_cases,
-    compile_maekernels,
+    compile_everything,
     judge,
     kernels_of,
     over_budget,
@@ -33,9 +33,7 @@ ARCHS = [pytest.param(arch, id=f"sm_{arch}") for arch in SHARED_LIMIT]
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_kernel_is_within_its_budget_on_every_gpu() -> None:
-    report = Report()
-    for arch in SHARED_LIMIT:
-        report.merge(compile_maekernels(arch))
+    report = compile_everything(SHARED_LIMIT, jobs=2)
     faults = judge(report, read_budgets(HERE / "budgets.toml"), kernels_of("maekernels"))
     assert not faults, "\n".join([*faults, table(report)])
 
@@ -89,7 +87,7 @@ def test_clean_kernel_is_read_rightly_and_passes(arch: int) -> None:
     assert 8 <= binary.registers <= 40
     assert sorted(width for width, _ in binary.loads) == [32, 128]
     assert [width for width, _ in binary.stores] == [128]
-    assert not over_budget(binary, Budget(registers=40, load=128, store=128, narrow_loads=("ids",)))
+    assert not over_budget(binary, Budget(registers=40, load=128, store=128, narrow_loads={"ids": 32}))
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -103,7 +101,7 @@ def test_narrow_load_that_is_not_excepted_is_caught(arch: int) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_rows_that_are_not_aligned_load_narrowly_and_are_caught(arch: int) -> None:
     """A stride of 1023 gives Triton no divisibility to build wide loads on."""
-    budget = Budget(registers=64, load=128, store=128, narrow_loads=("ids",))
+    budget = Budget(registers=64, load=128, store=128, narrow_loads={"ids": 32})
     faults = over_budget(compiled(arch, lambda: launch_rows(1023)), budget)
     assert faults
     assert all("loads of 16 < 128 bits" in fault and "tl.load(x" in fault for fault in faults)
@@ -116,7 +114,7 @@ def test_narrow_store_is_caught(arch: int) -> None:
     def launch() -> None:
         rows_kernel[(8,)](meta(64, 1024), meta(8, dtype=torch.int32), meta(8 * 1024 + 1)[1:], 1024, SIZE=1024)
 
-    budget = Budget(registers=64, shared=4096, load=128, store=128, narrow_loads=("ids",))
+    budget = Budget(registers=64, shared=4096, load=128, store=128, narrow_loads={"ids": 32})
     (fault,) = over_budget(compiled(arch, launch), budget)
     assert fault.startswith("8 stores of 16 < 128 bits at test_aot.py:")
 
@@ -170,6 +168,14 @@ def test_cases_that_compile_to_one_binary_are_read_once() -> None:
     report = compile_cases([Case("rows", "a", launch_rows), Case("rows", "b", launch_rows)], 80)
     ((_, cases),) = report.binaries.values()
     assert cases == ["a", "b"]
+
+
+def test_cases_whose_layout_is_narrow_are_excepted_by_name() -> None:
+    cases = [Case("rows", "aligned", launch_rows), Case("rows", "odd rows", lambda: launch_rows(1023))]
+    report = compile_cases(cases, 80)
+    budget = Budget(registers=64, load=128, store=128, narrow_loads={"ids": 32})
+    assert [fault.split(":")[0] for fault in judge(report, {"rows_kernel": budget})] == ["rows_kernel, sm_80, odd rows"]
+    assert judge(report, {"rows_kernel": replace(budget, narrow_cases=["odd"])}) == []
 
 
 def test_missing_and_superfluous_budgets_and_cases_are_faults() -> None:
