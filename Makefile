@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help install check format test test-plain test-interpreter test-aot aot demo clean
 
 help:
-	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: about 8 minutes)"
+	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: about 10 minutes)"
 	@echo "make test     the whole test suite"
 	@echo "make check    lint, format and type checks"
 	@echo "make aot      compile every Triton kernel for sm_80, sm_90, sm_100 and check its budget (no GPU needed)"
