@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from maekernels._checks import FLOATS, check, check_ids, check_kernel_dtype, describe
-from maekernels._triton import jit, next_power_of_2
+from maekernels._triton import Tile, jit, next_power_of_2, row_tile
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -173,16 +173,15 @@ def pixel_args(
     return g, {"scale": tuple(scale), "shift": tuple(shift), **strides, **sizes}
 
 
-def patch_tile(dim: int, whole: bool) -> tuple[int, int]:
-    """(patches, chunk) of a tile of 2048 pixels, 16 for each of 128 threads (16 bytes of uint8).
+def patch_tile(dim: int, whole: bool) -> Tile:
+    """A tile of 2048 pixels: 16 for each of 128 threads, that is 16 bytes of uint8.
 
-    `chunk` is the largest power of two up to 1024 that divides the P elements of a patch, or, for kernels that reduce
-    over the patch (`whole`) and for odd sizes, P padded to a power of two.
+    Kernels that reduce over a patch take it `whole`, padded to a power of two, with more warps for larger ones.
     """
-    chunk = min(dim & -dim, 1024)
-    if whole or chunk < 64:
-        chunk = next_power_of_2(dim)
-    return max(1, 2048 // chunk), chunk
+    if not whole:
+        return row_tile(dim, 2048)
+    chunk = next_power_of_2(dim)
+    return Tile(max(1, 2048 // chunk), chunk, warps=min(16, max(4, chunk // 512)))
 
 
 @jit

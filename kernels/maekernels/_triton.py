@@ -8,7 +8,7 @@ then on a launch is Triton's own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -83,13 +83,30 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def row_tile(dim: int, itemsize: int) -> tuple[int, int]:
-    """(rows, chunk) of a tile over rows of `dim` elements: 128 threads move 64 bytes each.
+class Tile(NamedTuple):
+    """What one program works on: `rows` by `chunk` of the elements of a row, with `warps` warps."""
 
-    `chunk` is the largest power of two up to 1024 that divides `dim`, so that no lane idles; rows that no power of two
-    from 64 on divides are taken whole, padded to one.
+    rows: int
+    chunk: int
+    warps: int = 4
+
+    def programs(self, rows: int, dim: int) -> int:
+        """How many cover `rows` rows of `dim` elements."""
+        return cdiv(rows, self.rows) * cdiv(dim, self.chunk)
+
+    @property
+    def meta(self) -> dict[str, int]:
+        """The kernel's arguments for it."""
+        return {"ROWS": self.rows, "CHUNK": self.chunk, "num_warps": self.warps}
+
+
+def row_tile(dim: int, elements: int) -> Tile:
+    """A tile of `elements` elements over rows of `dim`.
+
+    `chunk` is the largest power of two up to 1024 that divides `dim`, so that no lane idles; where that is below 64, as
+    many elements as there are, masked at the end.
     """
     chunk = min(dim & -dim, 1024)
     if chunk < 64:
-        chunk = next_power_of_2(dim)
-    return max(1, 8192 // itemsize // chunk), chunk
+        chunk = min(next_power_of_2(dim), 1024)
+    return Tile(max(1, elements // chunk), chunk)

@@ -4,6 +4,10 @@
 
 Shapes: x0 [B, ...], alpha_bar [B]. eps is keyed by (seed, sample offset + b, element inside the sample): it is never
 stored and can be made again.
+
+Cost for E elements of s bytes: forward reads and writes E s each, E / 4 Philox blocks of 40 integer instructions (20
+wide multiplications, 20 three-input xors), about 8 FLOPs an element for Box-Muller and the mix; backward reads and
+writes E s each, E FLOPs. Forward bound by bytes or by Philox's integer arithmetic, backward by bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
 """Chosen tokens of a sequence: out[b, k, :] = x[b, ids[b, k], :].
 
 Shapes: x [B, N, D], ids [B, K], out [B, K, D]. ids are unique within a sample, so the gradient is a plain scatter:
-every row of it is written once, without atomics.
+every row of it is written once, without atomics (`scatter_tokens` with a fill of 0).
+
+Cost, with s the bytes of an element: forward reads and writes B K D s each, backward reads B K D s and writes B N D s;
+ids add 4 B K bytes, and their inverse 8 B N in the backward pass. No FLOPs. Bound by bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 
 from maekernels._checks import check_backend, check_float, check_ids, check_range
-from maekernels._triton import cdiv, jit, register_cuda, row_tile
+from maekernels._triton import jit, register_cuda, row_tile
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -23,7 +26,7 @@ def gather_tokens(x: Tensor, ids: Tensor, *, backend: str | None = None) -> Tens
 
     Args:
         x: float [B, N, D], any strides.
-        ids: int32 or int64 [B, K], unique within a sample, in [0, N).
+        ids: int32 or int64 [B, K] in [0, N); unique within a sample if `x` needs its gradient.
         backend: for tests and benchmarks only: 'torch' or 'triton'.
 
     Returns:
@@ -63,11 +66,11 @@ def _launch_gather(x: Tensor, ids: Tensor) -> Tensor:
     x = x if x.stride(2) == 1 else x.contiguous()
     ids = ids.contiguous()
     out = x.new_empty((*ids.shape, dim))
-    rows, chunk = row_tile(dim, x.element_size())
-    programs = cdiv(ids.numel(), rows) * cdiv(dim, chunk)
-    if programs:
+    tile = row_tile(dim, 8192 // x.element_size())
+    if out.numel():
         sb, sn, _ = x.stride()
-        _gather_kernel[(programs,)](x, ids, out, ids.numel(), ids.shape[1], sb, sn, D=dim, ROWS=rows, CHUNK=chunk)
+        grid = (tile.programs(ids.numel(), dim),)
+        _gather_kernel[grid](x, ids, out, ids.numel(), ids.shape[1], sb, sn, D=dim, **tile.meta)
     return out
 
 

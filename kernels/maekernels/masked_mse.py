@@ -10,9 +10,8 @@ pixels, in the forward and again in the backward pass, and never kept.
 Cost, with s and o the bytes of an element of x and of pred:
     forward    reads B Q P (s + o);                       10 B Q P FLOPs (5 without norm_pix)
     backward   reads B Q P (s + o), writes B Q P o;       11 B Q P FLOPs (5)
-Bound by bytes. On a GPU the gradient is made in the backward pass: keeping it from the forward pass would write it
-there, and read and write it again to multiply it by the incoming gradient. On a CPU, where arithmetic and not memory is
-the limit, it is kept.
+Bound by bytes. The gradient is made in the backward pass: keeping it from the forward pass would write it there, and
+then read and write it again to multiply it by the incoming gradient.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from maekernels._pixels import (
     pixel_args,
     sample_chunks,
 )
-from maekernels._triton import cdiv, jit, register_cuda
+from maekernels._triton import jit, register_cuda
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -69,11 +68,8 @@ def masked_mse(
     ok = pred.shape == (*ids.shape, grid.patch_dim) and pred.device == x.device
     check(ok, "pred", describe(pred), f"[B, Q, P]={[*ids.shape, grid.patch_dim]} on {x.device}, from ids and patch")
     check_backend(backend, x.device)
-    args = (ids, list(patch), list(mean), list(std), norm_pix, channels_first)
-    if backend == "torch":
-        return _reference(pred, x.detach(), *args)
-    keep = pred.requires_grad and torch.is_grad_enabled() and pred.device.type == "cpu"
-    return _masked_mse(pred, x.detach(), *args, keep)[0]
+    op = _reference if backend == "torch" else _masked_mse
+    return op(pred, x.detach(), ids, list(patch), list(mean), list(std), norm_pix, channels_first)
 
 
 def _difference(
@@ -145,17 +141,15 @@ def _launch_masked_mse(
     std: Sequence[float],
     norm_pix: bool,
     channels_first: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     check_kernel_dtype("pred", pred)
-    args = (pred.contiguous(), x, ids.contiguous(), patch, mean, std, norm_pix, channels_first)
-    rows, chunk = patch_tile(max(1, pred.shape[2]), whole=norm_pix)
-    share = pred.new_empty(cdiv(ids.numel(), rows) * cdiv(pred.shape[2], chunk), dtype=torch.float32)
-    if pred.numel():
-        _launch_tiles(*args, pred.new_empty(0), share, 1.0 / pred.numel(), backward=False)
-    loss = share.sum() if pred.numel() else share.new_full((), float("nan"))
-    grad = _launch_masked_mse_backward(torch.ones_like(loss), *args) if keep else pred.new_empty(0)
-    return loss, grad
+    if not pred.numel():
+        return pred.new_full((), float("nan"), dtype=torch.float32)
+    tile = patch_tile(pred.shape[2], whole=norm_pix)
+    share = pred.new_empty(tile.programs(ids.numel(), pred.shape[2]), dtype=torch.float32)
+    args = (pred, x, ids, patch, mean, std, norm_pix, channels_first)
+    _launch_tiles(*args, pred, share, 1.0 / pred.numel(), backward=False)
+    return share.sum()
 
 
 def _launch_masked_mse_backward(
@@ -169,7 +163,7 @@ def _launch_masked_mse_backward(
     norm_pix: bool,
     channels_first: bool,
 ) -> Tensor:
-    args = (pred.contiguous(), x, ids.contiguous(), patch, mean, std, norm_pix, channels_first)
+    args = (pred, x, ids, patch, mean, std, norm_pix, channels_first)
     out = torch.empty_like(pred, memory_format=torch.contiguous_format)
     if out.numel():
         _launch_tiles(*args, grad_loss, out, 2.0 / pred.numel(), backward=True)
@@ -191,12 +185,11 @@ def _launch_tiles(
     *,
     backward: bool,
 ) -> None:
-    grid, args = pixel_args(x, patch, mean, std, channels_first)
-    rows, chunk = patch_tile(grid.patch_dim, whole=norm_pix)
-    programs = cdiv(ids.numel(), rows) * cdiv(grid.patch_dim, chunk)
-    _masked_mse_kernel[(programs,)](
-        pred, x, ids, grad_loss, out, factor, ids.numel(), ids.shape[1], **args,
-        P=grid.patch_dim, NORM=norm_pix, BACKWARD=backward, ROWS=rows, CHUNK=chunk,
+    cut, args = pixel_args(x, patch, mean, std, channels_first)
+    tile = patch_tile(cut.patch_dim, whole=norm_pix)
+    _masked_mse_kernel[(tile.programs(ids.numel(), cut.patch_dim),)](
+        pred.contiguous(), x, ids.contiguous(), grad_loss, out, factor, ids.numel(), ids.shape[1], **args,
+        P=cut.patch_dim, NORM=norm_pix, BACKWARD=backward, **tile.meta,
     )  # fmt: skip
 
 
@@ -210,28 +203,18 @@ def _masked_mse(
     std: Sequence[float],
     norm_pix: bool,
     channels_first: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """The loss, and with `keep` its gradient, else an empty tensor."""
+) -> Tensor:
     check_range(ids, as_video(x, patch, channels_first)[1].tokens)
-    dtype = torch.promote_types(pred.dtype, torch.float32)
-    grad = torch.empty_like(pred, memory_format=torch.contiguous_format) if keep else pred.new_empty(0)
-    if not pred.numel():
-        return pred.new_full((), float("nan"), dtype=dtype), grad
     total = pred.new_zeros((), dtype=torch.float64)
-    for part in sample_chunks(len(pred), pred[0].numel()):
+    for part in sample_chunks(len(pred), pred[:1].numel()):
         args = (pred[part], x[part], ids[part], patch, mean, std, norm_pix, channels_first)
-        difference = _difference(*args)
-        total += torch.linalg.vector_norm(difference, dim=-1).double().square().sum()
-        if keep:
-            grad[part] = difference.mul_(2.0 / pred.numel())
-    return (total / pred.numel()).to(dtype), grad
+        total += torch.linalg.vector_norm(_difference(*args), dim=-1).double().square().sum()
+    return (total / pred.numel()).to(torch.promote_types(pred.dtype, torch.float32))
 
 
 @_masked_mse.register_fake
-def _(pred, x, ids, patch, mean, std, norm_pix, channels_first, keep):
-    loss = pred.new_empty((), dtype=torch.promote_types(pred.dtype, torch.float32))
-    return loss, torch.empty_like(pred, memory_format=torch.contiguous_format) if keep else pred.new_empty(0)
+def _(pred, x, ids, patch, mean, std, norm_pix, channels_first):
+    return pred.new_empty((), dtype=torch.promote_types(pred.dtype, torch.float32))
 
 
 @torch.library.custom_op("maekernels::masked_mse_backward", mutates_args=(), device_types="cpu")
@@ -246,9 +229,13 @@ def _masked_mse_backward(
     norm_pix: bool,
     channels_first: bool,
 ) -> Tensor:
-    """d loss / d pred in the dtype of `pred`, where the forward pass did not keep it."""
-    difference = _difference(pred, x, ids, patch, mean, std, norm_pix, channels_first)
-    return difference.mul_(2.0 / max(1, pred.numel()) * grad_loss).to(pred.dtype)
+    """d loss / d pred in the dtype of `pred`."""
+    grad = torch.empty_like(pred, memory_format=torch.contiguous_format)
+    factor = 2.0 / max(1, pred.numel()) * grad_loss
+    for part in sample_chunks(len(pred), pred[:1].numel()):
+        args = (pred[part], x[part], ids[part], patch, mean, std, norm_pix, channels_first)
+        grad[part] = _difference(*args).mul_(factor)
+    return grad
 
 
 @_masked_mse_backward.register_fake
@@ -257,17 +244,12 @@ def _(grad_loss, pred, x, ids, patch, mean, std, norm_pix, channels_first):
 
 
 def _setup_context(ctx, inputs, output):
-    pred, x, ids, *ctx.settings, ctx.keep = inputs
-    ctx.save_for_backward(*((output[1],) if ctx.keep else (pred, x, ids)))
+    pred, x, ids, *ctx.settings = inputs
+    ctx.save_for_backward(pred, x, ids)
 
 
-def _backward(ctx, grad_loss, _):
-    if ctx.keep:
-        (grad,) = ctx.saved_tensors
-        grad_pred = (grad * grad_loss).to(grad.dtype)
-    else:
-        grad_pred = _masked_mse_backward(grad_loss, *ctx.saved_tensors, *ctx.settings)
-    return (grad_pred, *(None,) * 8)
+def _backward(ctx, grad_loss):
+    return (_masked_mse_backward(grad_loss, *ctx.saved_tensors, *ctx.settings), *(None,) * 7)
 
 
 _masked_mse.register_autograd(_backward, setup_context=_setup_context)

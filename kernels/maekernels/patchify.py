@@ -35,7 +35,7 @@ from maekernels._pixels import (
     scale_and_shift,
     scatter_patches,
 )
-from maekernels._triton import cdiv, jit, register_cuda
+from maekernels._triton import jit, register_cuda
 from maekernels.scatter_tokens import _launch_inverse
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def patchify(
     Args:
         x: uint8 or float; video [B, T, H, W, C] for 3 patch sizes, image [B, H, W, C] or spectrogram [B, F, M] for 2;
             with channels_first [B, C, T, H, W] or [B, C, H, W]. Any strides; 1 to 4 channels.
-        ids: int32 or int64 [B, K], unique within a sample, in [0, N).
+        ids: int32 or int64 [B, K] in [0, N); unique within a sample if `x` needs its gradient.
         patch: (time, height, width), (height, width) or (frames, mels); divides the sizes.
         mean, std: for each channel (spectrogram: one value).
         dtype: of the result.
@@ -143,14 +143,14 @@ def _launch_patchify(
     dtype: torch.dtype,
     channels_first: bool,
 ) -> Tensor:
-    grid, args = pixel_args(x, patch, mean, std, channels_first)
-    dim, ids = grid.patch_dim, ids.contiguous()
+    cut, args = pixel_args(x, patch, mean, std, channels_first)
+    dim, ids = cut.patch_dim, ids.contiguous()
     out = x.new_empty((*ids.shape, dim), dtype=dtype)
     check_kernel_dtype("dtype", out)
-    rows, chunk = patch_tile(dim, whole=False)
+    tile = patch_tile(dim, whole=False)
     if out.numel():
-        programs = cdiv(ids.numel(), rows) * cdiv(dim, chunk)
-        _patchify_kernel[(programs,)](x, ids, out, ids.numel(), ids.shape[1], **args, P=dim, ROWS=rows, CHUNK=chunk)
+        grid = (tile.programs(ids.numel(), dim),)
+        _patchify_kernel[grid](x, ids, out, ids.numel(), ids.shape[1], **args, P=dim, **tile.meta)
     return out
 
 
@@ -158,14 +158,13 @@ def _launch_patchify_backward(
     grad: Tensor, x: Tensor, ids: Tensor, patch: Sequence[int], std: Sequence[float], channels_first: bool
 ) -> Tensor:
     out = torch.empty_like(x)
-    grid, args = pixel_args(out, patch, std, std, channels_first)
-    dim, total = grid.patch_dim, len(x) * grid.tokens
-    rows, chunk = patch_tile(dim, whole=False)
+    cut, args = pixel_args(out, patch, std, std, channels_first)
+    dim, total = cut.patch_dim, len(x) * cut.tokens
+    tile = patch_tile(dim, whole=False)
     if out.numel():
-        inverse, grad = _launch_inverse(ids, grid.tokens), grad.contiguous()
-        programs = cdiv(total, rows) * cdiv(dim, chunk)
-        _patchify_backward_kernel[(programs,)](
-            grad, inverse, out, total, ids.shape[1], **args, N=grid.tokens, P=dim, ROWS=rows, CHUNK=chunk
+        inverse, grad = _launch_inverse(ids, cut.tokens), grad.contiguous()
+        _patchify_backward_kernel[(tile.programs(total, dim),)](
+            grad, inverse, out, total, ids.shape[1], **args, N=cut.tokens, P=dim, **tile.meta
         )
     return out
 

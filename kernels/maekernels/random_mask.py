@@ -14,6 +14,10 @@ With several group sets the key of a token is the maximum of its keys in the set
 time *and* frequency keys are small. Tokens of equal group key are ordered by an own key of the token, then by index.
 
 Shapes: B samples, N tokens, K kept. ids_keep [B, K] and ids_mask [B, N-K], int32, each ascending.
+
+Cost: writes 4 B N bytes; B N / 4 Philox blocks, and in the kernel B N more for each group set. The kernel takes one
+program for a sample and builds the key of the last kept token bit by bit, 32 counts over keys in registers (64 with
+groups), so nothing is sorted. Bound by launch latency. No gradient.
 """
 
 from __future__ import annotations

@@ -2,7 +2,13 @@
 
     out[b, ids[b, k], :] = values[b, k, :]        all other rows: fill
 
-Shapes: values [B, K, D], ids [B, K], fill a number or [D], out [B, N, D]. ids are unique within a sample.
+Shapes: values [B, K, D], ids [B, K], fill a number or [D], out [B, N, D]. ids are unique within a sample, so a small
+kernel can invert them (token -> k or -1) and the large one writes every row of the result once, in order.
+
+Cost, with s the bytes of an element:
+    forward    reads B K D s, writes B N D s (and 8 B N for the inverse)
+    backward   values: a gather, B K D s read and written;  fill: reads the B (N-K) D s of its rows, as many additions
+Bound by bytes.
 """
 
 from __future__ import annotations
@@ -136,14 +142,13 @@ def _launch_scatter(values: Tensor, ids: Tensor, length: int, number: float, row
     batch, _, dim = values.shape
     values = values if values.stride(2) == 1 else values.contiguous()
     out = values.new_empty((batch, length, dim))
-    rows, chunk = row_tile(dim, out.element_size())
-    programs = cdiv(batch * length, rows) * cdiv(dim, chunk)
-    if programs:
+    tile = row_tile(dim, 8192 // out.element_size())
+    if out.numel():
         inverse, (sb, sk, _) = _launch_inverse(ids, length), values.stride()
         fill = values if row is None else row.contiguous()
-        _scatter_kernel[(programs,)](
+        _scatter_kernel[(tile.programs(batch * length, dim),)](
             values, inverse, fill, out, batch * length, length, number, sb, sk,
-            D=dim, HAS_ROW=row is not None, ROWS=rows, CHUNK=chunk,
+            D=dim, HAS_ROW=row is not None, **tile.meta,
         )  # fmt: skip
     return out
 
@@ -151,15 +156,15 @@ def _launch_scatter(values: Tensor, ids: Tensor, length: int, number: float, row
 def _launch_fill_grad(grad: Tensor, ids: Tensor) -> Tensor:
     batch, length, dim = grad.shape
     grad = grad if grad.stride(2) == 1 else grad.contiguous()
-    rows, chunk = row_tile(dim, grad.element_size())
+    tile = row_tile(dim, 8192 // grad.element_size())
     # Enough parts to fill a GPU, each long enough that their sums cost little.
-    part = rows * max(1, cdiv(batch * length, rows * 512))
+    part = tile.rows * max(1, cdiv(batch * length, tile.rows * 512))
     parts = cdiv(batch * length, part)
     partial = grad.new_empty((parts, dim), dtype=torch.float32)
     if partial.numel():
         inverse, (sb, sn, _) = _launch_inverse(ids, length), grad.stride()
-        _fill_grad_kernel[(parts, cdiv(dim, chunk))](
-            grad, inverse, partial, batch * length, length, sb, sn, D=dim, PART=part, ROWS=rows, CHUNK=chunk
+        _fill_grad_kernel[(parts, cdiv(dim, tile.chunk))](
+            grad, inverse, partial, batch * length, length, sb, sn, D=dim, PART=part, **tile.meta
         )
     return partial.sum(0).to(grad.dtype)
 

@@ -128,7 +128,7 @@ def masked_mse(name: str, pixels: Pixels, dtype: torch.dtype) -> Iterator[Case]:
     pred, loss = pixels.patches(pixels.masked, dtype), meta(dtype=torch.float32)
     for norm in (False, True):
         args = (pred, pixels.x, pixels.masked, patch, mean, std, norm, first)
-        yield Case("masked_mse", f"masked_mse {name} {norm=}", partial(_launch_masked_mse, *args, False))
+        yield Case("masked_mse", f"masked_mse {name} {norm=}", partial(_launch_masked_mse, *args))
         backward = partial(_launch_masked_mse_backward, loss, *args)
         yield Case("masked_mse", f"masked_mse backward {name} {norm=}", backward)
 

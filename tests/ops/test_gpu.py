@@ -146,11 +146,9 @@ def test_masked_mse(case, dtype, norm):
     clean = case.clean(x, norm)
     pred = torch.randn(clean.shape).to(dtype)
     ours, wide = pred.cuda().requires_grad_(), pred.double().requires_grad_()
-    args = (case.ids().cuda(), case.patch, *case.normal, norm)
-    loss, expected = (
-        masked_mse(ours, x.cuda(), *args, channels_first=case.channels_first),
-        (wide - clean).square().mean(),
-    )
+    ids, (mean, std) = case.ids().cuda(), case.normal
+    loss = masked_mse(ours, x.cuda(), ids, case.patch, mean, std, norm, channels_first=case.channels_first)
+    expected = (wide - clean).square().mean()
     assert loss.dtype == torch.float32
     assert_within(loss.detach().cpu(), expected.detach(), ulps=64)
     (found,), (right,) = torch.autograd.grad(3 * loss, ours), torch.autograd.grad(3 * expected, wide)
