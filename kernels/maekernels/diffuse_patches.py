@@ -315,6 +315,7 @@ def _diffuse_patches_backward(
     channels_first: bool,
 ) -> Tensor:
     """d loss / d v, [B, Q, P]; `patchify_backward` takes it to the pixels."""
+    grad = grad.contiguous()
     if norm_pix:
         return _reference_backward(grad, x, ids, patch, mean, std, alpha_bar, channels_first)
     return (alpha_bar[:, None, None].sqrt() * grad).to(grad.dtype)

@@ -85,7 +85,7 @@ def _reference_unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of norm 1 in the type of `x`, and 1 / norm in float32 [B]. A row of zeros stays one."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     inverse = 1 / torch.linalg.vector_norm(wide, dim=1).clamp_min(1e-12)
-    return (wide * inverse[:, None]).to(x.dtype), inverse
+    return (wide * inverse[:, None]).to(x.dtype).contiguous(), inverse
 
 
 def _reference_contrast(
@@ -327,12 +327,12 @@ def _(x):
 def _unit_rows_backward(grad: Tensor, unit: Tensor, inverse: Tensor) -> Tensor:
     wide = unit.to(inverse.dtype)
     along = (grad * wide).sum(1, keepdim=True)
-    return ((grad - wide * along) * inverse[:, None]).to(unit.dtype)
+    return ((grad - wide * along) * inverse[:, None]).to(unit.dtype).contiguous()
 
 
 @_unit_rows_backward.register_fake
 def _(grad, unit, inverse):
-    return torch.empty_like(unit)
+    return torch.empty_like(unit, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("maekernels::contrast", mutates_args=(), device_types="cpu")

@@ -123,7 +123,8 @@ def test_opcheck(both):
     torch.library.opcheck(_contrast, (q.requires_grad_(), k.requires_grad_(), 0, 0.5, both))
     torch.library.opcheck(_contrast_backward, (grad, q.detach(), k.detach(), rows, columns, 0, 0.5, both))
     torch.library.opcheck(_unit_rows, (make(6, 8)[0].requires_grad_(),))
-    torch.library.opcheck(_unit_rows_backward, (torch.rand(6, 8), q.detach(), torch.rand(6)))
+    torch.library.opcheck(_unit_rows, (make(6, 8)[0].T,))
+    torch.library.opcheck(_unit_rows_backward, (torch.rand(8, 6).T, q.detach(), torch.rand(6)))
 
 
 def test_compile():
