@@ -245,10 +245,13 @@ def judge(report: Report, budgets: dict[str, Budget], kernels: Iterable[str] = (
     faults += [f"{name}: no case launches it" for name in sorted(set(kernels) - launched)]
     faults += [f"{name}: no budget" for name in sorted(launched - budgets.keys())]
     faults += [f"{name}: a budget without a kernel" for name in sorted(budgets.keys() - launched)]
+    alike: dict[str, list[str]] = defaultdict(list)
     for binary, cases in report.binaries.values():
         if binary.kernel in budgets:
-            where = f"{binary.kernel}, sm_{binary.arch}, {cases[0]}"
-            faults += [f"{where}: {fault}" for fault in over_budget(binary, budgets[binary.kernel], cases)]
+            for fault in over_budget(binary, budgets[binary.kernel], cases):
+                alike[f"{binary.kernel}: {fault}"].append(f"sm_{binary.arch}, {cases[0]}")
+    for fault, where in alike.items():
+        faults.append(f"{fault} ({where[0]}{f'; {len(where) - 1} more' if len(where) > 1 else ''})")
     return faults
 
 
