@@ -355,8 +355,6 @@ _SIZES: dict[str, ModelConfig] = {
         # Minutes of training, not weeks: one view costs half, and contrast, which learns fastest, weighs more.
         contrast=ContrastConfig(inter_weight=1.0),
         views=1,
-        video_weight=0.3,
-        audio_weight=0.3,
     ),
     "small": ModelConfig(
         encoder=EncoderConfig(width=384, heads=6),
@@ -385,7 +383,7 @@ def _presets() -> dict[str, Config]:
 
 def _train(size: str) -> TrainConfig:
     if size == "tiny":
-        return TrainConfig(steps=800, batch_size=32)
+        return TrainConfig(steps=1000, batch_size=32)
     return TrainConfig(steps=75_000, batch_size=512, checkpoint_every=1000, log_every=20)
 
 
