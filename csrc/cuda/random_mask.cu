@@ -49,8 +49,14 @@ struct CudaBlock {
   __device__ __forceinline__ void increment(uint32_t& x) { atomicAdd(&x, 1u); }
 };
 
+// Threads that a multiprocessor should hold at once, so that a usual batch runs in one wave: all 2048 with four tokens
+// to a thread, which is 32 registers; wider keys or more of them need more.
 template <class Shape>
-__global__ void __launch_bounds__(Shape::THREADS) random_mask_kernel(const MaskJob job) {
+constexpr uint32_t RESIDENT = Shape::KEY_BITS * Shape::BLOCKS == 32 ? 2048 : 1536;
+
+template <class Shape>
+__global__ void __launch_bounds__(Shape::THREADS, RESIDENT<Shape> / Shape::THREADS)
+    random_mask_kernel(const MaskJob job) {
   __shared__ MaskShared<Shape> shared;
   __shared__ typename CudaBlock<Shape>::Scan::TempStorage scan;
   CudaBlock<Shape> block{shared, scan};
