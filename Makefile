@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 DEMO_DIR ?= runs/demo
 STAMP := $(VENV)/.installed
 
-.PHONY: help install check format test test-plain test-interpreter test-aot aot demo clean
+.PHONY: help install check format test test-plain test-interpreter test-aot aot cuda-report demo clean
 
 help:
 	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: about 10 minutes)"
 	@echo "make test     the whole test suite"
 	@echo "make check    lint, format and type checks"
 	@echo "make aot      compile every Triton kernel for sm_80, sm_90, sm_100 and check its budget (no GPU needed)"
+	@echo "make cuda-report  compile csrc/cuda for the same and check what each kernel needs (nvcc, no GPU needed)"
 	@echo "make install  only the virtual environment ($(VENV))"
 
 # torch comes first, from the constraints file: what follows then finds it satisfied.
@@ -49,6 +50,9 @@ test-aot: $(STAMP)
 
 aot: $(STAMP)
 	$(BIN)/python tests/aot/gate.py
+
+cuda-report: $(STAMP)
+	$(BIN)/python tests/csrc/resources.py
 
 demo: $(STAMP)
 	$(BIN)/python -m diffmavil.train --run-dir $(DEMO_DIR) --resume
