@@ -32,6 +32,7 @@ from torch import Tensor
 
 from maekernels import philox
 from maekernels._checks import check, check_backend, describe
+from maekernels._native import PYTHON_CPU
 from maekernels._native_cuda import current_stream, native_ops
 from maekernels._triton import jit, next_power_of_2, register_cuda
 from maekernels.philox import philox_words
@@ -73,7 +74,7 @@ def random_mask(
         groups: None, or int32/int64 [N] or [G, N] with labels in [0, N) on the device: tokens of one label stay
             together (see the module).
         device: of the result; default the seed's, or torch's default.
-        backend: for tests and benchmarks only: 'torch', 'triton' or 'cuda' (csrc).
+        backend: for tests and benchmarks only: 'torch', 'native' (csrc on a CPU), 'triton' or 'cuda' (csrc).
     """
     check(batch >= 0, "batch", batch, "not negative")
     check(0 <= length <= 2**15, "length", length, "in [0, 32768]")
@@ -187,7 +188,7 @@ def _launch_random_mask(
     return ids_keep, ids_mask
 
 
-@torch.library.custom_op("maekernels::random_mask", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("maekernels::random_mask", mutates_args=(), device_types=PYTHON_CPU)
 def _random_mask(
     batch: int, length: int, num_keep: int, seed: Tensor, offset: int, groups: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,151 @@
+// add_noise, diffuse_patches and their gradients; the definitions are in add_noise.py and diffuse_patches.py.
+#include "pixels.h"
+
+namespace maekernels {
+namespace {
+
+// Normals of the elements [first, first + n) of a sample. A row may begin inside a Philox block.
+class Noise {
+ public:
+  Noise(const Tensor& seed, int64_t offset, int64_t most)
+      : seed_(uint64_t(*data<int64_t>(seed))), offset_(uint64_t(offset)), buffer_(most + 8) {}
+
+  const float* operator()(int64_t b, int64_t first, int64_t n) {
+    const int64_t skipped = first % 4;
+    instruction_set().normals(seed_, offset_ + uint64_t(b), first / 4, (skipped + n + 3) / 4, buffer_.data());
+    return buffer_.data() + skipped;
+  }
+
+ private:
+  uint64_t seed_, offset_;
+  std::vector<float> buffer_;
+};
+
+constexpr int64_t PART = 2048;  // elements of a sample that add_noise works on at a time
+
+// work(loops, b, first, n, place) for each part of each sample: n elements from `first`, which is element `place` of x.
+template <class A, class Work>
+void for_parts(int64_t batch, int64_t elements, int64_t first_part, int64_t last_part, const Work& work) {
+  const int64_t parts = (elements + PART - 1) / PART;
+  for (int64_t part = first_part; part < last_part; ++part) {
+    const int64_t b = part / parts, first = part % parts * PART;
+    work(b, first, std::min(PART, elements - first), b * elements + first);
+  }
+}
+
+Tensor add_noise(const Tensor& x0, const Tensor& alpha_bar, const Tensor& seed, int64_t offset) {
+  const Levels levels(alpha_bar);
+  const Tensor held = torch::stable::contiguous(x0), out = torch::stable::new_empty(held, held.sizes());
+  const int64_t batch = held.size(0), elements = held.numel() / std::max<int64_t>(1, batch);
+  const Type type = type_of(held);
+  const char* from = data<char>(held);
+  char* to = mutable_data<char>(out);
+  with_arithmetic(type == F64, [&](auto zero) {
+    using A = decltype(zero);
+    const auto& loops = instruction_set().loops<A>();
+    for_rows(batch * ((elements + PART - 1) / PART), PART, [&](int64_t first_part, int64_t last_part) {
+      Noise noise(seed, offset, PART);
+      std::vector<A> value(PART);
+      for_parts<A>(batch, elements, first_part, last_part, [&](int64_t b, int64_t first, int64_t n, int64_t place) {
+        loops.read[type](from + place * size_of(type), n, value.data());
+        loops.mix(value.data(), noise(b, first, n), levels.signal[b], levels.sigma[b], n);
+        loops.write[type](value.data(), n, to + place * size_of(type));
+      });
+    });
+  });
+  return out;
+}
+
+Tensor add_noise_backward(const Tensor& grad, const Tensor& alpha_bar) {
+  const Levels levels(alpha_bar, false);
+  const Tensor held = torch::stable::contiguous(grad), out = torch::stable::new_empty(held, held.sizes());
+  const int64_t batch = held.size(0), elements = held.numel() / std::max<int64_t>(1, batch);
+  const Type type = type_of(held);
+  const char* from = data<char>(held);
+  char* to = mutable_data<char>(out);
+  with_arithmetic(type == F64, [&](auto zero) {
+    using A = decltype(zero);
+    const auto& loops = instruction_set().loops<A>();
+    for_rows(batch * ((elements + PART - 1) / PART), PART, [&](int64_t first_part, int64_t last_part) {
+      std::vector<A> value(PART);
+      for_parts<A>(batch, elements, first_part, last_part, [&](int64_t b, int64_t, int64_t n, int64_t place) {
+        loops.read[type](from + place * size_of(type), n, value.data());
+        loops.multiply(value.data(), A(levels.signal[b]), n);
+        loops.write[type](value.data(), n, to + place * size_of(type));
+      });
+    });
+  });
+  return out;
+}
+
+Tensor diffuse_patches(const Tensor& x, const Tensor& ids, std::vector<int64_t> patch, std::vector<double> mean,
+                       std::vector<double> std, const Tensor& alpha_bar, const Tensor& seed, int64_t offset,
+                       bool norm_pix, ScalarType dtype, bool channels_first) {
+  const int64_t batch = ids.size(0), count = ids.size(1);
+  const Pixels pixels(x, patch, channels_first);
+  const int64_t dim = pixels.dim;
+  const auto tokens = checked_ids(ids, pixels.tokens);
+  const Levels levels(alpha_bar);
+  const Tensor out = torch::stable::new_empty(x, {batch, count, dim}, dtype);
+  with_arithmetic(pixels.type == F64, [&](auto zero) {
+    using A = decltype(zero);
+    const auto& loops = instruction_set().loops<A>();
+    const PatchReader<A> read(x, patch, mean, std, channels_first);
+    for_rows(batch * count, 4 * dim, [&](int64_t first, int64_t last) {
+      RowWriter<A> write(out, dim);
+      Noise noise(seed, offset, dim);
+      for (int64_t row = first; row < last; ++row) {
+        const int64_t b = row / count;
+        A* value = write.row(row);
+        read(b, tokens[row], value);
+        if (norm_pix) loops.normalise(value, dim);
+        loops.mix(value, noise(b, tokens[row] * dim, dim), levels.signal[b], levels.sigma[b], dim);
+        write.done(row);
+      }
+    });
+  });
+  return out;
+}
+
+Tensor diffuse_patches_backward(const Tensor& grad, const Tensor& x, const Tensor& ids, std::vector<int64_t> patch,
+                                std::vector<double> mean, std::vector<double> std, const Tensor& alpha_bar,
+                                bool norm_pix, bool channels_first) {
+  const int64_t batch = ids.size(0), count = ids.size(1), dim = grad.size(2);
+  const Tensor held = torch::stable::contiguous(grad), out = torch::stable::new_empty(held, held.sizes());
+  const Levels levels(alpha_bar, false);
+  with_arithmetic(type_of(x) == F64 || type_of(grad) == F64, [&](auto zero) {
+    using A = decltype(zero);
+    const auto& loops = instruction_set().loops<A>();
+    const PatchReader<A> read_patch(x, patch, mean, std, channels_first);
+    const auto tokens = checked_ids(ids, read_patch.pixels.tokens);
+    for_rows(batch * count, dim, [&](int64_t first, int64_t last) {
+      RowReader<A> read(held, dim);
+      RowWriter<A> write(out, dim);
+      std::vector<A> target(dim);
+      for (int64_t row = first; row < last; ++row) {
+        const int64_t b = row / count;
+        A* value = write.row(row);
+        std::copy_n(read(row), dim, value);
+        loops.multiply(value, A(levels.signal[b]), dim);
+        if (norm_pix) {
+          read_patch(b, tokens[row], target.data());
+          const A rstd = loops.normalise(target.data(), dim);
+          loops.normalise_backward(value, target.data(), rstd, dim);
+        }
+        write.done(row);
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(maekernels, CPU, m) {
+  m.impl("add_noise", TORCH_BOX(&add_noise));
+  m.impl("add_noise_backward", TORCH_BOX(&add_noise_backward));
+  m.impl("diffuse_patches", TORCH_BOX(&diffuse_patches));
+  m.impl("diffuse_patches_backward", TORCH_BOX(&diffuse_patches_backward));
+}
+
+}  // namespace maekernels
