@@ -127,7 +127,7 @@ def judge(usages: Iterable[Usage], budgets: Mapping[str, Budget]) -> list[str]:
 
 
 def table(usages: Iterable[Usage]) -> str:
-    rows = [("kernel", "arch", "registers", "stack", "spills", "shared")]
+    rows: list[tuple[str, ...]] = [("kernel", "arch", "registers", "stack", "spills", "shared")]
     for u in sorted(usages, key=lambda u: (u.kernel, int(u.arch.rstrip("a")))):
         rows.append((u.kernel, f"sm_{u.arch}", *(str(n) for n in (u.registers, u.stack, u.spills, u.shared))))
     sizes = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
