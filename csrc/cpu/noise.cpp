@@ -1,4 +1,6 @@
 // add_noise, diffuse_patches and their gradients; the definitions are in add_noise.py and diffuse_patches.py.
+#include <type_traits>
+
 #include "pixels.h"
 
 namespace maekernels {
@@ -21,61 +23,50 @@ class Noise {
   std::vector<float> buffer_;
 };
 
-constexpr int64_t PART = 2048;  // elements of a sample that add_noise works on at a time
+// change(value, b, first, n) made, in float or double, of all elements of x [B, ...]: n of sample b from `first`.
+// Each thread has a copy of `change`.
+constexpr int64_t PART = 2048;
 
-// work(loops, b, first, n, place) for each part of each sample: n elements from `first`, which is element `place` of x.
-template <class A, class Work>
-void for_parts(int64_t batch, int64_t elements, int64_t first_part, int64_t last_part, const Work& work) {
+template <class Change>
+Tensor by_parts(const Tensor& x, const Change& change) {
+  const Tensor held = torch::stable::contiguous(x), out = torch::stable::new_empty(held, held.sizes());
+  const int64_t batch = held.size(0), elements = held.numel() / std::max<int64_t>(1, batch);
   const int64_t parts = (elements + PART - 1) / PART;
-  for (int64_t part = first_part; part < last_part; ++part) {
-    const int64_t b = part / parts, first = part % parts * PART;
-    work(b, first, std::min(PART, elements - first), b * elements + first);
-  }
+  const Type type = type_of(held);
+  const char* from = data<char>(held);
+  char* to = mutable_data<char>(out);
+  with_arithmetic(type == F64, [&](auto zero) {
+    using A = decltype(zero);
+    const auto& loops = instruction_set().loops<A>();
+    for_rows(batch * parts, 4 * PART, [&](int64_t first_part, int64_t last_part) {
+      Change own = change;
+      std::vector<A> value(PART);
+      for (int64_t part = first_part; part < last_part; ++part) {
+        const int64_t b = part / parts, first = part % parts * PART, n = std::min(PART, elements - first);
+        const int64_t place = (b * elements + first) * size_of(type);
+        loops.read[type](from + place, n, value.data());
+        own(value.data(), b, first, n);
+        loops.write[type](value.data(), n, to + place);
+      }
+    });
+  });
+  return out;
 }
 
 Tensor add_noise(const Tensor& x0, const Tensor& alpha_bar, const Tensor& seed, int64_t offset) {
   const Levels levels(alpha_bar);
-  const Tensor held = torch::stable::contiguous(x0), out = torch::stable::new_empty(held, held.sizes());
-  const int64_t batch = held.size(0), elements = held.numel() / std::max<int64_t>(1, batch);
-  const Type type = type_of(held);
-  const char* from = data<char>(held);
-  char* to = mutable_data<char>(out);
-  with_arithmetic(type == F64, [&](auto zero) {
-    using A = decltype(zero);
-    const auto& loops = instruction_set().loops<A>();
-    for_rows(batch * ((elements + PART - 1) / PART), PART, [&](int64_t first_part, int64_t last_part) {
-      Noise noise(seed, offset, PART);
-      std::vector<A> value(PART);
-      for_parts<A>(batch, elements, first_part, last_part, [&](int64_t b, int64_t first, int64_t n, int64_t place) {
-        loops.read[type](from + place * size_of(type), n, value.data());
-        loops.mix(value.data(), noise(b, first, n), levels.signal[b], levels.sigma[b], n);
-        loops.write[type](value.data(), n, to + place * size_of(type));
-      });
-    });
+  return by_parts(x0, [&, noise = Noise(seed, offset, PART)](auto* value, int64_t b, int64_t first, int64_t n) mutable {
+    const auto& loops = instruction_set().loops<std::remove_pointer_t<decltype(value)>>();
+    loops.mix(value, noise(b, first, n), levels.signal[b], levels.sigma[b], n);
   });
-  return out;
 }
 
 Tensor add_noise_backward(const Tensor& grad, const Tensor& alpha_bar) {
   const Levels levels(alpha_bar, false);
-  const Tensor held = torch::stable::contiguous(grad), out = torch::stable::new_empty(held, held.sizes());
-  const int64_t batch = held.size(0), elements = held.numel() / std::max<int64_t>(1, batch);
-  const Type type = type_of(held);
-  const char* from = data<char>(held);
-  char* to = mutable_data<char>(out);
-  with_arithmetic(type == F64, [&](auto zero) {
-    using A = decltype(zero);
-    const auto& loops = instruction_set().loops<A>();
-    for_rows(batch * ((elements + PART - 1) / PART), PART, [&](int64_t first_part, int64_t last_part) {
-      std::vector<A> value(PART);
-      for_parts<A>(batch, elements, first_part, last_part, [&](int64_t b, int64_t, int64_t n, int64_t place) {
-        loops.read[type](from + place * size_of(type), n, value.data());
-        loops.multiply(value.data(), A(levels.signal[b]), n);
-        loops.write[type](value.data(), n, to + place * size_of(type));
-      });
-    });
+  return by_parts(grad, [&](auto* value, int64_t b, int64_t, int64_t n) {
+    using A = std::remove_pointer_t<decltype(value)>;
+    instruction_set().loops<A>().multiply(value, A(levels.signal[b]), n);
   });
-  return out;
 }
 
 Tensor diffuse_patches(const Tensor& x, const Tensor& ids, std::vector<int64_t> patch, std::vector<double> mean,

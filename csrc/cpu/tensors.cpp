@@ -1,8 +1,11 @@
 #include "tensors.h"
 
+#include <charconv>
 #include <cmath>
+#include <limits>
 #include <sstream>
 #include <stdexcept>
+#include <string>
 
 namespace maekernels {
 
@@ -46,22 +49,32 @@ std::vector<int64_t> checked_integers(const Tensor& ids, int64_t length, const c
   return found;
 }
 
+namespace {
+
+// As Python writes it.
+std::string written(double x) {
+  if (std::isnan(x)) return "nan";
+  char digits[32];
+  std::string found(digits, std::to_chars(digits, digits + sizeof digits, x).ptr);
+  return found.find_first_of(".e") == std::string::npos ? found + ".0" : found;
+}
+
+}  // namespace
+
 Levels::Levels(const Tensor& alpha_bar, bool check) {
   const Tensor held = torch::stable::contiguous(alpha_bar);
   const float* value = data<float>(held);
   const int64_t batch = held.numel();
-  if (batch == 0) return;
-  const auto [low, high] = std::minmax_element(value, value + batch);
-  const bool inside = std::all_of(value, value + batch, [](float v) { return v >= 0 && v <= 1; });
-  if (check && !inside) {
-    std::ostringstream words;
-    words.precision(9);
-    words << "alpha_bar=values in [" << *low << ", " << *high << "]: must be in [0, 1]";
-    throw std::invalid_argument(words.str());
-  }
+  float low = std::numeric_limits<float>::infinity(), high = -low;
   for (int64_t b = 0; b < batch; ++b) {
+    low = std::isnan(low) || value[b] >= low ? low : value[b];
+    high = std::isnan(high) || value[b] <= high ? high : value[b];
     signal.push_back(std::sqrt(value[b]));
     sigma.push_back(std::sqrt(1 - value[b]));
+  }
+  if (check && batch > 0 && !(low >= 0 && high <= 1)) {
+    const std::string words = "alpha_bar=values in [" + written(low) + ", " + written(high) + "]";
+    throw std::invalid_argument(words + ": must be in [0, 1]");
   }
 }
 
