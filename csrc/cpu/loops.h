@@ -33,9 +33,9 @@ struct Loops {
   A (*normalise)(A* v, int64_t n);
   // grad of the values before `normalise`, from that of the normalised values v.
   void (*normalise_backward)(A* grad, const A* v, A rstd, int64_t n);
-  // v = signal * v + sigma * noise
-  void (*mix)(A* v, const float* noise, float signal, float sigma, int64_t n);
-  void (*multiply)(A* v, A factor, int64_t n);
+  // out = signal * v + sigma * noise; v may be out
+  void (*mix)(const A* v, const float* noise, float signal, float sigma, A* out, int64_t n);
+  void (*multiply)(const A* v, A factor, A* out, int64_t n);
   void (*add)(A* total, const A* v, int64_t n);
   // sum (a - b)^2
   A (*squared_distance)(const A* a, const A* b, int64_t n);

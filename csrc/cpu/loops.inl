@@ -144,15 +144,15 @@ void normalise_backward(A* __restrict grad, const A* __restrict v, A rstd, int64
 }
 
 template <class A>
-void mix(A* __restrict v, const float* __restrict noise, float signal, float sigma, int64_t n) {
+void mix(const A* v, const float* noise, float signal, float sigma, A* out, int64_t n) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) v[i] = A(signal) * v[i] + A(sigma * noise[i]);
+  for (int64_t i = 0; i < n; ++i) out[i] = A(signal) * v[i] + A(sigma * noise[i]);
 }
 
 template <class A>
-void multiply(A* v, A factor, int64_t n) {
+void multiply(const A* v, A factor, A* out, int64_t n) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) v[i] *= factor;
+  for (int64_t i = 0; i < n; ++i) out[i] = factor * v[i];
 }
 
 template <class A>

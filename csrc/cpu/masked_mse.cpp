@@ -19,13 +19,13 @@ void for_each_row(const Tensor& pred, const Target& of, const Work& work) {
   const PatchReader<A> read_patch(of.x, of.patch, of.mean, of.std, of.channels_first);
   const auto tokens = checked_ids(of.ids, read_patch.pixels.tokens);
   for_rows(of.ids.numel(), 2 * dim, [&](int64_t first, int64_t last) {
-    RowReader<A> read(pred, dim);
+    Reader<A> read(pred, dim);
     std::vector<A> target(dim);
     Work own = work;
     for (int64_t row = first; row < last; ++row) {
       read_patch(row / count, tokens[row], target.data());
       if (of.norm_pix) loops.normalise(target.data(), dim);
-      own(row, read(row), target.data());
+      own(row, read(row * dim, dim), target.data());
     }
   });
 }
@@ -66,11 +66,11 @@ Tensor masked_mse_backward(const Tensor& grad_loss, const Tensor& pred, const Te
   with_arithmetic(type_of(pred) == F64 || type_of(x) == F64, [&](auto zero) {
     using A = decltype(zero);
     const auto difference = instruction_set().loops<A>().scaled_difference;
-    RowWriter<A> write(out, dim);
+    Writer<A> write(out, dim);
     for_each_row<A>(held, {x, ids, patch, mean, std, norm_pix, channels_first},
                     [=](int64_t row, const A* prediction, const A* target) mutable {
-                      difference(prediction, target, A(factor), write.row(row), dim);
-                      write.done(row);
+                      difference(prediction, target, A(factor), write.at(row * dim), dim);
+                      write.done(row * dim, dim);
                     });
   });
   return out;

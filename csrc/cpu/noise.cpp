@@ -23,8 +23,8 @@ class Noise {
   std::vector<float> buffer_;
 };
 
-// change(value, b, first, n) made, in float or double, of all elements of x [B, ...]: n of sample b from `first`.
-// Each thread has a copy of `change`.
+// change(v, out, b, first, n) for all elements of x [B, ...], in float or double: n of sample b from `first`, to a new
+// tensor. Each thread has a copy of `change`.
 constexpr int64_t PART = 2048;
 
 template <class Change>
@@ -32,21 +32,17 @@ Tensor by_parts(const Tensor& x, const Change& change) {
   const Tensor held = torch::stable::contiguous(x), out = torch::stable::new_empty(held, held.sizes());
   const int64_t batch = held.size(0), elements = held.numel() / std::max<int64_t>(1, batch);
   const int64_t parts = (elements + PART - 1) / PART;
-  const Type type = type_of(held);
-  const char* from = data<char>(held);
-  char* to = mutable_data<char>(out);
-  with_arithmetic(type == F64, [&](auto zero) {
+  with_arithmetic(type_of(held) == F64, [&](auto zero) {
     using A = decltype(zero);
-    const auto& loops = instruction_set().loops<A>();
-    for_rows(batch * parts, 4 * PART, [&](int64_t first_part, int64_t last_part) {
+    for_rows(batch * parts, PART, [&](int64_t first_part, int64_t last_part) {
       Change own = change;
-      std::vector<A> value(PART);
+      Reader<A> read(held, PART);
+      Writer<A> write(out, PART);
       for (int64_t part = first_part; part < last_part; ++part) {
         const int64_t b = part / parts, first = part % parts * PART, n = std::min(PART, elements - first);
-        const int64_t place = (b * elements + first) * size_of(type);
-        loops.read[type](from + place, n, value.data());
-        own(value.data(), b, first, n);
-        loops.write[type](value.data(), n, to + place);
+        const int64_t place = b * elements + first;
+        own(read(place, n), write.at(place), b, first, n);
+        write.done(place, n);
       }
     });
   });
@@ -55,17 +51,17 @@ Tensor by_parts(const Tensor& x, const Change& change) {
 
 Tensor add_noise(const Tensor& x0, const Tensor& alpha_bar, const Tensor& seed, int64_t offset) {
   const Levels levels(alpha_bar);
-  return by_parts(x0, [&, noise = Noise(seed, offset, PART)](auto* value, int64_t b, int64_t first, int64_t n) mutable {
-    const auto& loops = instruction_set().loops<std::remove_pointer_t<decltype(value)>>();
-    loops.mix(value, noise(b, first, n), levels.signal[b], levels.sigma[b], n);
+  return by_parts(x0, [&, noise = Noise(seed, offset, PART)](const auto* v, auto* out, int64_t b, int64_t first,
+                                                             int64_t n) mutable {
+    const auto& loops = instruction_set().loops<std::remove_pointer_t<decltype(out)>>();
+    loops.mix(v, noise(b, first, n), levels.signal[b], levels.sigma[b], out, n);
   });
 }
 
 Tensor add_noise_backward(const Tensor& grad, const Tensor& alpha_bar) {
   const Levels levels(alpha_bar, false);
-  return by_parts(grad, [&](auto* value, int64_t b, int64_t, int64_t n) {
-    using A = std::remove_pointer_t<decltype(value)>;
-    instruction_set().loops<A>().multiply(value, A(levels.signal[b]), n);
+  return by_parts(grad, [&](const auto* v, auto* out, int64_t b, int64_t, int64_t n) {
+    instruction_set().loops<std::remove_pointer_t<decltype(out)>>().multiply(v, levels.signal[b], out, n);
   });
 }
 
@@ -83,15 +79,15 @@ Tensor diffuse_patches(const Tensor& x, const Tensor& ids, std::vector<int64_t> 
     const auto& loops = instruction_set().loops<A>();
     const PatchReader<A> read(x, patch, mean, std, channels_first);
     for_rows(batch * count, 4 * dim, [&](int64_t first, int64_t last) {
-      RowWriter<A> write(out, dim);
+      Writer<A> write(out, dim);
       Noise noise(seed, offset, dim);
       for (int64_t row = first; row < last; ++row) {
         const int64_t b = row / count;
-        A* value = write.row(row);
+        A* value = write.at(row * dim);
         read(b, tokens[row], value);
         if (norm_pix) loops.normalise(value, dim);
-        loops.mix(value, noise(b, tokens[row] * dim, dim), levels.signal[b], levels.sigma[b], dim);
-        write.done(row);
+        loops.mix(value, noise(b, tokens[row] * dim, dim), levels.signal[b], levels.sigma[b], value, dim);
+        write.done(row * dim, dim);
       }
     });
   });
@@ -110,20 +106,19 @@ Tensor diffuse_patches_backward(const Tensor& grad, const Tensor& x, const Tenso
     const PatchReader<A> read_patch(x, patch, mean, std, channels_first);
     const auto tokens = checked_ids(ids, read_patch.pixels.tokens);
     for_rows(batch * count, dim, [&](int64_t first, int64_t last) {
-      RowReader<A> read(held, dim);
-      RowWriter<A> write(out, dim);
+      Reader<A> read(held, dim);
+      Writer<A> write(out, dim);
       std::vector<A> target(dim);
       for (int64_t row = first; row < last; ++row) {
         const int64_t b = row / count;
-        A* value = write.row(row);
-        std::copy_n(read(row), dim, value);
-        loops.multiply(value, A(levels.signal[b]), dim);
+        A* value = write.at(row * dim);
+        loops.multiply(read(row * dim, dim), levels.signal[b], value, dim);
         if (norm_pix) {
           read_patch(b, tokens[row], target.data());
           const A rstd = loops.normalise(target.data(), dim);
           loops.normalise_backward(value, target.data(), rstd, dim);
         }
-        write.done(row);
+        write.done(row * dim, dim);
       }
     });
   });

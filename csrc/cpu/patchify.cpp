@@ -41,10 +41,10 @@ Tensor patchify(const Tensor& x, const Tensor& ids, std::vector<int64_t> patch, 
     using A = decltype(zero);
     const PatchReader<A> read(x, patch, mean, std, channels_first);
     for_rows(batch * count, pixels.dim, [&](int64_t first, int64_t last) {
-      RowWriter<A> write(out, pixels.dim);
+      Writer<A> write(out, pixels.dim);
       for (int64_t row = first; row < last; ++row) {
-        read(row / count, tokens[row], write.row(row));
-        write.done(row);
+        read(row / count, tokens[row], write.at(row * pixels.dim));
+        write.done(row * pixels.dim, pixels.dim);
       }
     });
   });
@@ -60,15 +60,18 @@ Tensor patchify_backward(const Tensor& grad, const Tensor& x, const Tensor& ids,
   const auto tokens = checked_ids(ids, pixels.tokens);
   char* base = mutable_data<char>(out);
   const int64_t bytes = size_of(pixels.type), elements = out.numel();
-  for_rows(elements, 1, [&](int64_t first, int64_t last) { std::memset(base + first * bytes, 0, (last - first) * bytes); });
+  for_rows(elements, 1, [=](int64_t first, int64_t last) {
+    std::memset(base + first * bytes, 0, (last - first) * bytes);
+  });
   with_arithmetic(pixels.type == F64 || type_of(grad) == F64, [&](auto zero) {
     using A = decltype(zero);
     const Normal<A> normal(pixels, std, std);
     const auto store = instruction_set().loops<A>().store_patch[pixels.type];
     for_rows(batch * count, pixels.dim, [&](int64_t first, int64_t last) {
-      RowReader<A> read(held, pixels.dim);
+      Reader<A> read(held, pixels.dim);
       for (int64_t row = first; row < last; ++row) {
-        store(read(row), pixels.patch, normal.scale.data(), base + pixels.origin(row / count, tokens[row]));
+        const A* values = read(row * pixels.dim, pixels.dim);
+        store(values, pixels.patch, normal.scale.data(), base + pixels.origin(row / count, tokens[row]));
       }
     });
   });

@@ -62,46 +62,4 @@ class PatchReader {
   const char* base_;
 };
 
-// Rows of a contiguous tensor [rows, dim], as A. A row of that type is used in place, any other through a buffer, which
-// each thread has of its own.
-template <class A>
-class RowReader {
- public:
-  RowReader(const Tensor& x, int64_t dim) : type_(type_of(x)), base_(data<char>(x)), dim_(dim), buffer_(dim) {}
-
-  const A* operator()(int64_t row) {
-    const char* from = base_ + row * dim_ * size_of(type_);
-    if (type_ == own_type<A>) return reinterpret_cast<const A*>(from);
-    instruction_set().loops<A>().read[type_](from, dim_, buffer_.data());
-    return buffer_.data();
-  }
-
- private:
-  Type type_;
-  const char* base_;
-  int64_t dim_;
-  std::vector<A> buffer_;
-};
-
-template <class A>
-class RowWriter {
- public:
-  RowWriter(const Tensor& out, int64_t dim)
-      : type_(type_of(out)), base_(mutable_data<char>(out)), dim_(dim), buffer_(dim) {}
-
-  // Where to put the row, and after that is done:
-  A* row(int64_t row) { return type_ == own_type<A> ? reinterpret_cast<A*>(place(row)) : buffer_.data(); }
-  void done(int64_t row) {
-    if (type_ != own_type<A>) instruction_set().loops<A>().write[type_](buffer_.data(), dim_, place(row));
-  }
-
- private:
-  char* place(int64_t row) { return base_ + row * dim_ * size_of(type_); }
-
-  Type type_;
-  char* base_;
-  int64_t dim_;
-  std::vector<A> buffer_;
-};
-
 }  // namespace maekernels

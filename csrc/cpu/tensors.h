@@ -54,6 +54,47 @@ struct Levels {
   std::vector<float> signal, sigma;
 };
 
+// n elements of a contiguous tensor from its element `first` on, as A. They are used in place when they are of that type
+// and go through a buffer of the reader otherwise: each thread has a reader, and a writer, of its own.
+template <class A>
+class Reader {
+ public:
+  Reader(const Tensor& x, int64_t most)
+      : type_(type_of(x)), base_(data<char>(x)), buffer_(type_ == own_type<A> ? 0 : most) {}
+
+  const A* operator()(int64_t first, int64_t n) {
+    const char* from = base_ + first * size_of(type_);
+    if (type_ == own_type<A>) return reinterpret_cast<const A*>(from);
+    instruction_set().loops<A>().read[type_](from, n, buffer_.data());
+    return buffer_.data();
+  }
+
+ private:
+  Type type_;
+  const char* base_;
+  std::vector<A> buffer_;
+};
+
+template <class A>
+class Writer {
+ public:
+  Writer(const Tensor& out, int64_t most)
+      : type_(type_of(out)), base_(mutable_data<char>(out)), buffer_(type_ == own_type<A> ? 0 : most) {}
+
+  // Where to put the elements from `first` on; then `done`.
+  A* at(int64_t first) { return type_ == own_type<A> ? reinterpret_cast<A*>(place(first)) : buffer_.data(); }
+  void done(int64_t first, int64_t n) {
+    if (type_ != own_type<A>) instruction_set().loops<A>().write[type_](buffer_.data(), n, place(first));
+  }
+
+ private:
+  char* place(int64_t first) { return base_ + first * size_of(type_); }
+
+  Type type_;
+  char* base_;
+  std::vector<A> buffer_;
+};
+
 // work(first, last) over parts of [0, rows), on one thread when all of it is too little to share. No result may depend
 // on how the rows are divided.
 template <class Work>

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <optional>
 
-#include "pixels.h"
+#include "tensors.h"
 
 namespace maekernels {
 namespace {
@@ -12,7 +12,10 @@ namespace {
 class Rows {
  public:
   explicit Rows(const Tensor& x)
-      : base_(data<char>(x)), bytes_(size_of(type_of(x))), dim_(x.size(2)), stride_{x.stride(0), x.stride(1), x.stride(2)} {}
+      : base_(data<char>(x)),
+        bytes_(size_of(type_of(x))),
+        dim_(x.size(2)),
+        stride_{x.stride(0), x.stride(1), x.stride(2)} {}
 
   void copy(int64_t b, int64_t n, char* to) const {
     const char* from = base_ + (b * stride_[0] + n * stride_[1]) * bytes_;
@@ -71,12 +74,18 @@ Tensor scatter_tokens(const Tensor& values, const Tensor& ids, int64_t length, d
   const Tensor out = torch::stable::new_empty(values, {batch, length, dim});
   const Rows rows(values);
   const auto fill = fill_row(values, number, row);
+  const bool zero = std::all_of(fill.begin(), fill.end(), [](char byte) { return byte == 0; });
   char* to = mutable_data<char>(out);
   for_rows(batch * length, dim, [&](int64_t first, int64_t last) {
     for (int64_t place = first; place < last; ++place) {
       char* there = to + place * fill.size();
       if (places[place] >= 0) {
         rows.copy(place / length, places[place], there);
+      } else if (zero) {
+        // Neighbours together: the gradient of a gather is mostly zeros.
+        const int64_t start = place;
+        while (place + 1 < last && places[place + 1] < 0) ++place;
+        std::memset(there, 0, (place + 1 - start) * fill.size());
       } else {
         std::memcpy(there, fill.data(), fill.size());
       }
@@ -98,15 +107,15 @@ Tensor scatter_tokens_fill_grad(const Tensor& grad, const Tensor& ids) {
     const auto add = instruction_set().loops<A>().add;
     std::vector<A> total(dim), of_part(parts * dim);
     for_rows(parts, PART * dim, [&](int64_t first, int64_t last) {
-      RowReader<A> read(held, dim);
+      Reader<A> read(held, dim);
       for (int64_t row = first * PART; row < std::min(rows, last * PART); ++row) {
-        if (places[row] < 0) add(of_part.data() + row / PART * dim, read(row), dim);
+        if (places[row] < 0) add(of_part.data() + row / PART * dim, read(row * dim, dim), dim);
       }
     });
     for (int64_t part = 0; part < parts; ++part) add(total.data(), of_part.data() + part * dim, dim);
-    RowWriter<A> write(out, dim);
-    std::copy(total.begin(), total.end(), write.row(0));
-    write.done(0);
+    Writer<A> write(out, dim);
+    std::copy(total.begin(), total.end(), write.at(0));
+    write.done(0, dim);
   });
   return out;
 }
