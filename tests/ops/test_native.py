@@ -141,7 +141,7 @@ def test_threads_change_nothing(threads):
 @built
 def test_instruction_sets_change_nothing():
     """The plain one is what a machine without AVX2 runs."""
-    refused = run_python("import maekernels; maekernels.random_mask(1, 8, 2, seed=0)", **isa("none"))
+    refused = run_python("import maekernels", **isa("none"))
     names = re.findall(r"avx512|avx2|baseline", refused.stderr.partition("must be one of")[2])
     assert "baseline" in names, refused.stderr
     expected = digest(all_results() + large_results())
