@@ -52,7 +52,7 @@ def info_nce(a: Tensor, b: Tensor, temperature: float, *, backend: str | None = 
     check(a.shape == b.shape and a.device == b.device, "b", describe(b), f"in the shape and device of a={describe(a)}")
     check(a.shape[0] > 0 and a.shape[1] > 0, "a", describe(a), "at least one row and column")
     check(temperature > 0, "temperature", temperature, "positive")
-    check_backend(backend, a.device)
+    check_backend(backend, a.device, native=False)
     wide = torch.promote_types(a.dtype, b.dtype)
     unit, contrast = (_reference_unit, _reference_contrast) if backend == "torch" else (_unit_rows, _contrast)
     a, b = unit(a.to(wide))[0], unit(b.to(wide))[0]
