@@ -5,7 +5,7 @@ from __future__ import annotations
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffmavil.model.attention import attention
+from maekernels import attention
 
 NORM_EPS = 1e-6
 
@@ -32,8 +32,8 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
-        return self.proj(rearrange(attention(q, k, v), "b h n d -> b n (h d)"))
+        q, k, v = rearrange(self.qkv(x), "b n (qkv h d) -> qkv b n h d", qkv=3, h=self.heads)
+        return self.proj(rearrange(attention(q, k, v), "b n h d -> b n (h d)"))
 
 
 class CrossAttention(nn.Module):
@@ -47,9 +47,9 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        q = rearrange(self.q(x), "b q (h d) -> b h q d", h=self.heads)
-        k, v = rearrange(self.kv(context), "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
-        return self.proj(rearrange(attention(q, k, v), "b h q d -> b q (h d)"))
+        q = rearrange(self.q(x), "b q (h d) -> b q h d", h=self.heads)
+        k, v = rearrange(self.kv(context), "b n (kv h d) -> kv b n h d", kv=2, h=self.heads)
+        return self.proj(rearrange(attention(q, k, v), "b q h d -> b q (h d)"))
 
 
 class SelfBlock(nn.Module):
