@@ -61,14 +61,18 @@ def read_digits(path: Path, recordings: int | None = None) -> Digits:
             if file is not None and (recordings is None or number < recordings):
                 found[number < HELD_OUT].append((member.name, _sound(file.read()), int(parts[0])))
     if not found[True] or not found[False]:
-        raise ValueError(f"{path}: must hold recordings/DIGIT_SPEAKER_NUMBER.wav with numbers below and above {HELD_OUT}")
+        raise ValueError(
+            f"{path}: must hold recordings/DIGIT_SPEAKER_NUMBER.wav with numbers below and above {HELD_OUT}"
+        )
     sets = {}
     for held_out, clips in found.items():
         clips.sort(key=lambda clip: clip[0])
         sets[held_out] = (_spectra([sound for _, sound, _ in clips]), torch.tensor([digit for *_, digit in clips]))
     values = torch.cat([spec.flatten() for spec in sets[False][0]])
     mean, std = values.mean(), values.std()
-    whole = {key: torch.stack([_padded((spec - mean) / (2 * std)) for spec in specs]) for key, (specs, _) in sets.items()}
+    whole = {
+        key: torch.stack([_padded((spec - mean) / (2 * std)) for spec in specs]) for key, (specs, _) in sets.items()
+    }
     return Digits(whole[False], sets[False][1], whole[True], sets[True][1])
 
 

@@ -18,6 +18,7 @@ from diffmavil.config import ModelConfig
 from diffmavil.model import DiffMAViL
 from diffmavil.model.blocks import SelfBlock
 from diffmavil.model.branch import Branch
+from diffmavil.model.decoder import MaskToken
 
 
 class EagerMAViL(nn.Module):
@@ -78,6 +79,7 @@ class EagerMAViL(nn.Module):
 
     def _decode(self, branch: Branch, fused: Tensor, mask: Tensor, restore: Tensor, target: Tensor) -> Tensor:
         decoder = branch.decoder
+        assert isinstance(decoder.masked, MaskToken)
         x = decoder.context(fused)
         tokens = eager.scatter_tokens(x[:, 1:], restore, decoder.masked.token.to(x.dtype)) + decoder.positions
         tokens = _blocks(decoder.blocks, torch.cat([x[:, :1], tokens], dim=1))

@@ -1,12 +1,13 @@
 """Masked autoencoders of Hugging Face's transformers, at the sizes of a config, and one modality of ours beside them.
 
-    VideoMAEForPreTraining      the video of our config, tube or random masks given from outside
-    ViTMAEForPreTraining        "ViTMAE-style audio": it takes square pictures alone, so the spectrogram's patches are
-                                laid into the nearest square, of at most as many patches
+VideoMAEForPreTraining      the video of our config, tube or random masks given from outside
+ViTMAEForPreTraining        "ViTMAE-style audio": it takes square pictures alone, so the spectrogram's patches are
+                            laid into the nearest square, of at most as many patches
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 from collections.abc import Callable
@@ -43,14 +44,17 @@ def load_transformers() -> Any:
             # PyPI's compiled torchaudio does not load beside a CPU-only torch; the peers need none.
             sys.modules["torchaudio"] = None  # type: ignore[assignment]
     try:
-        import transformers
-        from transformers import VideoMAEForPreTraining, ViTMAEForPreTraining  # noqa: F401
+        transformers = importlib.import_module("transformers")
+        for name in ("VideoMAEForPreTraining", "ViTMAEForPreTraining"):
+            getattr(transformers, name)  # loaded only now
     except (ImportError, OSError, RuntimeError) as error:
         raise ImportError(f"{type(error).__name__}: {error}") from error
     return transformers
 
 
-def video_mae(config: ModelConfig, batch: int, keep: int, device: torch.device) -> tuple[nn.Module, Callable[[], Tensor]]:
+def video_mae(
+    config: ModelConfig, batch: int, keep: int, device: torch.device
+) -> tuple[nn.Module, Callable[[], Tensor]]:
     """Its model, and its loss for a batch of clips at hand as it wants them."""
     transformers = load_transformers()
     v, e, d = config.video, config.encoder, config.video_decoder
@@ -78,7 +82,9 @@ def video_mae(config: ModelConfig, batch: int, keep: int, device: torch.device) 
     return model, lambda: model(clip, bool_masked_pos=masked).loss
 
 
-def vit_mae(config: ModelConfig, batch: int, ratio: float, device: torch.device) -> tuple[nn.Module, Callable[[], Tensor]]:
+def vit_mae(
+    config: ModelConfig, batch: int, ratio: float, device: torch.device
+) -> tuple[nn.Module, Callable[[], Tensor]]:
     """Its model, and its loss for spectrograms laid into a square."""
     transformers = load_transformers()
     a, e, d = config.audio, config.encoder, config.audio_decoder
@@ -111,5 +117,3 @@ def counted_flops(loss: Callable[[], Tensor], batch: int) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         loss()
     return counter.get_total_flops() / batch
-
-

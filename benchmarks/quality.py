@@ -4,10 +4,10 @@
     python benchmarks/quality.py fsdd --fsdd fsdd.tar.gz --json benchmarks/results/quality.jsonl
     python benchmarks/quality.py table --json benchmarks/results/quality.jsonl
 
-`synthetic`: whole runs of `diffmavil.train` and `diffmavil.evaluate` on the generated set. `fsdd`: the Free Spoken Digit
-Dataset (recordings 0 to 4 of each speaker and digit are held out), audio alone: encoder and decoder of one modality, no
-contrast. Each setting and seed is one line of JSON, written as soon as it is known; what a file already holds for the
-same settings is not run again, so that the study can be stopped at any time.
+`synthetic`: whole runs of `diffmavil.train` and `diffmavil.evaluate` on the generated set. `fsdd`: the Free Spoken
+Digit Dataset (recordings 0 to 4 of each speaker and digit are held out), audio alone: encoder and decoder of one
+modality, no contrast. Each setting and seed is one line of JSON, written as soon as it is known; what a file already
+holds is not run again, so that the study can be stopped at any time.
 """
 
 from __future__ import annotations
@@ -188,13 +188,21 @@ def main(argv: Sequence[str] | None = None) -> int:
                 console.print(f"known: {cell.setting}, seed {cell.seed}", highlight=False)
                 continue
             config = compared[cell.setting]
-            found = run_synthetic(cell, config, args.cache, args.clips) if digits is None else run_fsdd(cell, config, digits)
+            found = (
+                run_synthetic(cell, config, args.cache, args.clips)
+                if digits is None
+                else run_fsdd(cell, config, digits)
+            )
             gflop = scheduled_flops(config.model, config.mask).total * 1e-9
             line = {**vars(cell), "gflop_per_clip": gflop, **found, **identity(torch.device("cpu"))}
             write(args.json, line)
             console.print(f"{cell.setting}, seed {cell.seed}: {line['seconds']:,.0f} s", highlight=False)
     results = read(args.json)
-    for study, metric in (("synthetic", "trained:probe/fused"), ("synthetic", "trained:probe/video"), ("fsdd", "probe")):
+    for study, metric in (
+        ("synthetic", "trained:probe/fused"),
+        ("synthetic", "trained:probe/video"),
+        ("fsdd", "probe"),
+    ):
         if any(r["study"] == study for r in results):
             console.print(summary(results, study, metric))
     return 0

@@ -109,13 +109,13 @@ def rows(bench: Bench, compiled: bool) -> list[Row]:
 
 def parts(bench: Bench, model: ModelConfig, mask: MaskConfig, adaptive: bool) -> list[Part]:
     """The shapes of a masking schedule; with adaptive batches each costs what the dearest does at `bench.batch`."""
-    schedules = [replace(s, levels=1 if s.kind == "constant" else bench.levels) for s in (mask.video, mask.audio)]
-    counts = stretch_counts(replace(bench.config, model=model, mask=MaskConfig(*schedules)))
+    video, audio = (replace(s, levels=1 if s.kind == "constant" else bench.levels) for s in (mask.video, mask.audio))
+    counts = stretch_counts(replace(bench.config, model=model, mask=MaskConfig(video=video, audio=audio)))
     costs = [mixed_flops(meta_model(model), *keep) for keep in counts]
     sizes = [int(bench.batch * max(costs) / cost) if adaptive else bench.batch for cost in costs]
     return [
-        Part(video, audio, 1 / len(counts), size)  # type: ignore[arg-type]  # no mix: one count each
-        for (video, audio), size in zip(counts, sizes, strict=True)
+        Part(*keep, 1 / len(counts), size)  # type: ignore[arg-type]  # no mix: one count each
+        for keep, size in zip(counts, sizes, strict=True)
     ]
 
 
@@ -137,9 +137,7 @@ def _ours(bench: Bench, compiled: bool) -> Callable[[Row], Callable[[Part], Tens
             compile_blocks(model, replace(bench.config, mask=MaskConfig(falling, falling)))
         key = {"seed": 0, "offset": 0}
         return lambda part: (
-            model(
-                *clips(bench, part.batch), **key, keep_video=part.keep_video, keep_audio=part.keep_audio
-            ).total
+            model(*clips(bench, part.batch), **key, keep_video=part.keep_video, keep_audio=part.keep_audio).total
         )
 
     return make
@@ -252,17 +250,21 @@ def _result(
     memory = [peaks[f"{row.name}#{i}"] for i in range(len(row.parts))]
     measured = [peak for peak in memory if peak is not None]
     numbers = (row.name, gflop, ms, 1e3 / ms, tflops, tflops / rate, max(measured, default=None))
-    return dict(zip(KEYS, numbers, strict=True)) | identity(bench.device) | {
-        "low_ms": per_clip(lambda t: t.low_ms),
-        "high_ms": per_clip(lambda t: t.high_ms),
-        "readings": min(t.readings for t in mine),
-        "batch": [part.batch for part in row.parts],
-        "dtype": str(bench.dtype).removeprefix("torch."),
-        "views": row.model.views,
-        "frames": row.model.video.frames,
-        "matmul_tflops": rate,
-        "load": os.getloadavg()[0],
-    }
+    return (
+        dict(zip(KEYS, numbers, strict=True))
+        | identity(bench.device)
+        | {
+            "low_ms": per_clip(lambda t: t.low_ms),
+            "high_ms": per_clip(lambda t: t.high_ms),
+            "readings": min(t.readings for t in mine),
+            "batch": [part.batch for part in row.parts],
+            "dtype": str(bench.dtype).removeprefix("torch."),
+            "views": row.model.views,
+            "frames": row.model.video.frames,
+            "matmul_tflops": rate,
+            "load": os.getloadavg()[0],
+        }
+    )
 
 
 def show(results: Sequence[dict[str, Any]], heading: str) -> Table:

@@ -90,12 +90,13 @@ def memory_bytes(config: Config, keep_video: Counts, keep_audio: Counts, *, devi
     The second is read from a forward of fake tensors, which take no memory and no time: every tensor that autograd
     keeps, each memory once. Buffers of single kernels are not in it; leave a fifth for them.
     """
-    one, two = (_kept_bytes(config, clips, keep_video, keep_audio, device) for clips in (1, 2))
+    one, two = _kept_bytes(config, keep_video, keep_audio, device)
     weights = sum(p.numel() for p in meta_model(config.model).parameters())
     return 16 * weights + (one - (two - one)), two - one
 
 
-def _kept_bytes(config: Config, clips: int, keep_video: Counts, keep_audio: Counts, device: torch.device) -> int:
+def _kept_bytes(config: Config, keep_video: Counts, keep_audio: Counts, device: torch.device) -> tuple[int, int]:
+    """Of a batch of one clip, and of two."""
     # On a GPU no kernel keeps attention weights; the fake tensors are on a CPU.
     attention = "sdpa" if device.type == "cuda" else config.model.attention
     kept: dict[int, torch.UntypedStorage] = {}
@@ -110,16 +111,20 @@ def _kept_bytes(config: Config, clips: int, keep_video: Counts, keep_audio: Coun
         for module in model.modules():
             if isinstance(module, Blocks):
                 module.recompute = config.train.recompute
-        video, spec = random_clips(config, clips, torch.device("cpu"))
         own = {p.untyped_storage()._cdata for p in [*model.parameters(), *model.buffers()]}
-        with (
-            torch.autocast("cpu", dtype=torch.bfloat16, enabled=use_bf16(config, device)),
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
-        ):
-            losses = model(video, spec, seed=0, offset=0, keep_video=keep_video, keep_audio=keep_audio)
-        found = {address: storage for address, storage in kept.items() if address not in own}
-        del losses
-        return video.nbytes + spec.nbytes + sum(storage.nbytes() for storage in found.values())
+        found = []
+        for clips in (1, 2):
+            kept.clear()
+            video, spec = random_clips(config, clips, torch.device("cpu"))
+            with (
+                torch.autocast("cpu", dtype=torch.bfloat16, enabled=use_bf16(config, device)),
+                torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
+            ):
+                losses = model(video, spec, seed=0, offset=0, keep_video=keep_video, keep_audio=keep_audio)
+            others = sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+            found.append(video.nbytes + spec.nbytes + others)
+            del losses
+        return found[0], found[1]
 
 
 def _measured(config: Config, counts: list[tuple[Counts, Counts]], device: torch.device) -> list[float]:

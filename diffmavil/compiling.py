@@ -8,7 +8,9 @@ of blocks (encoder, fusion, decoder) times shapes; and the curriculum has few sh
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +23,7 @@ _PER_SHAPE = 8
 """Graphs of one shape at most: two encoders, fusion and two decoders with gradients, and room for a mixed batch."""
 
 
-def compile_blocks(model: nn.Module, config: Config) -> None:
+def compile_blocks(model: nn.Module, config: Config, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile every block, at its first call with each shape. A graph break is an error.
 
     Compiled code is kept under `data.cache`, unless TORCHINDUCTOR_CACHE_DIR names another folder.
@@ -34,7 +36,7 @@ def compile_blocks(model: nn.Module, config: Config) -> None:
     for module in model.modules():
         if isinstance(module, Blocks):
             for block in module:
-                block.compile(fullgraph=True, dynamic=False)
+                block.compile(fullgraph=True, dynamic=False, backend=backend)
 
 
 def graphs_compiled() -> int:

@@ -364,7 +364,7 @@ class TrainConfig:
     cuda_graph: bool = False
     """Record forward and backward once for each shape of the curriculum and replay them; one process on CUDA."""
     recompute: bool = False
-    """Keep only the inputs of blocks for the backward pass and compute the rest again: less memory, a third more work."""
+    """Keep only the inputs of blocks for the backward pass and compute the rest again: less memory, more work."""
     log_every: int = 10
     """Steps between log lines; the only times the host waits for the device."""
     checkpoint_every: int = 500

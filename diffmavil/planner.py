@@ -10,6 +10,7 @@ positions, ratios, batches and learning rates follow from the config and the num
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def passes(clips: int, at_once: int) -> list[slice]:
     """A process's clips of one step, cut into as few passes as `at_once` (0: no limit) allows, nearly equal."""
     count = -(-clips // at_once) if at_once else 1
     ends = [clips * i // count for i in range(count + 1)]
-    return [slice(first, last) for first, last in zip(ends[:-1], ends[1:], strict=True)]
+    return [slice(first, last) for first, last in itertools.pairwise(ends)]
 
 
 def check_processes(config: Config, processes: int) -> None:

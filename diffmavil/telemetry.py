@@ -13,8 +13,8 @@ from diffmavil.data.loader import Loader
 from diffmavil.distributed import World
 from diffmavil.flops import mixed_flops
 from diffmavil.metrics import Metrics, RunLog
-from diffmavil.run import Run
 from diffmavil.planner import Counts, Plan, timetable
+from diffmavil.run import Run
 from diffmavil.step import StepResult, TrainStep
 
 _FORWARDS = 3  # a training step costs three forwards: the backward computes two gradients for each matmul

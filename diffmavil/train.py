@@ -15,9 +15,9 @@ from diffmavil.data.sources import ClipSet, Split, split_source
 from diffmavil.data.stats import resolve_audio_stats
 from diffmavil.distributed import World, world
 from diffmavil.export import WEIGHTS_FILE, export_weights
+from diffmavil.planner import Orders, plan, timetable
 from diffmavil.report import write_report
 from diffmavil.run import Run, StopSignals, open_run, write_run
-from diffmavil.planner import Orders, plan, timetable
 from diffmavil.step import TrainStep
 from diffmavil.telemetry import Telemetry
 

@@ -1,6 +1,7 @@
 """Pre-norm transformer blocks with self- or cross-attention.
 
-Everything here takes tokens of equal sequences `[B, N, D]` or, with `Segments`, of sequences packed end to end `[T, D]`.
+Everything here takes tokens of equal sequences `[B, N, D]` or, with `Segments`, of sequences packed end to end
+`[T, D]`.
 """
 
 from __future__ import annotations

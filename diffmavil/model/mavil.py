@@ -112,9 +112,7 @@ class DiffMAViL(nn.Module):
         return Losses(total, video_loss, audio_loss, inter, intra)
 
     @torch.no_grad()
-    def draw(
-        self, video: Tensor, spec: Tensor, *, seed: int, offset: int, keep_video: Keep, keep_audio: Keep
-    ) -> Draws:
+    def draw(self, video: Tensor, spec: Tensor, *, seed: int, offset: int, keep_video: Keep, keep_audio: Keep) -> Draws:
         """Masks, timesteps and diffused patches of a batch; arguments and errors as of `forward`."""
         self._check_inputs(video, spec)
         check_keep("keep_video", keep_video, self.video.tokens)

@@ -22,6 +22,8 @@ hundred tokens on.
 
 from __future__ import annotations
 
+import importlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -120,7 +122,7 @@ def _segments(name: str, bounds: Segments | Tensor, tokens: Tensor) -> Segments:
         ok = bounds.dim() == 1 and len(bounds) > 0 and bounds.dtype in (torch.int32, torch.int64)
         check(ok, name, describe(bounds), "int32 or int64 [S + 1]")
         steps = bounds.tolist()
-        lengths = [after - before for before, after in zip(steps[:-1], steps[1:], strict=True)]
+        lengths = [after - before for before, after in itertools.pairwise(steps)]
         check(steps[0] == 0 and min(lengths, default=1) > 0, name, steps, "0 first and then rising")
         bounds = Segments(bounds.to(device=tokens.device, dtype=torch.int32), tuple(lengths))
     total = sum(bounds.lengths)
@@ -175,9 +177,9 @@ def _xformers_problem(device: str, index: int | None, dtype: torch.dtype, dim: i
     if device != "cuda":
         return f"xformers runs on CUDA, these tensors are on {device}"
     try:
-        import xformers.ops  # noqa: F401  # before a tensor is made
-
-        token = torch.ones(1, 1, dim, dtype=dtype, device=torch.device(device, index), requires_grad=True)
+        importlib.import_module("xformers.ops")  # before a tensor is made
+        place = f"{device}:{index or 0}"
+        token = torch.ones(1, 1, dim, dtype=dtype, device=place, requires_grad=True)
         one = Segments.of([1], token.device)
         _xformers_packed(token, token, token, one, one).sum().backward()
     except ImportError as error:
@@ -204,9 +206,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    from xformers.ops import memory_efficient_attention
-
-    return memory_efficient_attention(q, k, v)
+    return importlib.import_module("xformers.ops").memory_efficient_attention(q, k, v)
 
 
 def _flash_packed(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segments) -> Tensor:
@@ -218,11 +218,10 @@ def _flash_packed(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segm
 
 
 def _xformers_packed(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segments) -> Tensor:
-    from xformers.ops import memory_efficient_attention
-    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
-
-    mask = BlockDiagonalMask.from_seqlens(list(queries.lengths), list(keys.lengths), device=q.device)
-    return memory_efficient_attention(q[None], k[None], v[None], attn_bias=mask)[0]
+    ops = importlib.import_module("xformers.ops")
+    masks = importlib.import_module("xformers.ops.fmha.attn_bias")
+    mask = masks.BlockDiagonalMask.from_seqlens(list(queries.lengths), list(keys.lengths), device=q.device)
+    return ops.memory_efficient_attention(q[None], k[None], v[None], attn_bias=mask)[0]
 
 
 def _by_runs(padded: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:

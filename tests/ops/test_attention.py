@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from maekernels import Segments, attention
-from maekernels.attention import _choose, _problem, _runs
+from maekernels.attention import _choose, _problem, _runs, _xformers_packed
 from tests.ops.mae_oracle import assert_same
 
 HEADS, DIM = 3, 8
@@ -21,11 +23,11 @@ LENGTHS = {
 }
 
 
-def make(queries: int, keys: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def make(queries: int, keys: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     """q [queries, H, D], k and v [keys, H, D], with gradients."""
     generator = torch.Generator().manual_seed(queries + 100 * keys)
-    sizes = (queries, keys, keys)
-    return [torch.randn(n, HEADS, DIM, generator=generator).to(dtype).requires_grad_() for n in sizes]
+    q, k, v = (torch.randn(n, HEADS, DIM, generator=generator).to(dtype) for n in (queries, keys, keys))
+    return q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor, queries: list[int], keys: list[int]) -> Tensor:
@@ -60,9 +62,9 @@ def test_packed_equals_float64_with_gradients(case, backend, dtype):
 def test_packed_equals_padded(backend, dtype):
     """Sequences of one length, packed: what the same rectangle gives, to the last bit."""
     q, k, v = make(4 * 6, 4 * 5, dtype)
-    rectangles = [x.unflatten(0, (4, -1)) for x in (q, k, v)]
+    rows, columns, values = (x.unflatten(0, (4, -1)) for x in (q, k, v))
     packed = attention(q, k, v, Segments.of([6] * 4), Segments.of([5] * 4), backend=backend)
-    assert_same(packed.unflatten(0, (4, 6)), attention(*rectangles, backend=backend))
+    assert_same(packed.unflatten(0, (4, 6)), attention(rows, columns, values, backend=backend))
 
 
 def test_a_sequence_does_not_see_its_neighbours():
@@ -108,9 +110,34 @@ def test_half_precision_on_a_cpu_avoids_the_slow_backward_while_weights_are_smal
 @pytest.mark.parametrize("backend", ["flash", "xformers"])
 def test_a_backend_that_cannot_is_an_error_and_no_other_steps_in(backend, packed):
     q, k, v = make(6, 6)
-    inputs = (q, k, v, Segments.of([2, 4])) if packed else (q[None], k[None], v[None])
+    inputs: Any = (q, k, v, Segments.of([2, 4])) if packed else (q[None], k[None], v[None])
     with pytest.raises(ValueError, match=rf"backend='{backend}': .* runs on CUDA, these tensors are on cpu"):
         attention(*inputs, backend=backend)
+
+
+def test_xformers_gets_packed_sequences_with_their_mask(monkeypatch):
+    """Its own mask and layout, with a stand-in for its kernel, which needs a GPU."""
+    seen = {}
+
+    class BlockDiagonalMask:
+        @classmethod
+        def from_seqlens(cls, queries, keys, device):
+            seen["lengths"] = (queries, keys, device.type)
+            return "mask"
+
+    def kernel(q, k, v, attn_bias):
+        seen["call"] = (q.shape, k.shape, attn_bias)
+        return q
+
+    monkeypatch.setitem(sys.modules, "xformers.ops", SimpleNamespace(memory_efficient_attention=kernel))
+    monkeypatch.setitem(
+        sys.modules, "xformers.ops.fmha.attn_bias", SimpleNamespace(BlockDiagonalMask=BlockDiagonalMask)
+    )
+    q, k, v = make(6, 5)
+    out = _xformers_packed(q, k, v, Segments.of([2, 4]), Segments.of([1, 4]))
+    assert out.shape == q.shape
+    assert seen["lengths"] == ([2, 4], [1, 4], "cpu")
+    assert seen["call"] == ((1, 6, HEADS, DIM), (1, 5, HEADS, DIM), "mask")
 
 
 def test_a_missing_xformers_says_how_to_get_it(monkeypatch):
@@ -138,13 +165,18 @@ def test_a_missing_xformers_says_how_to_get_it(monkeypatch):
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_bad_input(change, message):
-    arguments: dict = {"q": torch.zeros(2, 5, 3, 8), "k": torch.zeros(2, 5, 3, 8), "v": torch.zeros(2, 5, 3, 8)}
+    arguments: dict[str, Any] = {
+        "q": torch.zeros(2, 5, 3, 8),
+        "k": torch.zeros(2, 5, 3, 8),
+        "v": torch.zeros(2, 5, 3, 8),
+    }
     if {"packed", "cu_seqlens"} & set(change):
         arguments = {name: x.flatten(0, 1) for name, x in arguments.items()}
     bounds = {name.replace("packed", "cu_seqlens"): x for name, x in change.items() if name.startswith("packed")}
-    others = {name: x for name, x in change.items() if not name.startswith("packed")}
+    others: dict[str, Any] = {name: x for name, x in change.items() if not name.startswith("packed")}
+    others |= {name: Segments.of(x) for name, x in bounds.items()}
     with pytest.raises(ValueError, match=message):
-        attention(**arguments | others | {name: Segments.of(x) for name, x in bounds.items()})
+        attention(**(arguments | others))
 
 
 def test_keys_need_bounds_of_their_own_when_they_are_others():
@@ -161,7 +193,7 @@ def test_lengths_are_positive():
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_compiles_without_a_break(packed):
     q, k, v = leaves = [x.detach()[None if not packed else ...].requires_grad_() for x in make(10, 10)]
-    inputs = (q, k, v, Segments.of([4, 4, 2])) if packed else (q, k, v)
+    inputs: Any = (q, k, v, Segments.of([4, 4, 2])) if packed else (q, k, v)
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
     assert_same(compiled(*inputs), attention(*inputs))
     pair = (torch.autograd.grad(f(*inputs).square().sum(), leaves) for f in (compiled, attention))

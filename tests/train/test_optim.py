@@ -103,5 +103,5 @@ def test_apex_that_is_not_usable_is_an_error_that_names_the_setting(tiny, name, 
 
 
 def test_apex_norms_that_are_not_usable_are_an_error():
-    with pytest.raises(ValueError, match="model.norm='apex'"):
+    with pytest.raises(ValueError, match=r"model\.norm='apex'"):
         DiffMAViL(dataclasses.replace(PRESETS["diffmavil-tiny"].model, norm="apex"))

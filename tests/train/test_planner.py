@@ -60,7 +60,7 @@ def test_one_position_is_seen_once_by_any_number_of_processes():
     config = adaptive(rule="flops", sizes=(48, 40, 24, 16))
     alone = [list(order) for order in Orders(config, 3, rank=0, processes=1)]
     ranks = [list(Orders(config, 3, rank=rank, processes=4)) for rank in range(4)]
-    assert [sum((list(part) for part in step), []) for step in zip(*ranks, strict=True)] == alone
+    assert [[i for part in step for i in part] for step in zip(*ranks, strict=True)] == alone
     assert alone[0][0] == plan(config, 3).position
     assert Orders(config, 0, 0, 4).largest == 12
 
@@ -143,16 +143,21 @@ def test_memory_of_a_clip_is_what_autograd_keeps():
     assert memory_bytes(recomputed, 40, 20, device=ALONE.device)[1] < 0.5 * clip
 
 
-def test_a_memory_budget_cuts_a_step_into_passes_and_sizes_a_batch():
-    fixed, clip = memory_bytes(adaptive(), *stretch_counts(adaptive())[0], device=ALONE.device)
-    gib = (fixed + 10.5 * clip) / 2**30
+def test_a_memory_budget_cuts_a_step_into_passes_and_sizes_a_batch(monkeypatch):
+    config, gib = adaptive(), (100 + 10.5 * 7) / 2**30
+    counts = [keep[0] for keep in stretch_counts(config)]
+    monkeypatch.setattr(
+        "diffmavil.budget.memory_bytes",
+        lambda config, keep_video, keep_audio, device: (100, 7 * (1 + counts.index(keep_video))),
+    )
     cut = resolve_batches(adaptive(memory_gib=gib), ALONE)
     assert cut.batch.sizes == ()
-    assert cut.batch.at_once[0] == 10
+    assert cut.batch.at_once == (10, 5, 3, 2)
     filled = resolve_batches(adaptive(rule="memory", memory_gib=gib, multiple=2), ALONE)
-    assert filled.batch.sizes[0] == 10
-    with pytest.raises(ValueError, match=r"batch\.memory_gib=0\.001: must be .* or more, which one clip needs"):
-        resolve_batches(adaptive(memory_gib=0.001), ALONE)
+    assert filled.batch.sizes == (10, 4, 2, 2)
+    assert filled.batch.at_once == (10, 5, 3, 2)
+    with pytest.raises(ValueError, match=r"batch\.memory_gib=1e-07: must be .* or more, which one clip needs"):
+        resolve_batches(adaptive(memory_gib=1e-7), ALONE)
     with pytest.raises(ValueError, match=r"batch\.memory_gib=None: must be given for batch\.rule='memory' on cpu"):
         resolve_batches(adaptive(rule="memory"), ALONE)
 
