@@ -67,6 +67,14 @@ def compile_cuda(source: str, folder: str) -> str:
     return str(target)
 
 
+def cuda_runtime() -> list[str]:
+    """What the linker needs of CUDA: its runtime, static, so that it need not be that of torch."""
+    root = Path(shutil.which("nvcc") or "").resolve().parents[1]
+    places = ("lib64", "lib", "targets/*/lib", "lib/*")
+    folders = [path.parent for place in places for path in root.glob(f"{place}/libcudart_static.a")]
+    return [*(f"-L{folder}" for folder in folders[:1]), "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+
+
 commands = {}
 if cpp_extension is not None:
 
@@ -78,7 +86,9 @@ if cpp_extension is not None:
             for ext in wanted:
                 self.extensions = [ext]
                 try:
-                    ext.extra_objects = [compile_cuda(source, self.build_temp) for source in ext.cuda]
+                    if ext.cuda:
+                        ext.extra_objects = [compile_cuda(source, self.build_temp) for source in ext.cuda]
+                        ext.extra_link_args = cuda_runtime()
                     super().build_extensions()
                     built.append(ext)
                 except (Exception, SystemExit) as error:
