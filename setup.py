@@ -10,6 +10,7 @@ later. nvcc is called by hand because torch's own `CUDAExtension` refuses where 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,10 +70,9 @@ def compile_cuda(source: str, folder: str) -> str:
 
 def cuda_runtime() -> list[str]:
     """What the linker needs of CUDA: its runtime, static, so that it need not be that of torch."""
-    root = Path(shutil.which("nvcc") or "").resolve().parents[1]
-    places = ("lib64", "lib", "targets/*/lib", "lib/*")
-    folders = [path.parent for place in places for path in root.glob(f"{place}/libcudart_static.a")]
-    return [*(f"-L{folder}" for folder in folders[:1]), "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+    told = subprocess.run(["nvcc", "--dryrun", "any.cu"], check=True, capture_output=True, text=True).stderr
+    folders = next(line for line in told.splitlines() if "LIBRARIES=" in line).partition("LIBRARIES=")[2]
+    return [*shlex.split(folders), "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
 
 
 commands = {}
