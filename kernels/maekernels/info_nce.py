@@ -8,8 +8,8 @@ all ranks: the mean of the losses over ranks is the loss of the whole batch, and
 those of one process. With one rank both directions share one matrix s.
 
 The B x N matrix is never stored. Forward: each program multiplies a tile of rows by a tile of columns and leaves the
-tile's logsumexp of each row (and column), 1/64 of the matrix (and 1/64 or 1/128); a second kernel joins them. Backward: the
-softmax weights are made again, for strips of rows with at most 2^22 elements, and multiplied by the rows.
+tile's logsumexp of each row (and column), 1/64 of the matrix (and 1/64 or 1/128); a second kernel joins them. Backward:
+the softmax weights are made again, for strips of rows with at most 2^22 elements, and multiplied by the rows.
 
 Cost of `contrast` for M rows against N, with o the bytes of an element:
     forward    2 M N D FLOPs
@@ -256,7 +256,7 @@ class _Tiling(NamedTuple):
 
 
 def _tiling(q: Tensor, k: Tensor) -> _Tiling:
-    """Tiles of 128 x 64 where they fill a GPU, else of 64 x 64; float32 as three tf32 products, to keep its precision."""
+    """Tiles of 128 x 64 where they fill a GPU, else of 64 x 64; float32 as three tf32 products, for its precision."""
     half = q.element_size() == 2
     rows, columns = 128 if half and len(q) * len(k) >= 1024 * 1024 else 64, 64
     meta = {"PRECISION": "ieee" if half else "tf32x3", "ROWS": rows, "COLUMNS": columns, "STEP": 64 if half else 32}
@@ -272,7 +272,9 @@ def _launch_contrast(q: Tensor, k: Tensor, first: int, temperature: float, both:
     own, rows, columns = (q.new_empty(size, dtype=torch.float32) for size in (m, m, n if both else 0))
     row_parts = q.new_empty((tiles[1], m), dtype=torch.float32)
     column_parts = q.new_empty((tiles[0], len(columns)), dtype=torch.float32)
-    _stats_kernel[tiles](q, k, own, row_parts, column_parts, m, n, dim, first, 1 / temperature, BOTH=both, **tiling.meta)
+    _stats_kernel[tiles](
+        q, k, own, row_parts, column_parts, m, n, dim, first, 1 / temperature, BOTH=both, **tiling.meta
+    )
     programs = cdiv(m, 128)
     shares = q.new_empty((1 + both, programs), dtype=torch.float32)
     factor = (0.5 if both else 1.0) / m
