@@ -237,7 +237,11 @@ class MaskConfig:
 @dataclass(frozen=True)
 class DataConfig:
     root: str = "synthetic"
-    """A folder of videos, a CSV (path,start,duration,labels), or 'synthetic'."""
+    """A folder of videos, a CSV (path,start,duration,labels), a prepared folder or its URL, or 'synthetic'."""
+    more: tuple[str, ...] = ()
+    """Further sets that are mixed in."""
+    weights: tuple[float, ...] = ()
+    """Share of each set in training, that of root first; none: by their numbers of clips."""
     eval_root: str | None = None
     """Held-out clips for evaluation and the report; None: the synthetic held-out split, or else a slice of root."""
     cache: str = "~/.cache/diffmavil"
@@ -254,7 +258,11 @@ class DataConfig:
     max_bad_share: float = 0.2
     """The run stops when more than this share of the clips tried could not be used."""
     stats_clips: int = 256
-    """Clips from which the audio statistics are measured, when model.audio.mean is None."""
+    """Clips from which the audio statistics are measured, when model.audio.mean is None and the set knows none."""
+    deadline: float = 60.0
+    """Seconds that decoding a clip may take before it counts as bad."""
+    remote_cache_gb: float = 50.0
+    """Most that data.cache keeps of clips read from a URL; 0: nothing."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
@@ -263,6 +271,11 @@ class DataConfig:
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, ">= 1")
         require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "in [0, 1]")
         require(self.stats_clips >= 1, "data.stats_clips", self.stats_clips, ">= 1")
+        sets = 1 + len(self.more)
+        known = not self.weights or (len(self.weights) == sets and all(weight > 0 for weight in self.weights))
+        require(known, "data.weights", self.weights, f"{sets} positive numbers, one for each set, or none")
+        require(self.deadline > 0, "data.deadline", self.deadline, "positive")
+        require(self.remote_cache_gb >= 0, "data.remote_cache_gb", self.remote_cache_gb, ">= 0")
         require(self.synthetic_train >= 1, "data.synthetic_train", self.synthetic_train, ">= 1")
         require(self.synthetic_eval >= 1, "data.synthetic_eval", self.synthetic_eval, ">= 1")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 
 from diffmavil.config import Config
 from diffmavil.data.decode import BadClip, Decoded, decode_clip
+from diffmavil.data.shards.store import Reader, StoreError
 from diffmavil.data.sources import Clip, ClipSet
 from diffmavil.data.stream import ClipStream
 from diffmavil.data.table import ClipTable
@@ -83,9 +85,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class NothingUsable:
-    """Stands for a batch when a position found no usable clip at all."""
+    """Stands for a batch when a position found no usable clip at all, or when the storage failed."""
 
     opened: Opened
+    failure: str = ""
+    """How the storage failed."""
 
     def __len__(self) -> int:
         return 0
@@ -118,6 +122,11 @@ def _collate(rows: list[_Row], config: Config, opened: Opened) -> Batch:
     )
 
 
+def make_reader(config: Config) -> Reader:
+    cache = Path(config.data.cache).expanduser()
+    return Reader(cache, round(config.data.remote_cache_gb * 1e9))
+
+
 def _stopped(stop: Event | None) -> bool:
     return stop is not None and stop.is_set()
 
@@ -128,7 +137,8 @@ class TrainClips(Dataset):
     def __init__(self, config: Config, clipset: ClipSet, stop: Event | None = None) -> None:
         self.config = config
         self.clips = ClipTable(clipset.clips)
-        self.stream = ClipStream(len(clipset), config.train.seed)
+        self.stream = ClipStream(len(clipset), config.train.seed, clipset.parts)
+        self.reader = make_reader(config)
         self.stop = stop
         """Set when nobody waits for the batch any more."""
 
@@ -139,7 +149,10 @@ class TrainClips(Dataset):
         opened = Opened()
         rows: list[_Row] = []
         for position in positions:
-            row = None if _stopped(self.stop) else self._decode(position, opened)
+            try:
+                row = None if _stopped(self.stop) else self._decode(position, opened)
+            except StoreError as error:
+                return NothingUsable(opened, str(error))
             if row is None:
                 return NothingUsable(opened)
             rows.append(row)
@@ -154,13 +167,14 @@ class TrainClips(Dataset):
             opened.tried.append(index)
             try:
                 decoded = decode_clip(
-                    clip.path,
+                    self.reader(clip),
                     model.video,
                     model.audio,
                     start=clip.start,
                     duration=clip.duration,
                     rng=rng,
                     framing=framing,
+                    deadline=data.deadline,
                 )
             except BadClip as error:
                 opened.fail(index, error)
@@ -179,6 +193,7 @@ class EvalClips(Dataset):
         self.config = config
         self.clips = ClipTable(clipset.clips)
         self.crops = crops
+        self.reader = make_reader(config)
         self.stop = stop
 
     def __len__(self) -> int:
@@ -196,13 +211,16 @@ class EvalClips(Dataset):
             opened.tried.append(index)
             try:
                 decoded = decode_clip(
-                    clip.path,
+                    self.reader(clip),
                     model.video,
                     model.audio,
                     start=clip.start,
                     duration=clip.duration,
                     crop=(crop, self.crops),
+                    deadline=self.config.data.deadline,
                 )
+            except StoreError as error:
+                return NothingUsable(opened, str(error))
             except BadClip as error:
                 opened.fail(index, error)
             else:

@@ -185,9 +185,7 @@ class _Job:
         return Decoded(frames, wave, valid, windows)
 
 
-def limited(
-    media: Media, spans: tuple[Span, Span], start: float | None, duration: float | None
-) -> tuple[Span, Span]:
+def limited(media: Media, spans: tuple[Span, Span], start: float | None, duration: float | None) -> tuple[Span, Span]:
     """The spans of picture and sound inside `duration` seconds from second `start` of the file."""
     begin = media.start + start if start else float("-inf")
     end = float("inf") if duration is None else media.start + (start or 0.0) + duration

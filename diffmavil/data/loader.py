@@ -36,7 +36,7 @@ _NAMED = 10
 
 
 class TooManyBadClips(RuntimeError):
-    """More clips than `data.max_bad_share` allows could not be used, or none could."""
+    """More clips than `data.max_bad_share` allows could not be used, or none could, or the storage failed."""
 
 
 class Loader:
@@ -107,7 +107,7 @@ class Loader:
         if batch is not None:
             self._count(batch)
         if isinstance(batch, NothingUsable):
-            raise TooManyBadClips(self._complaint("no clip could be used"))
+            raise TooManyBadClips(batch.failure or self._complaint("no clip could be used"))
         return batch
 
     def _count(self, batch: Batch | NothingUsable) -> None:

@@ -228,7 +228,9 @@ class SampleMedia(Media):
     def promised(self) -> tuple[Span, Span]:
         if not self.video.duration or not self.audio.duration:
             raise UnknownLength
-        return Span(0.0, self.video.duration * tick_of(self.video)), Span(0.0, self.audio.duration * tick_of(self.audio))
+        return Span(0.0, self.video.duration * tick_of(self.video)), Span(
+            0.0, self.audio.duration * tick_of(self.audio)
+        )
 
     def read(self, windows: Windows) -> tuple[list[Packet], list[Packet]]:
         self.container.seek(int(windows.video.start / tick_of(self.video)), stream=self.video)
