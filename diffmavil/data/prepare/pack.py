@@ -65,7 +65,8 @@ class Layout:
         plan = self.state / "plan.json"
         wanted = {"settings": asdict(self.settings), "rows": len(self.catalog.items), "list": self._digest()}
         if not plan.exists():
-            if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            # A first start that was killed has left the folder of states alone.
+            if self.out.exists() and (not self.out.is_dir() or set(self.out.iterdir()) - {self.state}):
                 raise ValueError(f"OUT={str(self.out)!r}: must be a new or empty folder, or one being prepared")
             write_whole(plan, to_json(wanted))
         found = json.loads(plan.read_bytes())
