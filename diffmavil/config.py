@@ -234,6 +234,9 @@ class MaskConfig:
     audio: RatioSchedule = RatioSchedule()
 
 
+DecoderName = Literal["pyav", "torchcodec", "dali"]
+
+
 @dataclass(frozen=True)
 class DataConfig:
     root: str = "synthetic"
@@ -252,6 +255,8 @@ class DataConfig:
     """Decoding processes for each rank; 0 decodes in the training process."""
     prefetch: int = 4
     """Batches each worker keeps ready."""
+    decoder: Literal["pyav", "torchcodec", "dali", "auto"] = "pyav"
+    """Of prepared clips; plain files are decoded by pyav. auto: the fastest that is installed and fits the device."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Area of the random spatial crop relative to the frame, the same crop for all frames."""
     flip: bool = True
@@ -274,6 +279,8 @@ class DataConfig:
         sets = 1 + len(self.more)
         known = not self.weights or (len(self.weights) == sets and all(weight > 0 for weight in self.weights))
         require(known, "data.weights", self.weights, f"{sets} positive numbers, one for each set, or none")
+        decoders = ("pyav", "torchcodec", "dali", "auto")
+        require(self.decoder in decoders, "data.decoder", self.decoder, f"one of {decoders}")
         require(self.deadline > 0, "data.deadline", self.deadline, "positive")
         require(self.remote_cache_gb >= 0, "data.remote_cache_gb", self.remote_cache_gb, ">= 0")
         require(self.synthetic_train >= 1, "data.synthetic_train", self.synthetic_train, ">= 1")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffmavil.config import Config
+from diffmavil.config import Config, DecoderName
 from diffmavil.data.decode import BadClip, Decoded, decode_clip
+from diffmavil.data.decoders import Later
 from diffmavil.data.shards.store import Reader, StoreError
 from diffmavil.data.sources import Clip, ClipSet
 from diffmavil.data.stream import ClipStream
@@ -53,6 +54,7 @@ class Batch:
         position: int64 `[B]`, place in the training stream; in evaluation the index of the clip.
         paths: file of each clip.
         opened: which clips were opened for it, and which were bad.
+        later: pictures still to be decoded; then `video` is empty.
     """
 
     video: Tensor
@@ -62,6 +64,7 @@ class Batch:
     position: Tensor
     paths: list[str]
     opened: Opened = field(default_factory=Opened)
+    later: list[Later] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -106,10 +109,13 @@ class _Row(NamedTuple):
 
 def _collate(rows: list[_Row], config: Config, opened: Opened) -> Batch:
     video, audio = config.model.video, config.model.audio
-    frames = np.empty((len(rows), video.frames, video.size, video.size, 3), np.uint8)
+    later = [row.decoded.later for row in rows if row.decoded.later is not None]
+    size = 0 if later else video.size
+    frames = np.empty((len(rows), video.frames, size, size, 3), np.uint8)
     wave = np.empty((len(rows), audio.samples), np.float32)
     for i, row in enumerate(rows):
-        frames[i] = row.decoded.video
+        if not later:
+            frames[i] = row.decoded.video
         wave[i] = row.decoded.wave
     return Batch(
         video=torch.from_numpy(frames),
@@ -119,6 +125,7 @@ def _collate(rows: list[_Row], config: Config, opened: Opened) -> Batch:
         position=torch.tensor([row.position for row in rows], dtype=torch.int64),
         paths=[row.clip.path for row in rows],
         opened=opened,
+        later=later,
     )
 
 
@@ -134,8 +141,11 @@ def _stopped(stop: Event | None) -> bool:
 class TrainClips(Dataset):
     """Positions of the training stream -> a batch with random crops. A bad clip's place is taken by another."""
 
-    def __init__(self, config: Config, clipset: ClipSet, stop: Event | None = None) -> None:
+    def __init__(
+        self, config: Config, clipset: ClipSet, stop: Event | None = None, decoder: DecoderName = "pyav"
+    ) -> None:
         self.config = config
+        self.decoder: DecoderName = decoder
         self.clips = ClipTable(clipset.clips)
         self.stream = ClipStream(len(clipset), config.train.seed, clipset.parts)
         self.reader = make_reader(config)
@@ -175,6 +185,7 @@ class TrainClips(Dataset):
                     rng=rng,
                     framing=framing,
                     deadline=data.deadline,
+                    decoder=self.decoder,
                 )
             except BadClip as error:
                 opened.fail(index, error)
@@ -189,8 +200,16 @@ class EvalClips(Dataset):
     Bad clips are left out, so a batch may be shorter than asked, or empty.
     """
 
-    def __init__(self, config: Config, clipset: ClipSet, crops: int, stop: Event | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        clipset: ClipSet,
+        crops: int,
+        stop: Event | None = None,
+        decoder: DecoderName = "pyav",
+    ) -> None:
         self.config = config
+        self.decoder: DecoderName = decoder
         self.clips = ClipTable(clipset.clips)
         self.crops = crops
         self.reader = make_reader(config)
@@ -218,6 +237,7 @@ class EvalClips(Dataset):
                     duration=clip.duration,
                     crop=(crop, self.crops),
                     deadline=self.config.data.deadline,
+                    decoder=self.decoder,
                 )
             except StoreError as error:
                 return NothingUsable(opened, str(error))

@@ -10,21 +10,18 @@ nothing on half of 26 real clips, a quarter at most, and changed the frames of o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import av.error
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
-from av.audio.stream import AudioStream
 from av.packet import Packet
-from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
-from av.video.stream import VideoStream
 
-from diffmavil.config import AudioConfig, VideoConfig
+from diffmavil.config import AudioConfig, DecoderName, VideoConfig
+from diffmavil.data.decoders import Later, painter_of
+from diffmavil.data.frames import Painter, decoded_of
 from diffmavil.data.media import (
     BadClip,
     Deadline,
@@ -48,6 +45,7 @@ _MISSING = 0.25
 """Seconds that may be missing at a window's end before the header is mistrusted."""
 _GAP = 0.05
 """Seconds by which timestamps may disagree with the samples counted before they mean a gap (webm rounds to 1 ms)."""
+_NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,14 @@ class Decoded:
         wave: float32 `[S]`, mono, 16 kHz; zeros from `wave_valid` on.
         wave_valid: samples before the sound's end.
         windows: which seconds these are, on the container's clock.
+        later: the picture, still coded, for a decoder that takes whole batches; then `video` is empty.
     """
 
     video: np.ndarray
     wave: np.ndarray
     wave_valid: int
     windows: Windows
+    later: Later | None = None
 
 
 def decode_clip(
@@ -78,6 +78,7 @@ def decode_clip(
     crop: tuple[int, int] = (0, 1),
     framing: FramingRule | None = None,
     deadline: float = DEADLINE,
+    decoder: DecoderName = "pyav",
 ) -> Decoded:
     """Decode `video.frames` frames spread evenly over `video.seconds`, and the sound around them.
 
@@ -91,12 +92,13 @@ def decode_clip(
         rng: where the windows lie; None for evaluation: crop `crop[0]` of `crop[1]`, evenly spaced (one: the centre).
         framing: the spatial crop; None: short side to `video.size`, centre.
         deadline: seconds after which the clip is given up.
+        decoder: what decodes the picture; all but pyav take prepared samples alone.
 
     Raises:
         BadClip: no picture, no sound, less than 0.5 s of both together, undecodable, or not done by the deadline.
     """
     place = ((crop[0] + 0.5) / crop[1], 0.5) if rng is None else (float(rng.random()), float(rng.random()))
-    painter = _Painter(video, framing or centre_framing(video.size))
+    painter = painter_of(decoder)(video, framing or centre_framing(video.size))
     return _Job(source, start, duration, audio, place, painter, deadline).run()
 
 
@@ -119,7 +121,7 @@ class _Job:
     duration: float | None
     audio: AudioConfig
     place: tuple[float, float]
-    painter: _Painter | None
+    painter: Painter | None
     deadline: float
 
     @property
@@ -176,12 +178,14 @@ class _Job:
         if valid < rate // 40:
             raise BadClip(self.path, "no sound could be decoded")
         if self.painter is None:
-            return Decoded(np.empty((0, 0, 0, 3), np.uint8), wave, valid, windows)
+            return Decoded(_NO_FRAMES, wave, valid, windows)
         if not trust and span_of(media.video, video_packets).end < windows.video.end - _MISSING:
             return None
         frames = self.painter.frames(media, video_packets, windows.video)
         if frames is None:
             raise BadClip(self.path, "most of the picture, or all of it, cannot be decoded")
+        if isinstance(frames, Later):
+            return Decoded(_NO_FRAMES, wave, valid, windows, frames)
         return Decoded(frames, wave, valid, windows)
 
 
@@ -190,108 +194,6 @@ def limited(media: Media, spans: tuple[Span, Span], start: float | None, duratio
     begin = media.start + start if start else float("-inf")
     end = float("inf") if duration is None else media.start + (start or 0.0) + duration
     return spans[0].intersect(Span(begin, end)), spans[1].intersect(Span(begin, end))
-
-
-def _decoded(
-    media: Media,
-    stream: VideoStream | AudioStream,
-    packets: list[Packet],
-    damaged: list[Packet | None] | None = None,
-) -> Iterator[Any]:
-    """Frames in presentation order; packets that cannot be decoded are left out, and put into `damaged`."""
-    for packet in [*packets, None]:
-        media.deadline.check()
-        try:
-            yield from stream.codec_context.decode(packet)
-        except av.error.FFmpegError:
-            if damaged is not None:
-                damaged.append(packet)
-
-
-class Disordered(Exception):
-    """Frames whose time stamps do not rise: the stamps are not presentation times."""
-
-
-def timed_frames(
-    media: Media, packets: list[Packet], damaged: list[Packet | None]
-) -> Iterator[tuple[float, VideoFrame]]:
-    """Each frame of the picture with the second at which it appears; packets that cannot be decoded are `damaged`.
-
-    Raises `Disordered` when the stamps turn out not to be presentation times: then `counted_frames` gives them.
-    """
-    return _timed(_decoded(media, media.video, packets, damaged), tick_of(media.video))
-
-
-def counted_frames(media: Media, packets: list[Packet]) -> Iterator[tuple[float, VideoFrame]]:
-    """As `timed_frames`, for AVI, which knows no presentation times: frames follow each other as the packets do."""
-    media.video.codec_context.flush_buffers()
-    tick = tick_of(media.video)
-    due = sorted(packet.dts * tick for packet in packets if packet.dts is not None)
-    return zip(due, _decoded(media, media.video, packets), strict=False)
-
-
-def _timed(frames: Iterable[VideoFrame], tick: float) -> Iterator[tuple[float, VideoFrame]]:
-    """Each frame with the time at which it appears, in seconds."""
-    last = float("-inf")
-    for frame in frames:
-        when = seconds_of(frame, tick)
-        if when is None or when < last:
-            raise Disordered
-        last = when
-        yield when, frame
-
-
-class _Painter:
-    """Chooses the frames of a window and draws them upright, cropped, in RGB."""
-
-    def __init__(self, video: VideoConfig, framing: FramingRule) -> None:
-        self.video = video
-        self.framing = framing
-        self.reformatter = VideoReformatter()
-
-    def frames(self, media: Media, packets: list[Packet], window: Span) -> np.ndarray | None:
-        """uint8 `[T, size, size, 3]`; None when half of the packets, or more, cannot be decoded."""
-        times = window.start + (np.arange(self.video.frames) + 0.5) * (window.length / self.video.frames)
-        aspect = float(media.video.sample_aspect_ratio or 1)
-        damaged: list[Packet | None] = []
-        try:
-            shown = self._shown(timed_frames(media, packets, damaged), times, aspect)
-        except Disordered:
-            shown = self._shown(counted_frames(media, packets), times, aspect)
-        return shown if 2 * len(damaged) < len(packets) else None
-
-    def _shown(self, frames: Iterable[tuple[float, VideoFrame]], times: np.ndarray, aspect: float) -> np.ndarray | None:
-        """Draw the frame on screen at each of `times`; `frames` come with the time at which they appear."""
-        size = self.video.size
-        out = np.empty((len(times), size, size, 3), np.uint8)
-        done = 0
-        shown: VideoFrame | None = None
-        for when, frame in frames:
-            # Everything due before this frame appears still shows the one before.
-            due = int(np.searchsorted(times, when, side="left"))
-            if due > done and shown is not None:
-                out[done:due] = self._paint(shown, aspect)
-                done = due
-            shown = frame
-            if done == len(times):
-                return out
-        if shown is None:
-            return None
-        out[done:] = self._paint(shown, aspect)
-        return out
-
-    def _paint(self, frame: VideoFrame, aspect: float) -> np.ndarray:
-        """A view uint8 `[size, size, 3]`. `aspect`: width over height of a pixel."""
-        turns = round(frame.rotation / 90) % 4
-        width, height = frame.width * aspect, float(frame.height)
-        if turns % 2:
-            width, height = height, width
-        framing = self.framing(width, height)
-        w, h = (framing.height, framing.width) if turns % 2 else (framing.width, framing.height)
-        drawn = self.reformatter.reformat(frame, w, h, format="rgb24", interpolation=Interpolation.AREA, threads=1)
-        plane = drawn.planes[0]
-        pixels = np.frombuffer(memoryview(plane), np.uint8).reshape(h, plane.line_size)
-        return framing.cut(np.rot90(pixels[:, : w * 3].reshape(h, w, 3), turns))
 
 
 def sound_of(
@@ -305,7 +207,7 @@ def sound_of(
     wave = np.zeros(samples, np.float32)
     limit = min(samples, round((end - window.start) * rate))
     valid = 0
-    for begin, run in _runs(_decoded(media, media.audio, packets), tick_of(media.audio), rate):
+    for begin, run in _runs(decoded_of(media, media.audio, packets), tick_of(media.audio), rate):
         first = round((begin - window.start) * rate)
         low, high = max(0, first), min(limit, first + len(run))
         if high > low:

@@ -124,6 +124,11 @@ class Media:
         self.container.close()
 
     @property
+    def coded_picture(self) -> bytes:
+        """All bytes of a prepared sample's picture."""
+        raise TypeError("a plain file has picture and sound together")
+
+    @property
     def start(self) -> float:
         """When the file starts."""
         return (self.container.start_time or 0) / av.time_base
@@ -208,6 +213,7 @@ class SampleMedia(Media):
 
     def __init__(self, sample: Sample, deadline: Deadline) -> None:
         self.deadline = deadline
+        self.sample = sample
         self.container = av.open(io.BytesIO(sample.mp4), format="mp4")
         try:
             self.sound: InputContainer = av.open(io.BytesIO(sample.flac), format="flac")
@@ -224,6 +230,10 @@ class SampleMedia(Media):
     ) -> None:
         self.container.close()
         self.sound.close()
+
+    @property
+    def coded_picture(self) -> bytes:
+        return self.sample.mp4
 
     def promised(self) -> tuple[Span, Span]:
         if not self.video.duration or not self.audio.duration:

@@ -204,17 +204,18 @@ def test_killed_anywhere_the_result_is_the_same(
     clips: Path, whole: Path, tmp_path: Path, remembered: None, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Stopped at every write to the disk and every rename, then started again: not one byte differs."""
+    real = getattr(os, step)
+    left = 0
+
+    def counted(*arguments: object) -> object:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        return real(*arguments)
+
     for stop in range(1000):
-        out = tmp_path / str(stop)
-        calls = 0
-
-        def counted(*arguments, real=getattr(os, step), last=stop):
-            nonlocal calls
-            calls += 1
-            if calls > last:
-                raise Killed
-            return real(*arguments)
-
+        out, left = tmp_path / str(stop), stop
         with monkeypatch.context() as patch:
             patch.setattr(os, step, counted)
             try:
@@ -224,8 +225,7 @@ def test_killed_anywhere_the_result_is_the_same(
             else:
                 break
         work_through(layout_of(clips, out, per_shard=3))
-        left = {name for name in contents(out) if name.endswith(".tmp")}
-        assert {name: data for name, data in contents(out).items() if name not in left} == contents(whole)
+        assert {name: data for name, data in contents(out).items() if not name.endswith(".tmp")} == contents(whole)
     assert stop > 20
 
 
@@ -259,9 +259,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT /
 
 
 def run(*arguments: object, code: int = 0, **how) -> str:
-    done = subprocess.run(
-        command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, **how
-    )
+    done = subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, **how)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -310,9 +308,7 @@ def test_it_refuses_what_it_cannot_continue(clips: Path, whole: Path, tmp_path: 
         layout_of(clips, clips)
 
 
-def test_wrong_flags_say_what_is_allowed(
-    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_flags_say_what_is_allowed(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         ([clips], "SRC and OUT are needed"),
         ([clips, tmp_path / "out", "--shard", "2/2"], r"--shard='2/2': must be i/n with 0 <= i < n"),
@@ -370,7 +366,9 @@ def test_verify(whole: Path, tmp_path: Path, damage, message: str | None) -> Non
 @pytest.mark.skipif(not MEDIA.is_dir(), reason=f"no real clips at {MEDIA} (DIFFMAVIL_MEDIA)")
 def test_real_clips(tmp_path: Path) -> None:
     """Each kind of container among the real clips, a second of it."""
-    rows = "".join(f"{name},1,1,\n" for name in ("LipNet__bbaf2n.mpg", "learning-area__frog.webm", "WebAV__bunny_0.mp4"))
+    rows = "".join(
+        f"{name},1,1,\n" for name in ("LipNet__bbaf2n.mpg", "learning-area__frog.webm", "WebAV__bunny_0.mp4")
+    )
     (tmp_path / "t.csv").write_text("path,start,duration,labels\n" + rows)
     facts = prepare_here(MEDIA, tmp_path / "out", table=tmp_path / "t.csv").facts
     assert facts["skipped"] == 0

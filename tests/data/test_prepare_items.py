@@ -127,7 +127,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         read_catalog(root, tmp_path / "absent.csv")
     with pytest.raises(ValueError, match="--split='train': must be given with a VGGSound"):
         read_catalog(root, None, split="train")
-    with pytest.raises(ValueError, match="--split='train': must be absent: .* has no splits"):
+    with pytest.raises(ValueError, match=r"--split='train': must be absent: .* has no splits"):
         read_catalog(root, write(tmp_path / "t.csv", AUDIOSET), split="train")
     with pytest.raises(ValueError, match="--classes: knows no class 'cat'"):
         read_catalog(root, None, names=write(tmp_path / "names.txt", "dog\nbird\n"))

@@ -153,9 +153,10 @@ def finish(layout: Layout) -> Description:
     )
     write_whole(layout.out / INDEX_FILE, index)
     write_whole(layout.out / QUARANTINE_FILE, _table(bad))
-    write_whole(
-        layout.out / DATASET_FILE, json.dumps(description.to_plain(), indent=1, sort_keys=True).encode() + b"\n"
-    )
+    for made_of in layout.state.glob("shard-*/"):  # of shards recorded just before a kill
+        shutil.rmtree(made_of, ignore_errors=True)
+    text = json.dumps(description.to_plain(), indent=1, sort_keys=True) + "\n"
+    write_whole(layout.out / DATASET_FILE, text.encode())
     return description
 
 

@@ -23,7 +23,8 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from av.video.stream import VideoStream
 
 from diffmavil.data.audio import log_mel
-from diffmavil.data.decode import Disordered, counted_frames, limited, sound_of, timed_frames
+from diffmavil.data.decode import limited, sound_of
+from diffmavil.data.frames import Disordered, counted_frames, timed_frames
 from diffmavil.data.media import BadClip, Deadline, Media
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.settings import MELS, SAMPLE_RATE, SMALLEST, Settings

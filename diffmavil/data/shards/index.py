@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ class Index:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 names = arrays["sources"].tobytes().decode("utf-8", "surrogatepass")
                 index = cls(arrays["entries"], arrays["labels"], arrays["label_ends"], names.split("\0"))
-        except (OSError, KeyError, EOFError, UnicodeError) as error:
+        except (OSError, KeyError, EOFError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"not an index: {error}") from error
         if index.entries.dtype != ENTRY:
             raise ValueError("an index of another version")
