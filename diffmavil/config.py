@@ -234,6 +234,25 @@ class MaskConfig:
     audio: RatioSchedule = RatioSchedule()
 
 
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of training batches on the device; all off by default, as MAViL pretrains."""
+
+    colour: float = 0.0
+    """Brightness, contrast and saturation vary by this share."""
+    roll: bool = False
+    """Roll the spectrogram in time by a random number of frames."""
+    time_mask: int = 0
+    """SpecAugment: frames of the spectrogram hidden at most."""
+    mel_mask: int = 0
+    """SpecAugment: bins of the spectrogram hidden at most."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.colour <= 1, "data.augment.colour", self.colour, "in [0, 1]")
+        require(self.time_mask >= 0, "data.augment.time_mask", self.time_mask, ">= 0")
+        require(self.mel_mask >= 0, "data.augment.mel_mask", self.mel_mask, ">= 0")
+
+
 DecoderName = Literal["pyav", "torchcodec", "dali"]
 
 
@@ -260,6 +279,7 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Area of the random spatial crop relative to the frame, the same crop for all frames."""
     flip: bool = True
+    augment: AugmentConfig = AugmentConfig()
     max_bad_share: float = 0.2
     """The run stops when more than this share of the clips tried could not be used."""
     stats_clips: int = 256

@@ -13,6 +13,7 @@ from diffmavil.checkpoint import TrainState
 from diffmavil.config import Config
 from diffmavil.curriculum import keep_count
 from diffmavil.data.audio import LogMel
+from diffmavil.data.augment import Augment
 from diffmavil.data.loader import Batch
 from diffmavil.distributed import World
 from diffmavil.model import DiffMAViL
@@ -63,6 +64,7 @@ class TrainStep:
         self.model = DiffMAViL(config.model).to(world.device)
         self.optimizer = make_optimizer(self.model, config.optim)
         self.log_mel = LogMel(config.model.audio).to(world.device)
+        self.augment = Augment(config.data.augment, config.train.seed)
         self.seed = fold_in(config.train.seed, _MASKS)
         self.autocast = use_bf16(config, world.device)
         self.nonfinite = torch.zeros((), device=world.device)
@@ -84,10 +86,11 @@ class TrainStep:
         """Train on this rank's `batch`, whose first clip is sample `offset` of the run."""
         for group in self.optimizer.param_groups:
             group["lr"] = now.lr
-        spec = self.log_mel(batch.wave, batch.wave_valid)
+        video = self.augment.video(batch.video, batch.position)
+        spec = self.augment.spec(self.log_mel(batch.wave, batch.wave_valid), batch.position)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             losses = self._forward(
-                batch.video,
+                video,
                 spec,
                 seed=self.seed,
                 offset=offset,

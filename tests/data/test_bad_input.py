@@ -39,6 +39,7 @@ def two_pictures(path: Path) -> None:
     with av.open(str(path), "w") as container:
         streams = [container.add_stream("libx264", rate=25) for _ in range(2)]
         sound = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        packets = []
         for stream in streams:  # before the first packet writes the header
             stream.width = stream.height = 64
             stream.pix_fmt = "yuv420p"
@@ -46,13 +47,15 @@ def two_pictures(path: Path) -> None:
             for index in range(40):
                 frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), value, np.uint8), format="rgb24")
                 frame.pts, frame.time_base = index, Fraction(1, 25)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
+                packets += stream.encode(frame)
+            packets += stream.encode(None)
         noise = (3000 * np.random.default_rng(0).standard_normal((1, 25_600))).astype(np.int16)
-        samples = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
-        samples.sample_rate, samples.pts, samples.time_base = 16_000, 0, Fraction(1, 16_000)
-        container.mux(sound.encode(samples))
-        container.mux(sound.encode(None))
+        for at in range(0, 25_600, 640):
+            samples = av.AudioFrame.from_ndarray(noise[:, at : at + 640].copy(), format="s16", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = 16_000, at, Fraction(1, 16_000)
+            packets += sound.encode(samples)
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+            container.mux(packet)
 
 
 def pipe(path: Path) -> None:

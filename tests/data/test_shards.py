@@ -62,9 +62,9 @@ def take(loader, steps: int) -> list:
 
 
 def heard_apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference when one is shifted by up to 3 ms: Matroska rounds times to a millisecond."""
-    shifts = range(-48, 49)
-    return min(float((one[48:-48] - other[48 + s : len(other) - 48 + s]).abs().max()) for s in shifts)
+    """The largest difference when one is shifted by up to 30 ms: Matroska does not say how long each stream is."""
+    shifts = range(-480, 481)
+    return min(float((one[480:-480] - other[480 + s : len(other) - 480 + s]).abs().max()) for s in shifts)
 
 
 def test_the_same_clips_are_seen_and_heard(plain: Path, shards: Path) -> None:
@@ -79,7 +79,10 @@ def test_the_same_clips_are_seen_and_heard(plain: Path, shards: Path) -> None:
         assert all(abs(one - other) <= 1 for one, other in zip(shown, expected, strict=True))
         assert max(heard_apart(one, other) for one, other in zip(a.wave, b.wave, strict=True)) < 1e-4
         assert torch.equal(a.wave_valid, b.wave_valid)
-        assert (a.video.float() - b.video.float()).abs().mean() < 6  # coded a second time
+        same = torch.tensor(shown) == torch.tensor(expected)
+        apart = (a.video.flatten(0, 1)[same].float() - b.video.flatten(0, 1)[same].float()).abs()
+        assert apart.mean() < 3  # coded a second time
+        assert same.sum() >= len(same) // 3
 
 
 def test_the_same_files_are_held_out(plain: Path, shards: Path) -> None:
