@@ -214,9 +214,9 @@ class SampleMedia(Media):
     def __init__(self, sample: Sample, deadline: Deadline) -> None:
         self.deadline = deadline
         self.sample = sample
-        self.container = av.open(io.BytesIO(sample.mp4), format="mp4")
+        self.container = av.open(io.BytesIO(sample.mp4), "r", format="mp4")
         try:
-            self.sound: InputContainer = av.open(io.BytesIO(sample.flac), format="flac")
+            self.sound: InputContainer = av.open(io.BytesIO(sample.flac), "r", format="flac")
         except BaseException:
             self.container.close()
             raise

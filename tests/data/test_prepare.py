@@ -46,13 +46,13 @@ def pieces_of(path: Path, *, start: float | None = None, duration: float | None 
 
 def frames_of(piece: Piece) -> tuple[list[float], np.ndarray]:
     """When each frame appears, and the frames `[T, H, W, 3]`."""
-    with av.open(io.BytesIO(piece.mp4)) as container:
+    with av.open(io.BytesIO(piece.mp4), "r") as container:
         frames = list(container.decode(video=0))
-    return [float(f.pts * f.time_base) for f in frames], np.stack([f.to_ndarray(format="rgb24") for f in frames])
+    return [float(f.time or 0.0) for f in frames], np.stack([f.to_ndarray(format="rgb24") for f in frames])
 
 
 def sound_of(piece: Piece) -> np.ndarray:
-    with av.open(io.BytesIO(piece.flac)) as container:
+    with av.open(io.BytesIO(piece.flac), "r") as container:
         return np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)])
 
 
@@ -70,14 +70,14 @@ def test_a_clip_keeps_frames_times_and_sound(tmp_path: Path) -> None:
 def test_it_is_what_was_promised(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.mp4", paint=lambda i: np.full((480, 640, 3), 3 * i, np.uint8), seconds=1.4)
     piece = pieces_of(path)[0]
-    with av.open(io.BytesIO(piece.mp4)) as container:
+    with av.open(io.BytesIO(piece.mp4), "r") as container:
         stream = container.streams.video[0]
         keys = [index for index, packet in enumerate(container.demux(stream)) if packet.is_keyframe]
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
         assert (stream.height, stream.width) == (256, 342) == (piece.height, piece.width)
         assert keys == [0, 15, 30]
         assert len(container.streams.audio) == 0
-    with av.open(io.BytesIO(piece.flac)) as container:
+    with av.open(io.BytesIO(piece.flac), "r") as container:
         stream = container.streams.audio[0]
         assert (stream.codec_context.name, stream.rate, stream.layout.name) == ("flac", 16_000, "mono")
 
@@ -214,6 +214,7 @@ def test_killed_anywhere_the_result_is_the_same(
             raise Killed
         return real(*arguments)
 
+    stop = 0
     for stop in range(1000):
         out, left = tmp_path / str(stop), stop
         with monkeypatch.context() as patch:

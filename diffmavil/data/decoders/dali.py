@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, pipeline_def, types  # pyright: ignore[reportMissingImports]
 
 from diffmavil.config import VideoConfig
 from diffmavil.data.decoders import Later
@@ -29,7 +29,8 @@ class DaliDecoder:
     def __init__(self, video: VideoConfig, device: torch.device, most: int, threads: int = 4) -> None:
         self.video = video
         on_gpu = device.type == "cuda"
-        self.pipe: Any = _graph(
+        build: Any = _graph  # the decorator adds parameters
+        self.pipe: Any = build(
             where="mixed" if on_gpu else "cpu",
             size=video.size,
             batch_size=most,

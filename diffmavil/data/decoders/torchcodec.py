@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from torchcodec.decoders import VideoDecoder
+from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
 from diffmavil.data.frames import Painter
 from diffmavil.data.media import BadClip, Media

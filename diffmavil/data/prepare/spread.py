@@ -16,7 +16,7 @@ _TOGETHER = 8
 def ray_available() -> str | None:
     """None, or why Ray Data cannot be used."""
     try:
-        import ray.data  # noqa: F401
+        import ray.data  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         return f"needs Ray Data, pip install 'ray[data]' ({error})"
     return None
@@ -28,8 +28,8 @@ def run_on_ray(worker: Worker, items: list[Item], address: str) -> Iterator[Item
     OUT must be a folder that all machines see. Every task keeps a process of its own for the decoding, so deadlines and
     crashes are treated as on one machine.
     """
-    import ray
-    import ray.data
+    import ray  # pyright: ignore[reportMissingImports]
+    import ray.data  # pyright: ignore[reportMissingImports]
 
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False, include_dashboard=False)

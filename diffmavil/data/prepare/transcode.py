@@ -258,7 +258,7 @@ def _even(pixels: float) -> int:
 
 def _turned(frame: VideoFrame, turns: int) -> VideoFrame:
     """A yuv420p frame turned by `turns` quarters against the clock."""
-    packed = frame.to_ndarray()
+    packed = frame.to_ndarray().astype(np.uint8, copy=False)
     width, height = frame.width, frame.height
     luma, chroma = packed[:height], packed[height:].reshape(2, height // 2, width // 2)
     planes = [np.rot90(plane, turns) for plane in (luma, *chroma)]
