@@ -247,12 +247,18 @@ class _Run:
         self.pieces: list[np.ndarray] = []
 
     def add(self, frame: AudioFrame) -> None:
-        self.pieces += [piece.to_ndarray().mean(0) for piece in self.to_float.resample(frame)]
+        if self.kind[:2] == ("s16", "mono"):
+            # What prepared clips are: a fifth of their decoding went into calls that change nothing else.
+            self.pieces.append(frame.to_ndarray()[0])
+        else:
+            self.pieces += [piece.to_ndarray().mean(0) for piece in self.to_float.resample(frame)]
         self.end += frame.samples / frame.sample_rate
 
     def samples(self) -> np.ndarray:
         """Float32 at `rate`."""
         samples = np.concatenate(self.pieces) if self.pieces else np.empty(0, np.float32)
+        if samples.dtype == np.int16:
+            samples = samples.astype(np.float32) * np.float32(2.0**-15)
         source_rate = self.kind[2]
         if source_rate == self.rate or not samples.size:
             return samples
