@@ -44,7 +44,7 @@ def write_clips(root: Path, count: int, seconds: float = 1.2) -> Path:
         path = root / f"class{index % 2}" / f"{index:02}.mkv"
         path.parent.mkdir(parents=True, exist_ok=True)
         sound = 0.1 * rng.standard_normal(round(16_000 * seconds) + 800)
-        paint = numbered(48, 32)
+        paint = numbered(48, 48)  # square: a centre crop shows the whole number
         write_clip(
             path, paint=lambda i, k=index, p=paint: p(i + 20 * k), seconds=seconds, sound=sound,
             codecs=("libx264", "flac"),
