@@ -63,6 +63,7 @@ def main() -> None:
             print(line, flush=True)
             if out:
                 out.write(line + "\n")
+                out.flush()
 
 
 def parse() -> argparse.Namespace:

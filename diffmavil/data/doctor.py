@@ -154,7 +154,7 @@ def judge(
         )
     advice = {
         "reading": "put the shards on a faster disk, or let data.remote_cache_gb hold them all",
-        "the device's transforms": "switch off data.augment, or leave them: training on a GPU hides little work",
+        "the device's transforms": "log-mel and data.augment are made there: switch the latter off, or lower model.audio.frames",
         "the copy to the device": "lower model.video.size or frames",
     }
     if limit in advice:
@@ -225,6 +225,7 @@ def _seconds_each(once: Callable[[], object], seconds: float) -> float:
 
 
 def _together(config: Config, clips: ClipSet, device: torch.device, seconds: float) -> float:
+    """Loader and transforms, one after the other, as a training step has them."""
     with make_loader(config, clips, device=device) as loader:
         batches = iter(loader)
         # The first ones come from processes that still start, the next from their stores.
@@ -233,8 +234,9 @@ def _together(config: Config, clips: ClipSet, device: torch.device, seconds: flo
         begin = time.perf_counter()
         count = 0
         while time.perf_counter() - begin < seconds or not count:
-            count += len(next(batches))
-            _waited(None)
+            batch = next(batches)
+            _transforming(config, batch, device)()
+            count += len(batch)
         return count / (time.perf_counter() - begin)
 
 
