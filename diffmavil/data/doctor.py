@@ -154,7 +154,7 @@ def judge(
         )
     advice = {
         "reading": "put the shards on a faster disk, or let data.remote_cache_gb hold them all",
-        "the device's transforms": "log-mel and data.augment are made there: switch the latter off, or lower model.audio.frames",
+        "the device's transforms": "switch data.augment off, or lower model.audio.frames: log-mel is made there",
         "the copy to the device": "lower model.video.size or frames",
     }
     if limit in advice:

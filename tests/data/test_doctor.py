@@ -15,7 +15,7 @@ CASES = {
     "decode": ((2, 8, 5000.0, 10.0, 900.0, None, 19.0), "decoding", "raise data.workers: 8 cores"),
     "decode-all-cores": ((8, 8, 5000.0, 10.0, 900.0, None, 70.0), "decoding", "data.decoder=dali"),
     "read": ((8, 8, 5.0, 10.0, 900.0, 900.0, 39.0), "reading", "faster disk"),
-    "transform": ((8, 8, 5000.0, 100.0, 90.0, 900.0, 80.0), "the device's transforms", "data.augment"),
+    "transform": ((8, 8, 5000.0, 100.0, 90.0, 900.0, 80.0), "the device's transforms", "log-mel is made there"),
     "copy": ((8, 8, 5000.0, 100.0, 900.0, 90.0, 80.0), "the copy to the device", "model.video.size"),
     "hand-over": ((8, 8, 5000.0, 100.0, 900.0, 900.0, 200.0), "the hand-over between processes", "/dev/shm"),
     "plain-files": ((2, 2, None, 10.0, 900.0, None, 19.0), "decoding", "data.decoder=dali"),
