@@ -82,7 +82,7 @@ def test_the_same_clips_are_seen_and_heard(plain: Path, shards: Path) -> None:
         same = torch.tensor(shown) == torch.tensor(expected)
         apart = (a.video.flatten(0, 1)[same].float() - b.video.flatten(0, 1)[same].float()).abs()
         assert apart.mean() < 3  # coded a second time
-        assert same.sum() >= 8
+        assert same.sum() >= len(same) // 4  # the pictures compared
 
 
 def test_the_same_files_are_held_out(plain: Path, shards: Path) -> None:
