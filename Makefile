@@ -5,21 +5,25 @@ BIN := $(VENV)/bin
 DEMO_DIR ?= runs/demo
 STAMP := $(VENV)/.installed
 
-.PHONY: help install check format test test-plain test-interpreter test-aot aot demo clean
+.PHONY: help install check format test test-plain test-reference test-interpreter test-aot test-asan test-builds aot \
+	cuda-report demo clean
 
 help:
 	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: about 10 minutes)"
 	@echo "make test     the whole test suite"
 	@echo "make check    lint, format and type checks"
 	@echo "make aot      compile every Triton kernel for sm_80, sm_90, sm_100 and check its budget (no GPU needed)"
+	@echo "make cuda-report  compile csrc/cuda for the same and check what each kernel needs (nvcc, no GPU needed)"
+	@echo "make test-asan, test-builds   the native kernels under AddressSanitizer; every way to build the package"
 	@echo "make install  only the virtual environment ($(VENV))"
 
-# torch comes first, from the constraints file: what follows then finds it satisfied.
-$(STAMP): pyproject.toml setup.py constraints.txt
+# torch comes first, from the constraints file: what follows then finds it satisfied, and compiles against its headers;
+# an isolated build would download it once more.
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch setuptools wheel ninja
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[train,dev]'
 	@touch $@
 
 install: $(STAMP)
@@ -34,11 +38,21 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 # The ahead-of-time gate is not part of it yet: some kernels are over their width budgets (make aot names them).
-test: test-plain test-interpreter
+test: test-plain test-reference test-interpreter
 
 # A process for each of two cores; files stay whole, so that what a file's tests share is made once.
 test-plain: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The ops once more without their native kernels.
+test-reference: $(STAMP)
+	MAEKERNELS_NATIVE=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/ops
+
+test-asan: $(STAMP)
+	PYTHON=$(BIN)/python tests/install/asan.sh
+
+test-builds: $(STAMP)
+	PYTHON=$(BIN)/python tests/install/builds.sh
 
 # Triton decides at import whether kernels are interpreted, and the gate replaces its driver: own processes.
 test-interpreter: $(STAMP)
@@ -49,6 +63,9 @@ test-aot: $(STAMP)
 
 aot: $(STAMP)
 	$(BIN)/python tests/aot/gate.py
+
+cuda-report: $(STAMP)
+	$(BIN)/python tests/csrc/resources.py
 
 demo: $(STAMP)
 	$(BIN)/python -m diffmavil.train --run-dir $(DEMO_DIR) --resume

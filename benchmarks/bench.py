@@ -15,6 +15,7 @@ from benchmarks.check import Expected, Provider, complaint, expected, leaves_of,
 from benchmarks.counts import Count, count
 from benchmarks.measure import Call, Clock, Limits, Timing, interleave
 from benchmarks.problems import PROBLEMS, Output, Problem
+from maekernels import _native
 
 MODES = ("fwd", "bwd", "both")
 KEYS = (
@@ -39,12 +40,15 @@ Row = dict[str, Any]
 MOST_SETS = 8
 
 
-def providers(compiled: bool) -> dict[str, Provider]:
-    """Who answers: eager code, base of every speed-up, comes first."""
+def providers(compiled: bool, native: bool) -> dict[str, Provider]:
+    """Who answers: eager code, base of every speed-up, comes first. native: there is a kernel in C++ to ask for."""
     found: dict[str, Provider] = {"eager": lambda problem: problem.eager()}
     if compiled:
         found["compiled"] = _compiled()
-    return found | {"reference": _reference, "ours": lambda problem: problem.ours()}
+    found["reference"] = _reference
+    if native:
+        found["native"] = lambda problem: problem.ours("native")
+    return found | {"ours": lambda problem: problem.ours()}
 
 
 def _reference(problem: Problem) -> Output:
@@ -102,7 +106,8 @@ class Bench:
 
     def only_right(self, op: str, case: Case, problem: Problem, right: Expected) -> dict[str, Provider]:
         good = {}
-        for name, run in providers(self.compiled).items():
+        native = self.device.type == "cpu" and problem.native and not _native.ABSENT
+        for name, run in providers(self.compiled, native).items():
             try:
                 said = complaint(problem, run, right, draws_its_own=name == "eager")
             except Exception as error:  # no answer is a wrong answer, and the others are measured all the same

@@ -31,8 +31,8 @@ from matplotlib.lines import Line2D
 
 Row = dict[str, Any]
 
-PROVIDERS = {"eager": "#b0b0b0", "compiled": "#e69f00", "reference": "#56b4e9", "ours": "#0072b2"}
-MARKERS = {"eager": "x", "compiled": "s", "reference": "^", "ours": "o"}
+PROVIDERS = {"eager": "#b0b0b0", "compiled": "#e69f00", "reference": "#56b4e9", "native": "#009e73", "ours": "#0072b2"}
+MARKERS = {"eager": "x", "compiled": "s", "reference": "^", "native": "D", "ours": "o"}
 OPS = {  # Okabe and Ito's palette: told apart by colour-blind readers too
     "random_mask": "#999999",
     "patchify": "#e69f00",

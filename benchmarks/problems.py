@@ -31,6 +31,8 @@ class Problem:
     """Names of the inputs that get a gradient; none: the op has no backward."""
     random: ClassVar[bool] = False
     """The answer is drawn, and eager code draws another than ours."""
+    native: ClassVar[bool] = True
+    """The op has a kernel in C++ for the CPU."""
 
     def __init__(self, case: Case, batch: int, device: torch.device, dtype: torch.dtype, seed: int = 0) -> None:
         self.case, self.batch, self.device, self.dtype = case, batch, device, dtype
@@ -231,6 +233,7 @@ class MaskedMse(Problem):
 
 class InfoNce(Problem):
     leaves = ("a", "b")
+    native = False
     temperature = 0.1
 
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +44,12 @@ class TrainState:
     """What a checkpoint holds beside the config."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: Sequence[torch.optim.Optimizer]
     counters: dict[str, torch.Tensor]
 
     def tree(self) -> dict[str, dict[str, Any]]:
         with _quietly():
-            model, optimizer = get_state_dict(self.model, self.optimizer)
+            model, optimizer = get_state_dict(self.model, self.optimizers)
         return {"model": model, "optimizer": optimizer, "counters": dict(self.counters)}
 
 
@@ -87,7 +87,7 @@ def load_checkpoint(path: Path, state: TrainState) -> int:
             load(tree, checkpoint_id=path)
     except (CheckpointException, RuntimeError, ValueError, KeyError, OSError) as error:
         raise RunError(f"{path}: cannot be loaded into this model: {error}") from error
-    set_state_dict(state.model, state.optimizer, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"])
+    set_state_dict(state.model, state.optimizers, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"])
     for name, value in state.counters.items():
         value.copy_(tree["counters"][name])
     return checkpoint_step(path)

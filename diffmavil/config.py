@@ -195,6 +195,10 @@ class ModelConfig:
     """Normalise each target patch by its own mean and standard deviation."""
     video_weight: float = 1.0
     audio_weight: float = 1.0
+    attention: Literal["auto", "sdpa", "math", "flash", "xformers"] = "auto"
+    """Whose attention kernels (`maekernels.attention`). auto: by capability; any other is used or is an error."""
+    norm: Literal["torch", "apex"] = "torch"
+    """LayerNorm of torch, or NVIDIA apex's fused one."""
 
     def __post_init__(self) -> None:
         require(self.fusion_depth >= 0, "model.fusion_depth", self.fusion_depth, ">= 0")
@@ -202,6 +206,9 @@ class ModelConfig:
         require(0 < self.decode_fraction <= 1, "model.decode_fraction", self.decode_fraction, "in (0, 1]")
         require(self.video_weight >= 0, "model.video_weight", self.video_weight, ">= 0")
         require(self.audio_weight >= 0, "model.audio_weight", self.audio_weight, ">= 0")
+        kernels = ("auto", "sdpa", "math", "flash", "xformers")
+        require(self.attention in kernels, "model.attention", self.attention, f"one of {kernels}")
+        require(self.norm in ("torch", "apex"), "model.norm", self.norm, "'torch' or 'apex'")
         partial = self.decode_fraction < 1
         for name, decoder in (("video_decoder", self.video_decoder), ("audio_decoder", self.audio_decoder)):
             allowed = "'cross' when model.decode_fraction < 1: self-attention mixes all positions"
@@ -232,6 +239,53 @@ class RatioSchedule:
 class MaskConfig:
     video: RatioSchedule = RatioSchedule()
     audio: RatioSchedule = RatioSchedule()
+    mix: tuple[float, ...] = ()
+    """Added to the scheduled ratio, in turn by runs of 8 samples, e.g. -0.1 0 0.1: one batch then has several ratios
+    (AVSiam) and is computed packed. Empty: every sample has the scheduled ratio."""
+
+    def __post_init__(self) -> None:
+        require(all(-1 < shift < 1 for shift in self.mix), "mask.mix", self.mix, "shares between -1 and 1")
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How many clips a step takes while the curriculum changes their cost: `diffmavil.planner`.
+
+    `train.batch_size` is the nominal size: what a step takes where clips are dearest. `train.steps` times it is the
+    number of samples of the run under every rule.
+    """
+
+    rule: Literal["fixed", "flops", "memory", "measured"] = "fixed"
+    """fixed: always train.batch_size. flops: as many as cost what train.batch_size of the dearest clips cost. measured:
+    the same in seconds, by a short sweep before training. memory: as many as fit in batch.memory_gib."""
+    gflop: float | None = None
+    """For rule=flops: another budget, of one step with its backward pass, over all processes."""
+    memory_gib: float | None = None
+    """Of each process's device, for parameters, optimiser and activations. With any rule, a larger batch is
+    accumulated from several passes. None: no limit; with rule=memory on CUDA, 80 % of the device."""
+    multiple: int = 8
+    """Sizes are multiples of it, and it of the number of processes: 8 times the most processes ever used."""
+    largest: int = 65_536
+    """No step takes more clips."""
+    lr_rule: Literal["none", "linear", "sqrt"] = "none"
+    """The learning rate grows with (batch / train.batch_size) to the power of 0, 1 or 1/2."""
+    sizes: tuple[int, ...] = ()
+    """The plan, one size for each stretch of the curriculum. Empty: made before training; a resumed run keeps it."""
+    at_once: tuple[int, ...] = ()
+    """The plan: most clips that a process computes at once, for each stretch. Empty: the whole batch."""
+
+    def __post_init__(self) -> None:
+        rules = ("fixed", "flops", "memory", "measured")
+        require(self.rule in rules, "batch.rule", self.rule, f"one of {rules}")
+        require(self.gflop is None or self.gflop > 0, "batch.gflop", self.gflop, "positive")
+        require(self.gflop is None or self.rule == "flops", "batch.gflop", self.gflop, "None unless batch.rule=flops")
+        require(self.memory_gib is None or self.memory_gib > 0, "batch.memory_gib", self.memory_gib, "positive")
+        require(self.multiple >= 1, "batch.multiple", self.multiple, ">= 1")
+        require(self.largest >= self.multiple, "batch.largest", self.largest, f">= batch.multiple={self.multiple}")
+        scalings = ("none", "linear", "sqrt")
+        require(self.lr_rule in scalings, "batch.lr_rule", self.lr_rule, f"one of {scalings}")
+        for name, plan in (("batch.sizes", self.sizes), ("batch.at_once", self.at_once)):
+            require(all(size >= 1 for size in plan), name, plan, "positive")
 
 
 @dataclass(frozen=True)
@@ -309,6 +363,9 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
+    name: Literal["adamw", "muon", "apex_adam", "apex_lamb"] = "adamw"
+    """adamw: torch's fused AdamW. muon: torch's Muon for the matrices of the blocks, AdamW for the rest. apex_*: NVIDIA
+    apex's FusedAdam or FusedLAMB, or an error where it is not usable."""
     lr: float = 2e-4
     """Peak learning rate at the given batch size."""
     min_lr: float = 0.0
@@ -319,8 +376,13 @@ class OptimConfig:
     """Applied to matrices; biases, norms and single vectors are exempt."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
+    layer_decay: float = 1.0
+    """Each block below the fusion encoder learns this much slower than the one above; 1: all alike."""
 
     def __post_init__(self) -> None:
+        names = ("adamw", "muon", "apex_adam", "apex_lamb")
+        require(self.name in names, "optim.name", self.name, f"one of {names}")
+        require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "in (0, 1]")
         require(self.lr > 0, "optim.lr", self.lr, "positive")
         require(0 <= self.min_lr <= self.lr, "optim.min_lr", self.min_lr, f"in [0, optim.lr={self.lr}]")
         require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "in [0, 1)")
@@ -338,6 +400,11 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast on a GPU, or a CPU (AVX512-BF16, AMX), that computes in it; else fp32."""
     compile: bool = False
+    """torch.compile of each kind of transformer block, for every shape of the curriculum, before the first step."""
+    cuda_graph: bool = False
+    """Record forward and backward once for each shape of the curriculum and replay them; one process on CUDA."""
+    recompute: bool = False
+    """Keep only the inputs of blocks for the backward pass and compute the rest again: less memory, more work."""
     log_every: int = 10
     """Steps between log lines; the only times the host waits for the device."""
     checkpoint_every: int = 500
@@ -363,6 +430,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -395,8 +463,6 @@ _SIZES: dict[str, ModelConfig] = {
         # Minutes of training, not weeks: one view costs half, and contrast, which learns fastest, weighs more.
         contrast=ContrastConfig(inter_weight=1.0),
         views=1,
-        video_weight=0.3,
-        audio_weight=0.3,
     ),
     "small": ModelConfig(
         encoder=EncoderConfig(width=384, heads=6),
@@ -425,7 +491,7 @@ def _presets() -> dict[str, Config]:
 
 def _train(size: str) -> TrainConfig:
     if size == "tiny":
-        return TrainConfig(steps=800, batch_size=32)
+        return TrainConfig(steps=1000, batch_size=32)
     return TrainConfig(steps=75_000, batch_size=512, checkpoint_every=1000, log_every=20)
 
 

@@ -35,3 +35,9 @@ def keep_count(schedule: RatioSchedule, progress: float, tokens: int) -> int:
 def level_progress(schedule: RatioSchedule) -> list[float]:
     """One progress value inside each level, for averages over the whole schedule."""
     return [(level + 0.5) / schedule.levels for level in range(schedule.levels)]
+
+
+def mixed_counts(schedule: RatioSchedule, mix: tuple[float, ...], progress: float, tokens: int) -> tuple[int, ...]:
+    """Visible tokens at `progress` of the runs of samples that take the shifts of `mix` in turn."""
+    ratio = mask_ratio(schedule, progress)
+    return tuple(min(max(round((1 - ratio - shift) * tokens), 1), tokens - 1) for shift in mix)

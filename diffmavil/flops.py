@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from rich.table import Table
 from torch import nn
 
 from diffmavil.config import PRESETS, Config, DecoderConfig, MaskConfig, ModelConfig, RatioSchedule, preset
-from diffmavil.curriculum import keep_count
+from diffmavil.curriculum import mixed_counts
 from diffmavil.model import DiffMAViL
 from diffmavil.model.blocks import CrossBlock, SelfBlock
 from diffmavil.model.decoder import Decoder, DiffusedPatch
@@ -83,17 +84,27 @@ def forward_flops(model: DiffMAViL, keep_video: int, keep_audio: int) -> Flops:
     return Flops(*(model.config.views * part for part in one_view))
 
 
+def mixed_flops(model: DiffMAViL, keep_video: int | tuple[int, ...], keep_audio: int | tuple[int, ...]) -> float:
+    """Cost of one clip's forward, the mean where runs of clips keep other numbers of tokens in turn."""
+    turns = max(len(keep) for keep in (keep_video, keep_audio, (0,)) if isinstance(keep, tuple))
+    video, audio = (keep if isinstance(keep, tuple) else (keep,) * turns for keep in (keep_video, keep_audio))
+    costs = [forward_flops(model, *counts).total for counts in zip(video, audio, strict=True)]
+    return sum(costs) / len(costs)
+
+
 def scheduled_flops(config: ModelConfig, mask: MaskConfig) -> Flops:
     """Cost of one clip's forward, averaged over the masking schedule."""
     model = meta_model(replace(config, views=1))  # the same modules, whatever the number of views
     stretches = math.lcm(mask.video.levels, mask.audio.levels)
     costs = []
-    for i in range(stretches):
+    for i, shift in itertools.product(range(stretches), mask.mix or (0.0,)):
         progress = (i + 0.5) / stretches
-        keep_video = keep_count(mask.video, progress, config.video.tokens)
-        keep_audio = keep_count(mask.audio, progress, config.audio.tokens)
-        costs.append(forward_flops(model, keep_video, keep_audio))
-    return Flops(*(config.views * sum(part) / stretches for part in zip(*costs, strict=True)))
+        counts = (
+            mixed_counts(schedule, (shift,), progress, tokens)[0]
+            for schedule, tokens in ((mask.video, config.video.tokens), (mask.audio, config.audio.tokens))
+        )
+        costs.append(forward_flops(model, *counts))
+    return Flops(*(config.views * sum(part) / len(costs) for part in zip(*costs, strict=True)))
 
 
 def techniques(config: ModelConfig) -> list[tuple[str, ModelConfig, MaskConfig]]:

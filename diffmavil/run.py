@@ -13,6 +13,7 @@ from diffmavil.cli import CONFIG_FILE, RunOptions, UsageError, differences, load
 from diffmavil.config import Config
 from diffmavil.distributed import World
 from diffmavil.metrics import read_metrics
+from diffmavil.planner import check_processes
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,10 @@ def open_run(preset: str, config: Config, options: RunOptions, world: World) -> 
     Raises:
         UsageError: the folder already holds a run and `--resume` was not given, or the batch does not divide.
     """
-    if config.train.batch_size % world.size:
-        raise UsageError(
-            f"train.batch_size={config.train.batch_size}: must be a multiple of the {world.size} processes it is "
-            "divided over"
-        )
+    try:
+        check_processes(config, world.size)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     default = Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = world.from_main(options.run_dir or default)
     saved = checkpoints(folder)

@@ -11,10 +11,11 @@ from diffmavil.cli import RunError
 from diffmavil.config import Config
 from diffmavil.data.loader import Loader
 from diffmavil.distributed import World
-from diffmavil.flops import forward_flops
+from diffmavil.flops import mixed_flops
 from diffmavil.metrics import Metrics, RunLog
+from diffmavil.planner import Counts, Plan, timetable
 from diffmavil.run import Run
-from diffmavil.step import Plan, StepResult, TrainStep
+from diffmavil.step import StepResult, TrainStep
 
 _FORWARDS = 3  # a training step costs three forwards: the backward computes two gradients for each matmul
 LOSSES = ("loss", "loss/video", "loss/audio", "loss/inter", "loss/intra")
@@ -25,7 +26,7 @@ class Telemetry:
 
     def __init__(self, run: Run, config: Config, world: World, step: TrainStep, loader: Loader, done: int) -> None:
         self.config, self.world, self.step, self.loader = config, world, step, loader
-        self._log = RunLog(run.folder, resumed_step=done, total_steps=config.train.steps) if world.main else None
+        self._log = RunLog(run.folder, resumed_step=done, total_steps=timetable(config).steps) if world.main else None
         self._notes = run.notes
         self._sums = torch.zeros(len(LOSSES) + 2, device=world.device)
         self._named_bad: set[str] = set()
@@ -33,7 +34,7 @@ class Telemetry:
 
     def _reset(self, done: int) -> None:
         self._sums.zero_()
-        self._first, self._gflop, self._wait = done, 0.0, self.loader.data_wait
+        self._first, self._clips, self._gflop, self._wait = done, 0, 0.0, self.loader.data_wait
         self._start = time.perf_counter()
 
     def __enter__(self) -> Telemetry:
@@ -61,8 +62,9 @@ class Telemetry:
         """
         values = torch.cat([result.losses, result.grad_norm.reshape(1), torch.ones_like(result.grad_norm).reshape(1)])
         self._sums += torch.where(torch.isfinite(result.grad_norm), values, 0)  # a skipped step has no loss
-        forward = forward_flops(self.step.model, now.keep_video, now.keep_audio).total
-        self._gflop += _FORWARDS * forward * self.config.train.batch_size / 1e9
+        forward = mixed_flops(self.step.model, now.keep_video, now.keep_audio)
+        self._gflop += _FORWARDS * forward * now.batch_size / 1e9
+        self._clips += now.batch_size
         if not flush and done % self.config.train.log_every:
             return
         *losses, grad_norm, skipped, in_a_row = self._read()
@@ -70,7 +72,7 @@ class Telemetry:
         if self._log:
             metrics = self._metrics(done, now, losses)
             metrics |= {"grad_norm": grad_norm, "nonfinite_steps": skipped, "bad_clips": len(self._named_bad)}
-            remaining = self.config.train.steps - done
+            remaining = timetable(self.config).steps - done
             self._log.record(metrics, eta_seconds=remaining * metrics["seconds_per_step"])
         if in_a_row >= self.config.train.max_nonfinite:
             raise RunError(
@@ -86,17 +88,17 @@ class Telemetry:
 
     def _metrics(self, done: int, now: Plan, losses: list[float]) -> Metrics:
         seconds, steps = time.perf_counter() - self._start, done - self._first
-        model, batch_size = self.config.model, self.config.train.batch_size
+        model = self.config.model
         return {
             "step": done,
-            "samples": done * batch_size,
+            "samples": now.position + now.batch_size,
             **dict(zip(LOSSES, losses, strict=True)),
             "lr": now.lr,
-            "mask_ratio/video": 1 - now.keep_video / model.video.tokens,
-            "mask_ratio/audio": 1 - now.keep_audio / model.audio.tokens,
-            "batch_size": batch_size,
+            "mask_ratio/video": 1 - _mean(now.keep_video) / model.video.tokens,
+            "mask_ratio/audio": 1 - _mean(now.keep_audio) / model.audio.tokens,
+            "batch_size": now.batch_size,
             "seconds_per_step": seconds / steps,
-            "clips_per_second": batch_size * steps / seconds,
+            "clips_per_second": self._clips / seconds,
             "gflop_per_second": self._gflop / seconds,
             "data_wait": min((self.loader.data_wait - self._wait) / seconds, 1.0),
         }
@@ -107,3 +109,7 @@ class Telemetry:
                 if path not in self._named_bad:
                     self._named_bad.add(path)
                     self.say(f"skipped {path}: {reason}")
+
+
+def _mean(counts: Counts) -> float:
+    return sum(counts) / len(counts) if isinstance(counts, tuple) else counts

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Console
+
+from diffmavil.budget import plan_table, resolve_batches
 from diffmavil.checkpoint import load_checkpoint, save_checkpoint
 from diffmavil.cli import RunError, UsageError, parse_train, run_main
 from diffmavil.config import Config
@@ -12,9 +15,10 @@ from diffmavil.data.sources import ClipSet, Split, split_source
 from diffmavil.data.stats import resolve_audio_stats
 from diffmavil.distributed import World, world
 from diffmavil.export import WEIGHTS_FILE, export_weights
+from diffmavil.planner import Orders, plan, timetable
 from diffmavil.report import write_report
 from diffmavil.run import Run, StopSignals, open_run, write_run
-from diffmavil.step import TrainStep, plan
+from diffmavil.step import TrainStep
 from diffmavil.telemetry import Telemetry
 
 
@@ -23,6 +27,7 @@ def main(argv: Sequence[str]) -> None:
     with world() as peers:
         run = open_run(preset, config, options, peers)
         config, split = peers.main_first(lambda: open_data(config))
+        config = plan_batches(config, peers)
         write_run(run, config, peers)
         run = run.noting(f"training: {split.train.note}; held out: {split.held_out.note}")
         finished = train(run, config, split.train, peers)
@@ -39,27 +44,36 @@ def open_data(config: Config) -> tuple[Config, Split]:
         raise UsageError(str(error)) from error
 
 
+def plan_batches(config: Config, peers: World) -> Config:
+    """The config with its plan of batches; a plan that was made, now or before, is printed."""
+    try:
+        config = resolve_batches(config, peers)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if peers.main and (config.batch.sizes or config.batch.at_once):
+        Console().print(plan_table(config, peers.size))
+    return config
+
+
 def train(run: Run, config: Config, clips: ClipSet, peers: World) -> bool:
     """Run the remaining steps; False when a signal ended them early."""
-    step = TrainStep(config, peers)
+    try:
+        step = TrainStep(config, peers)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     done = load_checkpoint(run.checkpoint, step.state) if run.checkpoint else 0
-    batch_size = config.train.batch_size // peers.size
-    loader = make_loader(
-        config,
-        clips,
-        start_position=done * config.train.batch_size,
-        rank=peers.rank,
-        world=peers.size,
-        steps=config.train.steps - done,
-        device=peers.device,
-    )
+    steps = timetable(config).steps
+    orders = Orders(config, done, peers.rank, peers.size)
+    loader = make_loader(config, clips, orders=orders, batch_size=orders.largest, device=peers.device)
+    if config.train.compile or config.train.cuda_graph:
+        run = run.noting(step.warm_up())
     with StopSignals() as stop, Telemetry(run, config, peers, step, loader, done) as telemetry, loader:
         try:
             for batch in loader:
                 now = plan(config, done)
-                result = step(batch, now, offset=now.position + peers.rank * batch_size)
+                result = step(batch, now, offset=now.position + peers.rank * (now.batch_size // peers.size))
                 done += 1
-                last = done == config.train.steps
+                last = done == steps
                 stopping = peers.any(stop.requested)
                 telemetry.after_step(done, now, result, flush=last or stopping)
                 if last or stopping or done % config.train.checkpoint_every == 0:
@@ -68,9 +82,9 @@ def train(run: Run, config: Config, clips: ClipSet, peers: World) -> bool:
                     break
         except TooManyBadClips as error:
             raise RunError(str(error)) from error
-    if peers.main and done == config.train.steps:
+    if peers.main and done == steps:
         export_weights(step.model, config, run.folder / WEIGHTS_FILE)
-    return done == config.train.steps
+    return done == steps
 
 
 if __name__ == "__main__":

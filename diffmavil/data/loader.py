@@ -177,21 +177,25 @@ def make_loader(
     rank: int = 0,
     world: int = 1,
     steps: int | None = None,
+    orders: Iterable[range] | None = None,
+    batch_size: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Loader:
     """The training stream from `start_position` on: this rank's slice of each global step.
 
     Batches depend on (config, clips, positions) alone: not on the number of processes, nor on where a run was resumed.
-    `steps` ends the stream; None: it never ends.
+    `steps` ends the stream; None: it never ends. `orders`: instead, the positions of each step, of which the longest
+    has `batch_size`.
 
     Raises (while iterating):
         TooManyBadClips: more than `data.max_bad_share` of the clips tried are bad, or no clip is usable.
         RuntimeError: a decoding process died.
     """
-    orders = _Orders(start_position, config.train.batch_size, rank, world, steps)
+    orders = orders or _Orders(start_position, config.train.batch_size, rank, world, steps)
     decoder = choose_decoder(config.data.decoder, clipset.clips, torch.device(device))
     dataset = TrainClips(config, clipset, _stop_event(config), decoder)
-    return Loader(dataset, orders, config, config.train.batch_size // world, device, config.data.max_bad_share)
+    batch_size = batch_size or config.train.batch_size // world
+    return Loader(dataset, orders, config, batch_size, device, config.data.max_bad_share)
 
 
 def eval_batches(

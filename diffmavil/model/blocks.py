@@ -1,17 +1,44 @@
-"""Pre-norm transformer blocks with self- or cross-attention."""
+"""Pre-norm transformer blocks with self- or cross-attention.
+
+Everything here takes tokens of equal sequences `[B, N, D]` or, with `Segments`, of sequences packed end to end
+`[T, D]`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from diffmavil.model.attention import attention
+from diffmavil.apex import fused_layer_norm
+from maekernels import Segments, attention
+from maekernels.attention import Backend
 
 NORM_EPS = 1e-6
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=NORM_EPS)
+
+
+def choose_kernels(model: nn.Module, attention: Backend, norm: Literal["torch", "apex"]) -> None:
+    """Whose kernels every attention and LayerNorm below `model` uses. Parameters and their names stay.
+
+    Raises:
+        ValueError: `norm` is 'apex', and NVIDIA apex cannot be used here.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, SelfAttention | CrossAttention):
+            module.backend = attention
+        for name, child in list(module.named_children()):
+            if norm == "apex" and isinstance(child, nn.LayerNorm):
+                fused = fused_layer_norm(child.weight.shape[0], child.eps)
+                fused.weight, fused.bias = child.weight, child.bias
+                setattr(module, name, fused)
 
 
 class Mlp(nn.Sequential):
@@ -23,7 +50,9 @@ class Mlp(nn.Sequential):
 
 
 class SelfAttention(nn.Module):
-    """Every token reads every token: `[B, N, D] -> [B, N, D]`. Queries, keys and values come from one Linear."""
+    """Every token reads every token of its sequence. Queries, keys and values come from one Linear."""
+
+    backend: Backend = "auto"
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -31,13 +60,16 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
-        return self.proj(rearrange(attention(q, k, v), "b h n d -> b n (h d)"))
+    def forward(self, x: Tensor, segments: Segments | None = None) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "... (qkv h d) -> qkv ... h d", qkv=3, h=self.heads)
+        out = attention(q, k, v, segments, backend=self.backend)
+        return self.proj(rearrange(out, "... h d -> ... (h d)"))
 
 
 class CrossAttention(nn.Module):
     """Queries `[B, Q, D]` read a context `[B, N, D]`, and not each other: `-> [B, Q, D]`."""
+
+    backend: Backend = "auto"
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -46,10 +78,13 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        q = rearrange(self.q(x), "b q (h d) -> b h q d", h=self.heads)
-        k, v = rearrange(self.kv(context), "b n (kv h d) -> kv b h n d", kv=2, h=self.heads)
-        return self.proj(rearrange(attention(q, k, v), "b h q d -> b q (h d)"))
+    def forward(
+        self, x: Tensor, context: Tensor, segments: Segments | None = None, context_segments: Segments | None = None
+    ) -> Tensor:
+        q = rearrange(self.q(x), "... (h d) -> ... h d", h=self.heads)
+        k, v = rearrange(self.kv(context), "... (kv h d) -> kv ... h d", kv=2, h=self.heads)
+        out = attention(q, k, v, segments, context_segments, backend=self.backend)
+        return self.proj(rearrange(out, "... h d -> ... (h d)"))
 
 
 class SelfBlock(nn.Module):
@@ -62,8 +97,8 @@ class SelfBlock(nn.Module):
         self.norm2 = layer_norm(width)
         self.mlp = Mlp(width, mlp_ratio)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, segments: Segments | None = None) -> Tensor:
+        x = x + self.attn(self.norm1(x), segments)
         return x + self.mlp(self.norm2(x))
 
 
@@ -80,6 +115,49 @@ class CrossBlock(nn.Module):
         self.norm2 = layer_norm(width)
         self.mlp = Mlp(width, mlp_ratio)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x), context)
+    def forward(
+        self, x: Tensor, context: Tensor, segments: Segments | None = None, context_segments: Segments | None = None
+    ) -> Tensor:
+        x = x + self.attn(self.norm1(x), context, segments, context_segments)
         return x + self.mlp(self.norm2(x))
+
+
+class Blocks(nn.ModuleList):
+    """Blocks one after the other, over one batch or several batches of other lengths, which are then packed.
+
+    Attributes:
+        recompute: keep only the input of each block for the backward pass and compute it again there.
+    """
+
+    recompute: bool = False
+
+    def forward(self, batches: Sequence[Tensor], contexts: Sequence[Tensor] = ()) -> list[Tensor]:
+        """batches: `[B_i, N_i, D]`, and for cross-attention contexts `[B_i, M_i, D]`; gives the shapes of batches."""
+        if len(batches) == 1:
+            return [self._run(batches[0], *contexts)]
+        x, segments = pack(batches)
+        if not contexts:
+            return unpack(self._run(x, segments), batches)
+        context, context_segments = pack(contexts)
+        return unpack(self._run(x, context, segments, context_segments), batches)
+
+    def _run(self, x: Tensor, *others: Tensor | Segments) -> Tensor:
+        for block in self:
+            if self.recompute and torch.is_grad_enabled():
+                # Nothing in a block is random, so there is no generator's state to keep.
+                x = checkpoint(block, x, *others, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, *others)
+        return x
+
+
+def pack(batches: Sequence[Tensor]) -> tuple[Tensor, Segments]:
+    """`[B_i, N_i, D]` -> all tokens end to end `[T, D]`, and where each sequence lies."""
+    lengths = [x.shape[1] for x in batches for _ in range(x.shape[0])]
+    return torch.cat([rearrange(x, "b n d -> (b n) d") for x in batches]), Segments.of(lengths, batches[0].device)
+
+
+def unpack(x: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of `pack`, for batches of the shapes of `like`."""
+    parts = x.split([y.shape[0] * y.shape[1] for y in like])
+    return [rearrange(part, "(b n) d -> b n d", b=y.shape[0]) for part, y in zip(parts, like, strict=True)]

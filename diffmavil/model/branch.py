@@ -6,30 +6,22 @@ that one launch reads the patches of every view from the one clip in memory.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffmavil.config import AudioConfig, ModelConfig, VideoConfig, require
-from diffmavil.model.decoder import Decoder
+from diffmavil.config import AudioConfig, ModelConfig, VideoConfig
+from diffmavil.model.decoder import Decoder, ToDecode
 from diffmavil.model.diffusion import alpha_bars, sample_timesteps
+from diffmavil.model.draws import Drawn, Masks
 from diffmavil.model.encoder import Encoder
 from maekernels import MaskIds, diffuse_patches, masked_mse, patchify, random_mask
 from maekernels.philox import fold_in
 
 MASK, SUBSET, TIMESTEP, NOISE = range(4)
 """Random streams of one modality and view, folded out of the seed."""
-
-
-class Masks(NamedTuple):
-    """Positions in row-major grid order, int32, ascending in each row."""
-
-    keep: Tensor
-    """`[B, V, K]`: visible."""
-    decode: Tensor
-    """`[B, V, Q]`: masked and to be predicted."""
 
 
 class Branch(nn.Module):
@@ -89,10 +81,23 @@ class Branch(nn.Module):
 
     def encode(self, x: Tensor, ids: Tensor) -> Tensor:
         """The clip's patches at ids `[B, V, K]`, and no others, encoded: `[(B V), 1 + K, D]`."""
+        return self.encode_all([x], [ids])[0]
+
+    def encode_all(self, x: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
+        """Several batches that keep other numbers of patches, each as in `encode`."""
+        patches = [self.patches(*batch) for batch in zip(x, ids, strict=True)]
+        return self.encoder.encode(patches, [rearrange(i, "b v k -> (b v) k") for i in ids])
+
+    def patches(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Normalised patches at ids `[B, V, K]`: `[(B V), K, P]`."""
         flat = rearrange(ids, "b v k -> b (v k)")
         patches = patchify(x, flat, self.patch, self.mean, self.std, dtype=compute_dtype(x.device))
-        patches = rearrange(patches, "b (v k) p -> (b v) k p", v=ids.shape[1])
-        return self.encoder(patches, rearrange(ids, "b v k -> (b v) k"))
+        return rearrange(patches, "b (v k) p -> (b v) k p", v=ids.shape[1])
+
+    def draw(self, x: Tensor, keep: int, seed: int, offset: int) -> Drawn:
+        """All that is random for the samples from `offset` on."""
+        masks = self.draw_masks(x.shape[0], keep, seed, offset, x.device)
+        return Drawn(masks, self.diffuse(x, masks.decode, seed, offset))
 
     def diffuse(self, x: Tensor, ids: Tensor, seed: int, offset: int) -> tuple[Tensor, ...]:
         """What the decoder gets at masked positions ids `[B, V, Q]`: x_t `[(B V), Q, P]` and t `[(B V)]`.
@@ -133,16 +138,32 @@ class Branch(nn.Module):
             dtype=compute_dtype(x.device),
         )
 
-    def loss(self, fused: Tensor, x: Tensor, masks: Masks, seed: int, offset: int) -> Tensor:
-        """Mean squared error of the predicted patches, over all views: fp32 scalar. fused: `[(B V), 1 + K, D]`."""
-        pred = self.decoder(
-            fused,
-            rearrange(masks.keep, "b v k -> (b v) k"),
-            rearrange(masks.decode, "b v q -> (b v) q"),
-            *self.diffuse(x, masks.decode, seed, offset),
+    def loss(self, fused: Sequence[Tensor], x: Sequence[Tensor], drawn: Sequence[Drawn]) -> Tensor:
+        """Mean squared error of the predicted patches of a clip, over all views and clips: fp32 scalar.
+
+        fused: `[(B V), 1 + K, D]` of each span, x: its input, drawn: what was drawn for it.
+        """
+        predicted = self.decoder.decode(
+            [
+                ToDecode(
+                    tokens,
+                    rearrange(masks.keep, "b v k -> (b v) k"),
+                    rearrange(masks.decode, "b v q -> (b v) q"),
+                    diffused,
+                )
+                for tokens, (masks, diffused) in zip(fused, drawn, strict=True)
+            ]
         )
-        pred = rearrange(pred, "(b v) q p -> b (v q) p", v=masks.decode.shape[1])
-        ids = rearrange(masks.decode, "b v q -> b (v q)")
+        losses = [self._span_loss(*span) for span in zip(predicted, x, drawn, strict=True)]
+        if len(losses) == 1:
+            return losses[0]
+        clips = sum(len(clip) for clip in x)
+        return torch.stack([loss * (len(clip) / clips) for loss, clip in zip(losses, x, strict=True)]).sum()
+
+    def _span_loss(self, pred: Tensor, x: Tensor, drawn: Drawn) -> Tensor:
+        decode = drawn.masks.decode
+        pred = rearrange(pred, "(b v) q p -> b (v q) p", v=decode.shape[1])
+        ids = rearrange(decode, "b v q -> b (v q)")
         return masked_mse(pred, x, ids, self.patch, self.mean, self.std, norm_pix=self.norm_pix)
 
 
@@ -151,7 +172,3 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return torch.float32
-
-
-def check_keep(name: str, keep: int, tokens: int) -> None:
-    require(1 <= keep < tokens, name, keep, f"in 1..{tokens - 1}: at least one visible and one masked of {tokens}")

@@ -12,13 +12,16 @@ Only masked positions pass through the last norm and Linear: the loss reads no o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from diffmavil.config import DecoderConfig
-from diffmavil.model.blocks import CrossBlock, SelfBlock, layer_norm
+from diffmavil.model.blocks import Blocks, CrossBlock, SelfBlock, layer_norm
 from diffmavil.model.diffusion import TimestepEmbedding
 from diffmavil.model.embed import sincos_positions
 
@@ -48,6 +51,15 @@ class DiffusedPatch(nn.Module):
         return self.proj(x_t) + positions + rearrange(self.time(t), "b d -> b 1 d")
 
 
+class ToDecode(NamedTuple):
+    """What `Decoder.forward` takes."""
+
+    fused: Tensor
+    ids_keep: Tensor
+    ids_decode: Tensor
+    diffused: tuple[Tensor, ...]
+
+
 class Decoder(nn.Module):
     """Predicts the clean patches at masked positions.
 
@@ -71,7 +83,7 @@ class Decoder(nn.Module):
         self.masked = DiffusedPatch(patch_dim, width) if diffused else MaskToken(width)
         self.cross = config.attention == "cross"
         block = CrossBlock if self.cross else SelfBlock
-        self.blocks = nn.ModuleList(block(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.blocks = Blocks(block(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = layer_norm(width)
         self.head = nn.Linear(width, patch_dim)
 
@@ -87,17 +99,19 @@ class Decoder(nn.Module):
         Returns:
             `[B, Q, P]`, the predicted clean patches.
         """
-        context = self.embed_context(fused, ids_keep)
-        x = self.masked(self.positions[ids_decode], *diffused)
+        return self.decode([ToDecode(fused, ids_keep, ids_decode, diffused)])[0]
+
+    def decode(self, batches: Sequence[ToDecode]) -> list[Tensor]:
+        """Several batches of other numbers of tokens, each as in `forward`."""
+        contexts = [self.embed_context(b.fused, b.ids_keep) for b in batches]
+        masked = [self.masked(self.positions[b.ids_decode], *b.diffused) for b in batches]
         if self.cross:
-            for block in self.blocks:
-                x = block(x, context)
+            decoded = self.blocks(masked, contexts)
         else:
-            x = torch.cat([context, x], dim=1)
-            for block in self.blocks:
-                x = block(x)
-            x = x[:, context.shape[1] :]
-        return self.head(self.norm(x))
+            both = list(zip(contexts, masked, strict=True))
+            decoded = self.blocks([torch.cat(pair, dim=1) for pair in both])
+            decoded = [x[:, context.shape[1] :] for x, (context, _) in zip(decoded, both, strict=True)]
+        return [self.head(self.norm(x)) for x in decoded]
 
     def embed_context(self, fused: Tensor, ids_keep: Tensor) -> Tensor:
         """Fused tokens in the decoder's width, with positions (zero for CLS): `[B, 1 + K, D]`."""

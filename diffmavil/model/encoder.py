@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from diffmavil.config import EncoderConfig
-from diffmavil.model.blocks import SelfBlock, layer_norm
+from diffmavil.model.blocks import Blocks, SelfBlock, layer_norm
 from diffmavil.model.embed import PatchEmbed
 
 
@@ -21,14 +23,14 @@ class Encoder(nn.Module):
     def __init__(self, grid: tuple[int, ...], patch_dim: int, config: EncoderConfig) -> None:
         super().__init__()
         self.embed = PatchEmbed(grid, patch_dim, config.width)
-        self.blocks = nn.ModuleList(
-            SelfBlock(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)
-        )
+        self.blocks = Blocks(SelfBlock(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = layer_norm(config.width)
 
     def forward(self, patches: Tensor, ids: Tensor) -> Tensor:
         """patches `[B, K, P]` at ids `[B, K]` -> `[B, 1 + K, D]`, the CLS token first."""
-        x = self.embed(patches, ids)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self.encode([patches], [ids])[0]
+
+    def encode(self, patches: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
+        """Several batches that keep other numbers of patches, each as in `forward`."""
+        embedded = [self.embed(*batch) for batch in zip(patches, ids, strict=True)]
+        return [self.norm(x) for x in self.blocks(embedded)]

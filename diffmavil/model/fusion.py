@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from diffmavil.config import EncoderConfig
-from diffmavil.model.blocks import SelfBlock, layer_norm
+from diffmavil.model.blocks import Blocks, SelfBlock, layer_norm
 
 
 class Fusion(nn.Module):
@@ -17,7 +19,7 @@ class Fusion(nn.Module):
 
     def __init__(self, depth: int, config: EncoderConfig) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(SelfBlock(config.width, config.heads, config.mlp_ratio) for _ in range(depth))
+        self.blocks = Blocks(SelfBlock(config.width, config.heads, config.mlp_ratio) for _ in range(depth))
         if depth > 0:
             self.audio_type = nn.Parameter(torch.empty(config.width))
             self.video_type = nn.Parameter(torch.empty(config.width))
@@ -25,10 +27,16 @@ class Fusion(nn.Module):
 
     def forward(self, audio: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
         """audio `[B, 1 + Ka, D]`, video `[B, 1 + Kv, D]` -> the same shapes, each having read the other."""
+        return self.fuse([audio], [video])[0]
+
+    def fuse(self, audio: Sequence[Tensor], video: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Several batches of other numbers of tokens, each as in `forward`."""
+        pairs = list(zip(audio, video, strict=True))
         if not self.blocks:
-            return audio, video
-        x = torch.cat([audio + self.audio_type, video + self.video_type], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        fused_audio, fused_video = self.norm(x).split([audio.shape[1], video.shape[1]], dim=1)
-        return fused_audio, fused_video
+            return pairs
+        joint = self.blocks([torch.cat([a + self.audio_type, v + self.video_type], dim=1) for a, v in pairs])
+        fused = []
+        for x, (a, v) in zip(joint, pairs, strict=True):
+            fused_audio, fused_video = self.norm(x).split([a.shape[1], v.shape[1]], dim=1)
+            fused.append((fused_audio, fused_video))
+        return fused

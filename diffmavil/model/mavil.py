@@ -7,6 +7,7 @@ DiffMAViL puts diffused patches in place of mask tokens and lets decoders cross-
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,8 +15,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from diffmavil.config import ModelConfig, require
-from diffmavil.model.branch import Branch, check_keep
+from diffmavil.model.blocks import choose_kernels
+from diffmavil.model.branch import Branch
 from diffmavil.model.contrast import inter_modal, intra_modal, pool
+from diffmavil.model.draws import Draws, Keep, check_keep, spans
 from diffmavil.model.embed import all_ids
 from diffmavil.model.fusion import Fusion
 from diffmavil.model.reconstruct import Reconstruction, draw_pictures
@@ -59,9 +62,18 @@ class DiffMAViL(nn.Module):
         self.video = Branch(VIDEO_STREAM, config.video, config)
         self.fusion = Fusion(config.fusion_depth, config.encoder)
         self.apply(_initialise)
+        choose_kernels(self, config.attention, config.norm)
 
     def forward(
-        self, video: Tensor, spec: Tensor, *, seed: int, offset: int, keep_video: int, keep_audio: int
+        self,
+        video: Tensor,
+        spec: Tensor,
+        *,
+        seed: int,
+        offset: int,
+        keep_video: Keep,
+        keep_audio: Keep,
+        draws: Draws | None = None,
     ) -> Losses:
         """Pretraining losses of a batch.
 
@@ -73,22 +85,23 @@ class DiffMAViL(nn.Module):
             spec: `[B, F, M]` normalised log-mel.
             seed: of the run, not of the step.
             offset: position of the first clip in the stream of samples.
-            keep_video, keep_audio: visible tokens; at least one visible and one masked.
+            keep_video, keep_audio: visible tokens; at least one visible and one masked. Several counts: runs of samples
+                take them in turn (`diffmavil.model.draws`).
+            draws: what `draw` gave for these arguments; None: drawn here.
 
         Raises:
             ValueError: shapes that do not match the config, or impossible counts.
         """
-        self._check_inputs(video, spec)
-        check_keep("keep_video", keep_video, self.video.tokens)
-        check_keep("keep_audio", keep_audio, self.audio.tokens)
-        audio_masks = self.audio.draw_masks(spec.shape[0], keep_audio, seed, offset, spec.device)
-        video_masks = self.video.draw_masks(video.shape[0], keep_video, seed, offset, video.device)
-        audio_tokens = self.audio.encode(spec, audio_masks.keep)
-        video_tokens = self.video.encode(video, video_masks.keep)
+        if draws is None:
+            draws = self.draw(video, spec, seed=seed, offset=offset, keep_video=keep_video, keep_audio=keep_audio)
+        cut = spans(video.shape[0], offset, keep_audio, keep_video)
+        specs, videos = ([x[span.first : span.last] for span in cut] for x in (spec, video))
+        audio_tokens = self.audio.encode_all(specs, [drawn.masks.keep for drawn in draws.audio])
+        video_tokens = self.video.encode_all(videos, [drawn.masks.keep for drawn in draws.video])
         inter, intra = self._contrast(audio_tokens, video_tokens)
-        fused_audio, fused_video = self.fusion(audio_tokens, video_tokens)
-        audio_loss = self.audio.loss(fused_audio, spec, audio_masks, seed, offset)
-        video_loss = self.video.loss(fused_video, video, video_masks, seed, offset)
+        fused = self.fusion.fuse(audio_tokens, video_tokens)
+        audio_loss = self.audio.loss([audio for audio, _ in fused], specs, draws.audio)
+        video_loss = self.video.loss([video for _, video in fused], videos, draws.video)
         config = self.config
         total = (
             config.video_weight * video_loss
@@ -97,6 +110,19 @@ class DiffMAViL(nn.Module):
             + config.contrast.intra_weight * intra
         )
         return Losses(total, video_loss, audio_loss, inter, intra)
+
+    @torch.no_grad()
+    def draw(self, video: Tensor, spec: Tensor, *, seed: int, offset: int, keep_video: Keep, keep_audio: Keep) -> Draws:
+        """Masks, timesteps and diffused patches of a batch; arguments and errors as of `forward`."""
+        self._check_inputs(video, spec)
+        check_keep("keep_video", keep_video, self.video.tokens)
+        check_keep("keep_audio", keep_audio, self.audio.tokens)
+        audio, video_drawn = [], []
+        for span in spans(video.shape[0], offset, keep_audio, keep_video):
+            rows, first = slice(span.first, span.last), offset + span.first
+            audio.append(self.audio.draw(spec[rows], span.keep_audio, seed, first))
+            video_drawn.append(self.video.draw(video[rows], span.keep_video, seed, first))
+        return Draws(tuple(audio), tuple(video_drawn))
 
     def features(self, video: Tensor, spec: Tensor) -> Features:
         """Features of whole clips, nothing masked; inputs as for `forward`."""
@@ -144,10 +170,11 @@ class DiffMAViL(nn.Module):
             audio=draw_pictures(self.audio, fused_audio, spec, audio_ids, seed, offset, sample_steps),
         )
 
-    def _contrast(self, audio_tokens: Tensor, video_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _contrast(self, audio_tokens: Sequence[Tensor], video_tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         config = self.config.contrast
         audio, video = (
-            rearrange(pool(tokens), "(b v) d -> b v d", v=self.config.views) for tokens in (audio_tokens, video_tokens)
+            rearrange(torch.cat([pool(span) for span in tokens]), "(b v) d -> b v d", v=self.config.views)
+            for tokens in (audio_tokens, video_tokens)
         )
         inter = intra = audio.new_zeros(())
         if config.inter_weight > 0:

@@ -1,6 +1,7 @@
 """Fused operations for masked autoencoders. Needs torch; on CUDA also triton. See the module of each op."""
 
 from maekernels.add_noise import add_noise
+from maekernels.attention import Segments, attention
 from maekernels.diffuse_patches import diffuse_patches
 from maekernels.gather_tokens import gather_tokens
 from maekernels.info_nce import info_nce
@@ -11,7 +12,9 @@ from maekernels.scatter_tokens import scatter_tokens
 
 __all__ = [
     "MaskIds",
+    "Segments",
     "add_noise",
+    "attention",
     "diffuse_patches",
     "gather_tokens",
     "info_nce",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maekernels import _native
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -49,9 +51,16 @@ def check_alpha_bar_range(alpha_bar: Tensor) -> None:
         check(low >= 0 and high <= 1, "alpha_bar", f"values in [{low}, {high}]", "in [0, 1]")
 
 
-def check_backend(backend: str | None, device: torch.device) -> None:
-    check(backend in (None, "torch", "triton"), "backend", repr(backend), "None, 'torch' or 'triton'")
-    check(backend != "triton" or device.type == "cuda", "backend", repr(backend), f"None or 'torch' on {device}")
+def check_backend(backend: str | None, device: torch.device, native: bool = True) -> None:
+    """An explicit request is met or refused, never replaced. `native`: the op has a kernel in `csrc`."""
+    here = ["torch"]
+    if device.type == "cuda":
+        here.append("triton")
+    if native and device.type == "cpu" and not _native.ABSENT:
+        here.append("native")
+    why = f" ({_native.ABSENT})" if backend == "native" and native and _native.ABSENT else ""
+    allowed = f"None or one of {here} on {device}{why}"
+    check(backend is None or backend in here, "backend", repr(backend), allowed)
 
 
 def check_kernel_dtype(name: str, x: Tensor) -> None:

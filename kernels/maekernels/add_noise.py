@@ -27,6 +27,7 @@ from maekernels._checks import (
     check_kernel_dtype,
     describe,
 )
+from maekernels._native import PYTHON_CPU
 from maekernels._pixels import sample_chunks
 from maekernels._triton import cdiv, interpreted, jit, register_cuda
 from maekernels.philox import philox_normals8
@@ -45,7 +46,7 @@ def add_noise(
         alpha_bar: float32 [B] in [0, 1], the share of the signal's variance that is left.
         seed: int in [0, 2^63) or a 0-d int64 tensor on the device.
         offset: index of the first sample.
-        backend: for tests and benchmarks only: 'torch' or 'triton'.
+        backend: for tests and benchmarks only: 'torch', 'native' or 'triton'.
 
     Returns:
         x_t in the shape and dtype of `x0`.
@@ -123,7 +124,7 @@ def _launch_add_noise_backward(grad: Tensor, alpha_bar: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("maekernels::add_noise", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("maekernels::add_noise", mutates_args=(), device_types=PYTHON_CPU)
 def _add_noise(x0: Tensor, alpha_bar: Tensor, seed: Tensor, offset: int) -> Tensor:
     check_alpha_bar_range(alpha_bar)
     out = torch.empty_like(x0, memory_format=torch.contiguous_format)
@@ -137,7 +138,7 @@ def _(x0, alpha_bar, seed, offset):
     return torch.empty_like(x0, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("maekernels::add_noise_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("maekernels::add_noise_backward", mutates_args=(), device_types=PYTHON_CPU)
 def _add_noise_backward(grad: Tensor, alpha_bar: Tensor) -> Tensor:
     """d loss / d x0 = sqrt(alpha_bar[b]) * grad."""
     signal = alpha_bar.sqrt().view(-1, *(1,) * (grad.dim() - 1))

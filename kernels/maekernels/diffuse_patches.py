@@ -35,6 +35,7 @@ from maekernels._checks import (
     check_kernel_dtype,
     check_range,
 )
+from maekernels._native import PYTHON_CPU
 from maekernels._pixels import (
     as_video,
     check_pixels,
@@ -78,7 +79,7 @@ def diffuse_patches(
         offset: index of the first sample.
         norm_pix: normalise each patch by its own mean and standard deviation before the noise.
         dtype: of the result.
-        backend: for tests and benchmarks only: 'torch' or 'triton'.
+        backend: for tests and benchmarks only: 'torch', 'native' or 'triton'.
 
     Returns:
         [B, Q, P] in `dtype`.
@@ -272,7 +273,7 @@ def _launch_diffuse_backward(
     return out
 
 
-@torch.library.custom_op("maekernels::diffuse_patches", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("maekernels::diffuse_patches", mutates_args=(), device_types=PYTHON_CPU)
 def _diffuse_patches(
     x: Tensor,
     ids: Tensor,
@@ -302,7 +303,7 @@ def _(x, ids, patch, mean, std, alpha_bar, seed, offset, norm_pix, dtype, channe
     return x.new_empty((*ids.shape, as_video(x, patch, channels_first)[1].patch_dim), dtype=dtype)
 
 
-@torch.library.custom_op("maekernels::diffuse_patches_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("maekernels::diffuse_patches_backward", mutates_args=(), device_types=PYTHON_CPU)
 def _diffuse_patches_backward(
     grad: Tensor,
     x: Tensor,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from maekernels._checks import check_backend, check_float, check_ids, check_range
+from maekernels._native import PYTHON_CPU
 from maekernels._triton import jit, register_cuda, row_tile
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def gather_tokens(x: Tensor, ids: Tensor, *, backend: str | None = None) -> Tens
     Args:
         x: float [B, N, D], any strides.
         ids: int32 or int64 [B, K] in [0, N); unique within a sample if `x` needs its gradient.
-        backend: for tests and benchmarks only: 'torch' or 'triton'.
+        backend: for tests and benchmarks only: 'torch', 'native' or 'triton'.
 
     Returns:
         [B, K, D] in the dtype of `x`.
@@ -74,7 +75,7 @@ def _launch_gather(x: Tensor, ids: Tensor) -> Tensor:
     return out
 
 
-@torch.library.custom_op("maekernels::gather_tokens", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("maekernels::gather_tokens", mutates_args=(), device_types=PYTHON_CPU)
 def _gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
     check_range(ids, x.shape[1])
     return _reference(x, ids)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from maekernels._checks import check, check_backend, check_float, check_kernel_dtype, check_range, describe
+from maekernels._native import PYTHON_CPU
 from maekernels._pixels import (
     as_video,
     check_pixels,
@@ -58,7 +59,7 @@ def masked_mse(
         pred: float [B, Q, P], P ordered (t, h, w, c).
         x, ids, patch, mean, std, channels_first: as in `patchify`; ids [B, Q]. No gradient flows to `x`.
         norm_pix: normalise each target patch by its own mean and standard deviation.
-        backend: for tests and benchmarks only: 'torch' or 'triton'.
+        backend: for tests and benchmarks only: 'torch', 'native' or 'triton'.
 
     Returns:
         float32 scalar (float64 for float64 `pred`); nan when there are no elements, as torch's mean.
@@ -193,7 +194,7 @@ def _launch_tiles(
     )  # fmt: skip
 
 
-@torch.library.custom_op("maekernels::masked_mse", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("maekernels::masked_mse", mutates_args=(), device_types=PYTHON_CPU)
 def _masked_mse(
     pred: Tensor,
     x: Tensor,
@@ -217,7 +218,7 @@ def _(pred, x, ids, patch, mean, std, norm_pix, channels_first):
     return pred.new_empty((), dtype=torch.promote_types(pred.dtype, torch.float32))
 
 
-@torch.library.custom_op("maekernels::masked_mse_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("maekernels::masked_mse_backward", mutates_args=(), device_types=PYTHON_CPU)
 def _masked_mse_backward(
     grad_loss: Tensor,
     pred: Tensor,

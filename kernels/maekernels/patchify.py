@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from maekernels._checks import FLOATS, check, check_backend, check_kernel_dtype, check_range
+from maekernels._native import PYTHON_CPU
 from maekernels._pixels import (
     as_video,
     check_pixels,
@@ -62,7 +63,7 @@ def patchify(
         patch: (time, height, width), (height, width) or (frames, mels); divides the sizes.
         mean, std: for each channel (spectrogram: one value).
         dtype: of the result.
-        backend: for tests and benchmarks only: 'torch' or 'triton'.
+        backend: for tests and benchmarks only: 'torch', 'native' or 'triton'.
 
     Returns:
         [B, K, P] in `dtype`.
@@ -169,7 +170,7 @@ def _launch_patchify_backward(
     return out
 
 
-@torch.library.custom_op("maekernels::patchify", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("maekernels::patchify", mutates_args=(), device_types=PYTHON_CPU)
 def _patchify(
     x: Tensor,
     ids: Tensor,
@@ -192,7 +193,7 @@ def _(x, ids, patch, mean, std, dtype, channels_first):
     return x.new_empty((*ids.shape, as_video(x, patch, channels_first)[1].patch_dim), dtype=dtype)
 
 
-@torch.library.custom_op("maekernels::patchify_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("maekernels::patchify_backward", mutates_args=(), device_types=PYTHON_CPU)
 def _patchify_backward(
     grad: Tensor, x: Tensor, ids: Tensor, patch: Sequence[int], std: Sequence[float], channels_first: bool
 ) -> Tensor:

@@ -18,6 +18,9 @@ Shapes: B samples, N tokens, K kept. ids_keep [B, K] and ids_mask [B, N-K], int3
 Cost: writes 4 B N bytes; B N / 4 Philox blocks, and in the kernel B N more for each group set. The kernel takes one
 program for a sample and builds the key of the last kept token bit by bit, 32 counts over keys in registers (64 with
 groups), so nothing is sorted. Bound by launch latency. No gradient.
+
+Where `maekernels._C_cuda` was built, samples of up to 8192 tokens take its kernel (csrc/cuda/random_mask.h): the key of
+the last kept token in digits of 8 bits, usually two of them, and a group's word made once, not once for each token.
 """
 
 from __future__ import annotations
@@ -29,11 +32,17 @@ from torch import Tensor
 
 from maekernels import philox
 from maekernels._checks import check, check_backend, describe
+from maekernels._native import PYTHON_CPU
+from maekernels._native_cuda import current_stream, native_ops
 from maekernels._triton import jit, next_power_of_2, register_cuda
 from maekernels.philox import philox_words
 
 if TYPE_CHECKING:
     import triton.language as tl
+
+
+NATIVE_LENGTH = 8192
+"""The most tokens that the kernel of csrc takes."""
 
 
 class MaskIds(NamedTuple):
@@ -65,20 +74,24 @@ def random_mask(
         groups: None, or int32/int64 [N] or [G, N] with labels in [0, N) on the device: tokens of one label stay
             together (see the module).
         device: of the result; default the seed's, or torch's default.
-        backend: for tests and benchmarks only: 'torch' or 'triton'.
+        backend: for tests and benchmarks only: 'torch', 'native' (csrc on a CPU), 'triton' or 'cuda' (csrc).
     """
     check(batch >= 0, "batch", batch, "not negative")
     check(0 <= length <= 2**15, "length", length, "in [0, 32768]")
     check(0 <= num_keep <= length, "num_keep", num_keep, f"in [0, length={length}]")
     check(offset >= 0, "offset", offset, "not negative")
     seed = philox.as_seed(seed, torch.device(device) if device is not None else None)
-    check_backend(backend, seed.device)
+    if backend == "cuda":
+        ready = seed.device.type == "cuda" and length <= NATIVE_LENGTH and native_ops() is not None
+        check(ready, "backend", "'cuda'", f"used on CUDA, with maekernels._C_cuda, for length <= {NATIVE_LENGTH}")
+    else:
+        check_backend(backend, seed.device)
     if groups is not None:
         ok = groups.dim() in (1, 2) and groups.shape[-1] == length and groups.dtype in (torch.int32, torch.int64)
         ok = ok and groups.device == seed.device
         check(ok, "groups", describe(groups), f"int32 or int64 [{length}] or [G, {length}] on {seed.device}")
         groups = groups if groups.dim() == 2 else groups[None]
-    op = _reference if backend == "torch" else _random_mask
+    op = {"torch": _reference, "triton": _on_triton}.get(backend or "", _random_mask)
     return MaskIds(*op(batch, length, num_keep, seed, offset, groups))
 
 
@@ -175,7 +188,7 @@ def _launch_random_mask(
     return ids_keep, ids_mask
 
 
-@torch.library.custom_op("maekernels::random_mask", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("maekernels::random_mask", mutates_args=(), device_types=PYTHON_CPU)
 def _random_mask(
     batch: int, length: int, num_keep: int, seed: Tensor, offset: int, groups: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -191,4 +204,21 @@ def _(batch, length, num_keep, seed, offset, groups):
     return tuple(seed.new_empty(shape, dtype=torch.int32) for shape in ids)
 
 
-register_cuda(_random_mask, _launch_random_mask)
+def _launch_native(
+    batch: int, length: int, num_keep: int, seed: Tensor, offset: int, groups: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    ops = native_ops()
+    if ops is None or length > NATIVE_LENGTH:
+        return _launch_random_mask(batch, length, num_keep, seed, offset, groups)
+    labels = None if groups is None else groups.contiguous()
+    return ops.random_mask(batch, length, num_keep, seed, offset, labels, current_stream(seed.device))
+
+
+def _on_triton(
+    batch: int, length: int, num_keep: int, seed: Tensor, offset: int, groups: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    with torch.cuda.device_of(seed):
+        return _launch_random_mask(batch, length, num_keep, seed, offset, groups)
+
+
+register_cuda(_random_mask, _launch_native)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from maekernels._checks import check, check_backend, check_float, check_ids, check_range, describe
+from maekernels._native import PYTHON_CPU
 from maekernels._triton import cdiv, jit, next_power_of_2, register_cuda, row_tile
 from maekernels.gather_tokens import _gather_tokens, flat_rows
 
@@ -35,7 +36,7 @@ def scatter_tokens(
         values: float [B, K, D], any strides.
         ids: int32 or int64 [B, K], unique within a sample, in [0, length).
         fill: of the other rows: a number, or a float tensor [D] (a mask token).
-        backend: for tests and benchmarks only: 'torch' or 'triton'.
+        backend: for tests and benchmarks only: 'torch', 'native' or 'triton'.
 
     Returns:
         [B, length, D] in the dtype of `values`.
@@ -169,7 +170,7 @@ def _launch_fill_grad(grad: Tensor, ids: Tensor) -> Tensor:
     return partial.sum(0).to(grad.dtype)
 
 
-@torch.library.custom_op("maekernels::scatter_tokens", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("maekernels::scatter_tokens", mutates_args=(), device_types=PYTHON_CPU)
 def _scatter_tokens(values: Tensor, ids: Tensor, length: int, number: float, row: Tensor | None) -> Tensor:
     check_range(ids, length)
     return _reference(values, ids, length, number, row)
@@ -180,7 +181,7 @@ def _(values, ids, length, number, row):
     return values.new_empty((values.shape[0], length, values.shape[2]))
 
 
-@torch.library.custom_op("maekernels::scatter_tokens_fill_grad", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("maekernels::scatter_tokens_fill_grad", mutates_args=(), device_types=PYTHON_CPU)
 def _fill_grad(grad: Tensor, ids: Tensor) -> Tensor:
     """d loss / d fill: the sum of the gradient over the rows that hold the fill. [B, N, D] -> [D]."""
     held = torch.ones(grad.shape[:2], dtype=torch.bool, device=grad.device).scatter_(1, ids.long(), False)

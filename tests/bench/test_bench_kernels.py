@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import bench, identity, kernels
 from benchmarks.bench import KEYS
+from maekernels import _native
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("--device", "cpu", "--case", "tiny", "--batch", "2", "--seconds", "0")
@@ -22,6 +23,9 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="asks what h
 def run_by_path(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250)
+
+
+NAMES = ("eager", "reference", "ours") if _native.ABSENT else ("eager", "reference", "native", "ours")
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -36,7 +40,7 @@ def test_by_path_from_anywhere_it_writes_a_line_for_each_provider_and_mode(tmp_p
     assert "gather_tokens (float32)" in done.stdout
     assert "limits measured now: copy" in done.stdout
     rows = rows_of(results)
-    names = ("eager", "reference", "ours")
+    names = NAMES
     wanted = [("random_mask", "fwd", name) for name in names]
     wanted += [("gather_tokens", mode, name) for mode in ("fwd", "bwd", "both") for name in names]
     assert [(row["op"], row["mode"], row["provider"]) for row in rows] == wanted
@@ -71,21 +75,21 @@ def test_a_wrong_provider_is_named_and_neither_timed_nor_written(
 ):
     real = bench.providers
     wrong = {"wrong": lambda p: p.ours() * 1.1, "broken": lambda p: p.nothing()}
-    monkeypatch.setattr(bench, "providers", lambda compiled: real(compiled) | wrong)
+    monkeypatch.setattr(bench, "providers", lambda *args: real(*args) | wrong)
     results = tmp_path / "results.jsonl"
     code = kernels.main([*QUICK, "--op", "gather_tokens", "--mode", "fwd", "--json", str(results)])
     said = " ".join(capsys.readouterr().out.split())
     assert code == 1
     assert "gather_tokens, tiny: wrong is WRONG and not timed: output 0 has a relative error of 1.0e-01" in said
     assert "broken is WRONG and not timed: AttributeError" in said
-    assert {row["provider"] for row in rows_of(results)} == {"eager", "reference", "ours"}
+    assert {row["provider"] for row in rows_of(results)} == set(NAMES)
 
 
 def test_lines_are_appended(tmp_path: Path):
     results = tmp_path / "results.jsonl"
     for _ in range(2):
         assert kernels.main([*QUICK, "--op", "random_mask", "--json", str(results)]) == 0
-    assert len(rows_of(results)) == 6
+    assert len(rows_of(results)) == 2 * len(NAMES)
 
 
 @pytest.mark.slow

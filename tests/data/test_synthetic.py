@@ -163,14 +163,14 @@ def test_day_is_brighter_and_hum_is_heard(decoded: list[Decoded]) -> None:
     assert np.median(humming) > np.median(still) + 6
 
 
-def test_each_material_repeats_with_the_size_of_the_object() -> None:
-    """Each has its own picture; and in every one of them twice the size is the same picture twice as large."""
+def test_each_material_repeats_with_its_period() -> None:
+    """Each has its own picture; and in every one of them twice the period is the same picture twice as large."""
     latents = dataclasses.replace(clip_latents(0, "train", 0, STYLE), lean=0.0, phase=(0.0, 0.0))
     style = dataclasses.replace(STYLE, cell=(10.0, 20.0))
     pictures = {}
     for material in MATERIALS:
-        small = _relief(material, dataclasses.replace(latents, size=0.0), style, 80)
-        large = _relief(material, dataclasses.replace(latents, size=1.0), style, 160)
+        small = _relief(material, dataclasses.replace(latents, cell=0.0), style, 80)
+        large = _relief(material, dataclasses.replace(latents, cell=1.0), style, 160)
         assert np.allclose(small, large[::2, ::2])
         pictures[material] = small
     for one in MATERIALS:

@@ -1,9 +1,12 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
-from diffmavil.config import OptimConfig
-from diffmavil.optim import learning_rate, make_optimizer, parameter_groups
+from diffmavil.config import PRESETS, OptimConfig
+from diffmavil.model import DiffMAViL
+from diffmavil.optim import LR_SCALE, depth_of, learning_rate, make_optimizers, parameter_groups, skips_on_device
 
 
 def test_learning_rate_warms_up_to_the_peak_and_falls_to_the_end():
@@ -32,7 +35,7 @@ def test_only_matrices_decay_and_each_parameter_is_in_one_group():
 def test_found_inf_leaves_parameters_and_moments_untouched():
     """The step relies on this contract between torch's GradScaler and its fused optimisers."""
     model = nn.Linear(3, 3)
-    optimizer = make_optimizer(model, OptimConfig())
+    (optimizer,) = make_optimizers(model, OptimConfig())
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     before = [p.detach().clone() for p in model.parameters()]
@@ -48,3 +51,57 @@ def test_found_inf_leaves_parameters_and_moments_untouched():
         assert torch.equal(old, state["exp_avg"])
     for old, state in zip(steps, optimizer.state.values(), strict=True):
         assert torch.equal(old, state["step"])
+
+
+@pytest.fixture(scope="module")
+def tiny() -> DiffMAViL:
+    torch.manual_seed(0)
+    return DiffMAViL(PRESETS["diffmavil-tiny"].model)
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.75])
+def test_each_parameter_of_the_model_is_in_exactly_one_group(tiny, layer_decay):
+    groups = parameter_groups(tiny, 0.05, layer_decay)
+    together = [id(p) for group in groups for p in group["params"]]
+    assert sorted(together) == sorted(id(p) for p in tiny.parameters())
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    matrices = {id(m.weight) for m in tiny.modules() if isinstance(m, nn.Linear)}
+    assert decayed == matrices
+    assert len(groups) == (2 if layer_decay == 1 else 2 * 6)  # patch embeddings, 4 blocks, what is above
+
+
+def test_lower_blocks_learn_slower(tiny):
+    scales = {
+        id(p): group[LR_SCALE] for group in parameter_groups(tiny, 0.05, layer_decay=0.5) for p in group["params"]
+    }
+    named = {name: scales[id(p)] for name, p in tiny.named_parameters()}
+    assert named["video.encoder.embed.proj.weight"] == named["audio.encoder.embed.cls"] == 0.5**5
+    assert [named[f"audio.encoder.blocks.{i}.norm1.bias"] for i in range(4)] == [0.5**4, 0.5**3, 0.5**2, 0.5]
+    above = ("video.encoder.norm.weight", "fusion.blocks.0.mlp.0.weight", "video.decoder.blocks.0.norm1.weight")
+    assert {named[name] for name in above} == {1.0}
+    assert depth_of("fusion.blocks.1.norm1.weight", encoder_depth=4) == 5
+
+
+def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest(tiny):
+    muon, adamw = make_optimizers(tiny, OptimConfig(name="muon"))
+    taken = [[id(p) for group in o.param_groups for p in group["params"]] for o in (muon, adamw)]
+    assert sorted(taken[0] + taken[1]) == sorted(id(p) for p in tiny.parameters())
+    names = {id(p): name for name, p in tiny.named_parameters()}
+    assert all("blocks" in names[p] and names[p].endswith("weight") for p in taken[0])
+    assert len(taken[0]) == sum(isinstance(m, nn.Linear) for n, m in tiny.named_modules() if "blocks" in n)
+    assert (skips_on_device(muon), skips_on_device(adamw)) == (False, True)
+
+
+@pytest.mark.parametrize("name", ["apex_adam", "apex_lamb"])
+def test_apex_that_is_not_usable_is_an_error_that_names_the_setting(tiny, name, monkeypatch):
+    with pytest.raises(ValueError, match=f"optim.name='{name}': NVIDIA apex works on CUDA"):
+        make_optimizers(tiny, OptimConfig(name=name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    with pytest.raises(ValueError, match=r"not usable here .* built from source.*unrelated"):
+        make_optimizers(tiny, OptimConfig(name=name))
+
+
+def test_apex_norms_that_are_not_usable_are_an_error():
+    with pytest.raises(ValueError, match=r"model\.norm='apex'"):
+        DiffMAViL(dataclasses.replace(PRESETS["diffmavil-tiny"].model, norm="apex"))

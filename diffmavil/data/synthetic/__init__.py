@@ -20,7 +20,7 @@ notes, times what is only seen (day or night), times what is only heard (a still
 
     when each impact falls            contact and flash         onset of the note
     how strong it is                  size of flash and leap    loudness of the note
-    size of object and pattern        radius, period            pitch: the larger, the lower
+    size of object and pattern        radius, period (loosely)  pitch: the larger, the lower
 
 *Nuisance of one modality*: the object's shape and motion (six kinds), position, mirroring, colours of wall and object,
 contrast, polarity, phase and lean of the pattern, blotches, camera shake, sensor noise, drifting silent distractors;

@@ -3,8 +3,8 @@
 A clip depends on nothing but (generator version, style, seed, split, index), so clips are kept in a pool and each set
 is a folder of links to the first clips of the pool with its own `clips.csv`:
 
-    CACHE/synthetic-v2-6c1f0a9b-seed0/pool/train/00000.mp4 ...
-    CACHE/synthetic-v2-6c1f0a9b-seed0/train-768/00000.mp4 ... clips.csv
+    CACHE/synthetic-v3-6c1f0a9b-seed0/pool/train/00000.mp4 ...
+    CACHE/synthetic-v3-6c1f0a9b-seed0/train-768/00000.mp4 ... clips.csv
 
 Every file is written under a temporary name and renamed, and `clips.csv` is written last: a run that is killed leaves
 nothing half-made, and the next continues with the clips that are missing.
@@ -44,7 +44,7 @@ from diffmavil.data.synthetic.latents import (
 from diffmavil.data.synthetic.scene import FPS, render_video
 from diffmavil.data.synthetic.sound import RATE, render_sound
 
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 """Raised whenever the same latents would give other clips; a change of style renames the folder by itself."""
 
 _LEAST_PER_WORKER = 16  # a process costs about as much to start as this many clips to make

@@ -14,7 +14,7 @@ import numpy as np
 _X264 = {
     "preset": "veryfast",
     "tune": "fastdecode",
-    "crf": "32",
+    "crf": "33",
     "bf": "0",
     "threads": "1",
     "mbtree": "0",

@@ -62,20 +62,20 @@ class SceneStyle:
     """Largest relative deviation of one interval from the clip's period."""
     weak: float = 0.4
     """Strength of an impact that carries no accent; half of them do, at strength 1."""
-    radius: Range = (12.0, 20.0)
+    radius: Range = (8.0, 18.0)
     """Object radius in pixels of the 112; log-uniform, and the pitch falls as it grows."""
     pitch: Range = (180.0, 720.0)
     """Fundamental in Hz; the largest object has the lowest."""
 
     # The picture's own.
-    relief: Range = (0.2, 0.7)
+    relief: Range = (0.3, 0.8)
     """Contrast of the wall's material, dark on light or light on dark."""
     cell: Range = (10.0, 22.0)
-    """Period of the material in pixels; log-uniform, and it grows with the object."""
+    """Period of the material in pixels: half by chance, half with the size of the object."""
     lean: float = 0.2
     """Largest turn of the material in radians."""
-    day: Range = (0.52, 0.8)
-    night: Range = (0.22, 0.48)
+    day: Range = (0.54, 0.8)
+    night: Range = (0.22, 0.44)
     """Brightness (HSV value) of the wall by day and by night."""
     flash: float = 0.9
     """Brightness that an accented impact adds at the point of contact."""
@@ -96,7 +96,7 @@ class SceneStyle:
     # The sound's own.
     hum_pitch: Range = (250.0, 4000.0)
     """Centre in Hz of the ambient hum, log-uniform."""
-    hum_level: Range = (-44.0, -28.0)
+    hum_level: Range = (-36.0, -24.0)
     """Level of the hum in dBFS."""
     noise_level: Range = (-58.0, -34.0)
     """Level of the white noise in dBFS."""
@@ -112,7 +112,7 @@ class SceneStyle:
             value = getattr(self, entry.name)
             if isinstance(value, tuple):
                 require(value[0] <= value[1], f"style.{entry.name}", value, "a range (low, high) with low <= high")
-        for name in ("period", "radius", "pitch", "hum_pitch", "distractor_radius", "ring"):
+        for name in ("period", "radius", "pitch", "cell", "hum_pitch", "distractor_radius", "ring"):
             require(getattr(self, name)[0] > 0, f"style.{name}", getattr(self, name), "positive")
         for name in ("texture", "shake", "grain", "distractors", "day", "night"):
             require(getattr(self, name)[0] >= 0, f"style.{name}", getattr(self, name), "not negative")
@@ -131,8 +131,7 @@ class Latents:
     """Strength of each impact, `SceneStyle.weak` or 1."""
     period: float
     size: float
-    """Share of the way from the smallest to the largest object and material, and from the highest to the lowest
-    pitch."""
+    """Share of the way from the smallest to the largest object, and from the highest to the lowest pitch."""
     hue: float
     """Of the wall."""
     light: float
@@ -141,6 +140,8 @@ class Latents:
     """Of the object, with a motion of its own."""
     relief: float
     """Contrast of the material, negative when its dark and light parts are exchanged."""
+    cell: float
+    """Share of the way from the shortest to the longest period of the material; larger with larger objects."""
     lean: float
     phase: tuple[float, float]
     """Where in its period the material begins, along x and along y."""
@@ -166,6 +167,7 @@ class Latents:
 def draw_latents(rng: np.random.Generator, style: SceneStyle) -> Latents:
     """Draw a clip's latents. The class is not an argument: nothing drawn here can depend on it."""
     period = _log_uniform(rng, style.period)
+    size = rng.random()
     start = -period * (2 + rng.random())
     count = math.ceil((SECONDS - start) / (period * (1 - style.jitter))) + 2
     intervals = period * (1 + style.jitter * rng.uniform(-1, 1, count))
@@ -173,11 +175,12 @@ def draw_latents(rng: np.random.Generator, style: SceneStyle) -> Latents:
         impacts=start + np.cumsum(intervals),
         strengths=np.where(rng.random(count) < 0.5, style.weak, 1.0),
         period=period,
-        size=rng.random(),
+        size=size,
         hue=rng.random(),
         light=rng.random(),
         shape=SHAPES[rng.integers(len(SHAPES))],
         relief=float(rng.choice([-1, 1])) * rng.uniform(*style.relief),
+        cell=(size + rng.random()) / 2,
         lean=rng.uniform(-style.lean, style.lean),
         phase=(rng.random(), rng.random()),
         x=rng.uniform(-style.place, style.place),

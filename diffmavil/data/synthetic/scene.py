@@ -187,8 +187,9 @@ def _wall(kind: Kind, latents: Latents, style: SceneStyle, margin: int, rng: np.
 def _relief(material: Material, latents: Latents, style: SceneStyle, side: int) -> np.ndarray:
     """`[side, side]` from -1 to 1: the material with soft edges, of mean about 0."""
     y, x = np.mgrid[:side, :side] - side / 2
-    cell, cos, sin = log_between(latents.size, style.cell), math.cos(latents.lean), math.sin(latents.lean)
-    u, v = (cos * x + sin * y) / cell + latents.phase[0], (cos * y - sin * x) / cell + latents.phase[1]
+    cell = log_between(latents.cell, style.cell)
+    cos, sin = math.cos(latents.lean) / cell, math.sin(latents.lean) / cell
+    u, v = cos * x + sin * y + latents.phase[0], cos * y - sin * x + latents.phase[1]
     waves = {
         "planks": lambda: _wave(u),
         "siding": lambda: _wave(v),

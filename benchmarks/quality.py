@@ -1,0 +1,212 @@
+"""Does a cheaper setting learn as much? Probe accuracy at equal samples seen, with FLOPs and seconds.
+
+    python benchmarks/quality.py synthetic --json benchmarks/results/quality.jsonl
+    python benchmarks/quality.py fsdd --fsdd fsdd.tar.gz --json benchmarks/results/quality.jsonl
+    python benchmarks/quality.py table --json benchmarks/results/quality.jsonl
+
+`synthetic`: whole runs of `diffmavil.train` and `diffmavil.evaluate` on the generated set. `fsdd`: the Free Spoken
+Digit Dataset (recordings 0 to 4 of each speaker and digit are held out), audio alone: encoder and decoder of one
+modality, no contrast. Each setting and seed is one line of JSON, written as soon as it is known; what a file already
+holds is not run again, so that the study can be stopped at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    # Run by path: Python puts this folder first, where kernels.py would hide the package `kernels` of the Hub.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), str(here.parent / "kernels"), *(p for p in sys.path if Path(p).resolve() != here)]
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.digits import Digits, pretrain_and_probe, read_digits
+from benchmarks.identity import ROOT, identity
+from benchmarks.kernels import write
+from diffmavil.config import PRESETS, Config
+from diffmavil.flops import scheduled_flops
+
+PRESETS_COMPARED = ("mavil-tiny", "diffmavil-tiny", "diffmavil-tiny-fast")
+BASE = PRESETS_COMPARED[0]
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. Its fields are the first keys of its line."""
+
+    study: str
+    setting: str
+    seed: int
+    samples: int
+
+
+def settings(study: str) -> dict[str, Config]:
+    """What is compared: the presets, and what lies between the second and the third."""
+    found = {name: PRESETS[name] for name in PRESETS_COMPARED}
+    paper, fast = found["diffmavil-tiny"], found["diffmavil-tiny-fast"]
+    audio_cross = replace(paper.model, audio_decoder=fast.model.audio_decoder)
+    found["diffmavil-tiny, audio decoder cross-attends"] = replace(paper, model=audio_cross)
+    half = replace(fast.model, decode_fraction=0.5)
+    found["diffmavil-tiny-fast, half decoded"] = replace(fast, model=half)
+    found["diffmavil-tiny, ratio 0.8"] = replace(paper, mask=PRESETS[BASE].mask)
+    if study == "synthetic":
+        planned = replace(paper.batch, rule="flops", lr_rule="sqrt")
+        found["diffmavil-tiny, adaptive batch"] = replace(paper, batch=planned)
+    return found
+
+
+def cells(study: str, seeds: int, samples: int, chosen: Sequence[str]) -> Iterator[Cell]:
+    """Seed by seed, so that a study that is stopped early compares every setting."""
+    for seed in range(seeds):
+        for name in chosen:
+            yield Cell(study, name, seed, samples)
+
+
+def read(path: Path) -> list[Result]:
+    """The lines of a file; none if it does not exist."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def cell_of(result: Result) -> Cell:
+    return Cell(*(result[name] for name in ("study", "setting", "seed", "samples")))
+
+
+def run_synthetic(cell: Cell, config: Config, cache: str | None, clips: int | None) -> Result:
+    """Train and evaluate in processes of their own: accuracy of every probe, and the seconds of training."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        flags = [*_flags(config), "--train.seed", str(cell.seed), "--train.no-report"]
+        flags += ["--train.steps", str(max(1, cell.samples // config.train.batch_size))]
+        flags += ["--data.cache", cache] if cache else []
+        flags += ["--data.synthetic-train", str(clips), "--data.synthetic-eval", str(clips)] if clips else []
+        begin = time.perf_counter()
+        _python("diffmavil.train", cell.setting.partition(",")[0], "--run-dir", str(run), *flags)
+        seconds = time.perf_counter() - begin
+        _python("diffmavil.evaluate", "--run-dir", str(run))
+        results = json.loads((run / "evaluation.json").read_text())["results"]
+    return {"seconds": seconds} | {
+        f"{model}:{metric}": value for model, metrics in results.items() for metric, value in metrics.items()
+    }
+
+
+def _flags(config: Config) -> list[str]:
+    """What a setting changes of its preset, in words of the command line."""
+    return [
+        *("--model.audio-decoder.attention", config.model.audio_decoder.attention),
+        *("--model.decode-fraction", str(config.model.decode_fraction)),
+        *("--mask.video.kind", config.mask.video.kind, "--mask.video.start", str(config.mask.video.start)),
+        *("--mask.audio.kind", config.mask.audio.kind, "--mask.audio.start", str(config.mask.audio.start)),
+        *("--batch.rule", config.batch.rule, "--batch.lr-rule", config.batch.lr_rule),
+    ]
+
+
+def _python(*arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, env=_environment())
+    if done.returncode:
+        raise RuntimeError(f"python -m {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+
+
+def run_fsdd(cell: Cell, config: Config, digits: Digits) -> Result:
+    """Pretrain on the training recordings and probe on the held-out ones."""
+    return pretrain_and_probe(config, digits, samples=cell.samples, seed=cell.seed)
+
+
+def summary(results: Sequence[Result], study: str, metric: str) -> Table:
+    """Mean and spread over seeds, and what each setting loses against MAViL at the same seed."""
+    mine = [r for r in results if r["study"] == study and metric in r]
+    table = Table(title=f"{study}: {metric}", title_justify="left")
+    for name in ("setting", "seeds", "accuracy", "of MAViL", "GFLOP of a clip", "seconds"):
+        table.add_column(name, justify="left" if name == "setting" else "right")
+    base = {(r["seed"], r["samples"]): r[metric] for r in mine if r["setting"] == BASE}
+    for name in dict.fromkeys(r["setting"] for r in mine):
+        rows = [r for r in mine if r["setting"] == name]
+        values = torch.tensor([r[metric] for r in rows], dtype=torch.float64)
+        pairs = [(r[metric], base.get((r["seed"], r["samples"]))) for r in rows]
+        gains = [value - other for value, other in pairs if other is not None]
+        spread = f" ± {values.std():.1%}" if len(rows) > 1 else ""
+        table.add_row(
+            name,
+            str(len(rows)),
+            f"{values.mean():.1%}{spread}",
+            f"{sum(gains) / len(gains):+.1%}" if gains else "",
+            f"{sum(r['gflop_per_clip'] for r in rows) / len(rows):.3f}",
+            f"{sum(r['seconds'] for r in rows) / len(rows):,.0f}",
+        )
+    return table
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks/quality.py", description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("study", choices=("synthetic", "fsdd", "table"))
+    add("--json", type=Path, metavar="FILE", required=True, help="lines are appended; those there are not run again")
+    add("--seeds", type=int, default=3)
+    add("--samples", type=int, default=25_600, help="clips seen in each pretraining (default 25600)")
+    add("--setting", action="append", choices=settings("synthetic"), help="repeat for several; default all")
+    add("--fsdd", type=Path, metavar="TAR", help="the Free Spoken Digit Dataset, fsdd.tar.gz")
+    add("--cache", help="synthetic: where the generated set is kept")
+    add("--clips", type=int, help="synthetic: clips to train on, and as many to judge by (default: the preset's)")
+    add("--recordings", type=int, help="fsdd: read only so many of each speaker and digit, held-out ones included")
+    args = parser.parse_args(argv)
+    for name in ("seeds", "samples", "clips", "recordings"):
+        given = getattr(args, name)
+        if given is not None and given < 1:
+            parser.error(f"--{name} {given}: must be at least 1")
+    if args.study == "fsdd" and (args.fsdd is None or not args.fsdd.is_file()):
+        parser.error(f"--fsdd {args.fsdd}: must be the dataset's archive, fsdd.tar.gz")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    console = Console(width=None if sys.stdout.isatty() else 132)
+    if args.study != "table":
+        digits = read_digits(args.fsdd, args.recordings) if args.study == "fsdd" else None
+        known = {cell_of(result) for result in read(args.json)}
+        compared = settings(args.study)
+        for cell in cells(args.study, args.seeds, args.samples, args.setting or list(compared)):
+            if cell in known:
+                console.print(f"known: {cell.setting}, seed {cell.seed}", highlight=False)
+                continue
+            config = compared[cell.setting]
+            found = (
+                run_synthetic(cell, config, args.cache, args.clips)
+                if digits is None
+                else run_fsdd(cell, config, digits)
+            )
+            gflop = scheduled_flops(config.model, config.mask).total * 1e-9
+            line = {**vars(cell), "gflop_per_clip": gflop, **found, **identity(torch.device("cpu"))}
+            write(args.json, line)
+            console.print(f"{cell.setting}, seed {cell.seed}: {line['seconds']:,.0f} s", highlight=False)
+    results = read(args.json)
+    for study, metric in (
+        ("synthetic", "trained:probe/fused"),
+        ("synthetic", "trained:probe/video"),
+        ("fsdd", "probe"),
+    ):
+        if any(r["study"] == study for r in results):
+            console.print(summary(results, study, metric))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,385 @@
+"""One full training step, technique by technique: what each saves in FLOPs and in time.
+
+    python benchmarks/step.py --device cpu                      # tiny models, a few minutes
+    python benchmarks/step.py --device cuda --json results.jsonl --plot results.png
+
+A step is forward, backward, clipping and AdamW, with the clips on the device. The rows come one upon the other, from
+MAViL as AudioMAE writes it to DiffMAViL's fastest preset. Curriculum rows are the mean over the masking schedule, each
+sample of it counting alike. `README.md` beside this file tells how the numbers are made and read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    # Run by path: Python puts this folder first, where kernels.py would hide the package `kernels` of the Hub.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), str(here.parent / "kernels"), *(p for p in sys.path if Path(p).resolve() != here)]
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from benchmarks import peers
+from benchmarks.identity import identity
+from benchmarks.kernels import write
+from benchmarks.mavil_eager import EagerMAViL
+from benchmarks.measure import Call, Clock, Timing, interleave, make_clock
+from diffmavil.compiling import compile_blocks
+from diffmavil.config import PRESETS, Config, MaskConfig, ModelConfig, RatioSchedule
+from diffmavil.flops import meta_model, mixed_flops, techniques
+from diffmavil.model import DiffMAViL
+from diffmavil.model.mavil import AUDIO_STREAM, VIDEO_STREAM
+from diffmavil.optim import make_optimizers
+from diffmavil.planner import stretch_counts
+from diffmavil.step import random_clips, use_bf16
+
+KEYS = ("row", "gflop_per_clip", "ms_per_clip", "clips_per_s", "tflops", "mfu", "peak_mib")
+"""Of every row, in this order; device, commit, versions, date and what is needed to read them follow."""
+FORWARDS = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """One shape of a row: its share of the clips, and how many a step takes."""
+
+    keep_video: int
+    keep_audio: int
+    share: float
+    batch: int
+
+
+@dataclass
+class Row:
+    """A technique, upon those before it."""
+
+    name: str
+    model: ModelConfig
+    parts: list[Part]
+    make: Callable[[Row], Callable[[Part], Tensor]]
+    """Builds the model and gives the loss of a batch of a part."""
+    parameters: list[nn.Parameter]
+
+
+@dataclass(frozen=True)
+class Bench:
+    device: torch.device
+    clock: Clock
+    batch: int
+    levels: int
+    dtype: torch.dtype
+    config: Config
+    """Of the size that is measured."""
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+
+def rows(bench: Bench, compiled: bool) -> list[Row]:
+    """From MAViL as AudioMAE writes it to the fastest preset."""
+    steps = {name: (model, mask) for name, model, mask in techniques(bench.config.model)}
+    mavil, fixed = steps["MAViL"]
+    written_out = replace(mavil, attention="math")
+    found = [
+        ("MAViL as AudioMAE writes it", mavil, fixed, _eager(bench, gather_first=False), False),
+        ("+ gather before embedding", mavil, fixed, _eager(bench, gather_first=True), False),
+        ("+ fused ops (MAViL)", written_out, fixed, _ours(bench, False), False),
+        ("+ attention", mavil, fixed, _ours(bench, False), False),
+    ]
+    for name in ("+ diffusion", "+ video cross-attn", "+ ratio 0.9 -> 0.8"):
+        found.append((name, *steps[name], _ours(bench, False), False))
+    model, mask = steps["+ ratio 0.9 -> 0.8"]
+    found.append(("+ adaptive batch", model, mask, _ours(bench, False), True))
+    if compiled:
+        found.append(("+ compile", model, mask, _ours(bench, True), True))
+    for name in ("+ audio cross-attn", "+ decode half", "+ decode a quarter"):
+        found.append((name, *steps[name], _ours(bench, compiled), True))
+    return [
+        Row(name, model, parts(bench, model, mask, adaptive), make, []) for name, model, mask, make, adaptive in found
+    ]
+
+
+def parts(bench: Bench, model: ModelConfig, mask: MaskConfig, adaptive: bool) -> list[Part]:
+    """The shapes of a masking schedule; with adaptive batches each costs what the dearest does at `bench.batch`."""
+    video, audio = (replace(s, levels=1 if s.kind == "constant" else bench.levels) for s in (mask.video, mask.audio))
+    counts = stretch_counts(replace(bench.config, model=model, mask=MaskConfig(video=video, audio=audio)))
+    costs = [mixed_flops(meta_model(model), *keep) for keep in counts]
+    sizes = [int(bench.batch * max(costs) / cost) if adaptive else bench.batch for cost in costs]
+    return [
+        Part(*keep, 1 / len(counts), size)  # type: ignore[arg-type]  # no mix: one count each
+        for keep, size in zip(counts, sizes, strict=True)
+    ]
+
+
+def _eager(bench: Bench, *, gather_first: bool) -> Callable[[Row], Callable[[Part], Tensor]]:
+    def make(row: Row) -> Callable[[Part], Tensor]:
+        model = EagerMAViL(row.model, gather_first=gather_first).to(bench.device)
+        row.parameters = list(model.parameters())
+        return lambda part: model(*clips(bench, part.batch), keep_video=part.keep_video, keep_audio=part.keep_audio)
+
+    return make
+
+
+def _ours(bench: Bench, compiled: bool) -> Callable[[Row], Callable[[Part], Tensor]]:
+    def make(row: Row) -> Callable[[Part], Tensor]:
+        model = DiffMAViL(row.model).to(bench.device)
+        row.parameters = list(model.parameters())
+        if compiled:
+            falling = RatioSchedule(kind="linear", start=0.9, end=0.8, levels=bench.levels)
+            compile_blocks(model, replace(bench.config, mask=MaskConfig(falling, falling)))
+        key = {"seed": 0, "offset": 0}
+        return lambda part: (
+            model(*clips(bench, part.batch), **key, keep_video=part.keep_video, keep_audio=part.keep_audio).total
+        )
+
+    return make
+
+
+_clips: dict[tuple[int, ModelConfig], tuple[Tensor, Tensor]] = {}
+
+
+def clips(bench: Bench, batch: int) -> tuple[Tensor, Tensor]:
+    """The same clips for every row, on the device before anything is timed."""
+    key = (batch, bench.config.model)
+    if key not in _clips:
+        _clips[key] = random_clips(bench.config, batch, bench.device)
+    return _clips[key]
+
+
+def peer_rows(bench: Bench, report: Callable[[str], None]) -> list[tuple[Row, float]]:
+    """Those of transformers with ours beside them, and the FLOPs of a clip's forward; none without the package."""
+    try:
+        transformers = peers.load_transformers()
+    except ImportError as error:
+        report(f"peers left out: transformers cannot be used here ({error})")
+        return []
+    mavil, _ = next((model, mask) for name, model, mask in techniques(bench.config.model) if name == "MAViL")
+    fast = next(model for name, model, _ in techniques(bench.config.model) if name == "+ decode a quarter")
+    mavil, fast = (replace(model, views=1) for model in (mavil, fast))
+    keep_video, keep_audio = (round(0.2 * m.tokens) for m in (mavil.video, mavil.audio))
+    version = f"transformers {transformers.__version__}"
+    found: list[tuple[Row, float]] = []
+
+    def add(name: str, module: nn.Module, loss: Callable[[], Tensor]) -> None:
+        flops = peers.counted_flops(loss, bench.batch)
+        part = Part(keep_video, keep_audio, 1.0, bench.batch)
+        found.append((Row(name, mavil, [part], lambda row: lambda part: loss(), list(module.parameters())), flops))
+
+    for what, stream, keep, theirs in (
+        ("video", VIDEO_STREAM, keep_video, lambda: peers.video_mae(mavil, bench.batch, keep_video, bench.device)),
+        ("audio", AUDIO_STREAM, keep_audio, lambda: peers.vit_mae(mavil, bench.batch, 0.8, bench.device)),
+    ):
+        peer = "VideoMAE" if what == "video" else "ViTMAE"
+        add(f"{what} alone: {peer} ({version})", *theirs())
+        for name, model in (("ours, as MAE", mavil), ("ours, -fast", fast)):
+            module = peers.OneModality(model, stream).to(bench.device)
+            video, spec = clips(bench, bench.batch)
+            x = video if what == "video" else spec
+            add(f"{what} alone: {name}", module, lambda module=module, x=x, keep=keep: module(x, keep, 0))
+    return found
+
+
+def step_call(bench: Bench, row: Row, loss: Callable[[Part], Tensor], part: Part) -> Call:
+    """Forward, backward, clipping and update of one batch."""
+    (optimizer,) = _optimizers(bench, row)
+
+    def call() -> None:
+        with bench.autocast():
+            value = loss(part)
+        value.backward()
+        nn.utils.clip_grad_norm_(row.parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return call
+
+
+def _optimizers(bench: Bench, row: Row) -> list[torch.optim.Optimizer]:
+    held = nn.ParameterList(row.parameters)
+    return make_optimizers(held, replace(bench.config.optim, lr=1e-6))
+
+
+def matmul_tflops(bench: Bench) -> float:
+    """Rate of a square matrix product in the type of the step, the fastest fifth of the readings."""
+    n = 8192 if bench.device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=bench.device).to(bench.dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    timing = interleave(bench.clock, {"matmul": [lambda: torch.matmul(a, b, out=out)]}, seconds=1.0, least=10)["matmul"]
+    return 2 * n**3 / timing.low_ms * 1e-9
+
+
+def measure(bench: Bench, found: Sequence[Row], flops: Sequence[float | None], seconds: float) -> list[dict[str, Any]]:
+    """Time every shape of every row, in turns."""
+    calls: dict[str, Sequence[Call]] = {}
+    peaks: dict[str, float | None] = {}
+    for row in found:
+        loss = row.make(row)
+        for i, part in enumerate(row.parts):
+            calls[f"{row.name}#{i}"] = [step_call(bench, row, loss, part)]
+            peaks[f"{row.name}#{i}"] = bench.clock.peak_mib(calls[f"{row.name}#{i}"][0])
+    timings = interleave(bench.clock, calls, seconds, least=3, most=40)
+    rate = matmul_tflops(bench)
+    return [_result(bench, row, timings, peaks, known, rate) for row, known in zip(found, flops, strict=True)]
+
+
+def _result(
+    bench: Bench,
+    row: Row,
+    timings: dict[str, Timing],
+    peaks: dict[str, float | None],
+    known: float | None,
+    rate: float,
+) -> dict[str, Any]:
+    mine = [timings[f"{row.name}#{i}"] for i in range(len(row.parts))]
+
+    def per_clip(reading: Callable[[Timing], float]) -> float:
+        return sum(part.share * reading(t) / part.batch for part, t in zip(row.parts, mine, strict=True))
+
+    costs = [known or mixed_flops(meta_model(row.model), part.keep_video, part.keep_audio) for part in row.parts]
+    gflop = sum(part.share * cost for part, cost in zip(row.parts, costs, strict=True)) * 1e-9
+    ms = per_clip(lambda t: t.median_ms)
+    tflops = FORWARDS * gflop / ms
+    memory = [peaks[f"{row.name}#{i}"] for i in range(len(row.parts))]
+    measured = [peak for peak in memory if peak is not None]
+    numbers = (row.name, gflop, ms, 1e3 / ms, tflops, tflops / rate, max(measured, default=None))
+    return (
+        dict(zip(KEYS, numbers, strict=True))
+        | identity(bench.device)
+        | {
+            "low_ms": per_clip(lambda t: t.low_ms),
+            "high_ms": per_clip(lambda t: t.high_ms),
+            "readings": min(t.readings for t in mine),
+            "batch": [part.batch for part in row.parts],
+            "dtype": str(bench.dtype).removeprefix("torch."),
+            "views": row.model.views,
+            "frames": row.model.video.frames,
+            "matmul_tflops": rate,
+            "load": os.getloadavg()[0],
+        }
+    )
+
+
+def show(results: Sequence[dict[str, Any]], heading: str) -> Table:
+    table = Table(title=heading, title_justify="left")
+    for name in ("row", "GFLOP", "ms", "clips/s", "TFLOP/s", "MFU", "peak MiB", "time"):
+        table.add_column(name, justify="left" if name == "row" else "right", no_wrap=True)
+    base = results[0]["ms_per_clip"]
+    for r in results:
+        peak = "" if r["peak_mib"] is None else f"{r['peak_mib']:,.0f}"
+        table.add_row(
+            r["row"],
+            f"{r['gflop_per_clip']:.2f}",
+            f"{r['ms_per_clip']:.2f}",
+            f"{r['clips_per_s']:.1f}",
+            f"{r['tflops']:.3g}",
+            f"{r['mfu']:.1%}",
+            peak,
+            f"x {r['ms_per_clip'] / base:.2f}",
+        )
+    return table
+
+
+def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Bars: milliseconds and FLOPs of a clip relative to the first row."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 0.42 * len(results) + 1.2), layout="constrained")
+    places = range(len(results))
+    for shift, key, words in ((-0.2, "ms_per_clip", "time"), (0.2, "gflop_per_clip", "FLOPs")):
+        values = [r[key] / results[0][key] for r in results]
+        bars = axes.barh([p + shift for p in places], values, 0.38, label=words)
+        axes.bar_label(bars, [f"{v:.2f}" for v in values], padding=2, fontsize=7)
+    axes.set_yticks(list(places), [r["row"] for r in results])
+    axes.invert_yaxis()
+    axes.set_xlabel("of one clip, relative to the first row")
+    axes.set_title(f"{results[0]['device']}, {results[0]['dtype']}, {results[0]['date'][:10]}", fontsize=9)
+    axes.legend(loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks/step.py", description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    sizes = [name.removeprefix("mavil-") for name in PRESETS if name.startswith("mavil-")]
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--size", choices=sizes, help="default: tiny on a CPU, base on a GPU")
+    add("--views", type=int, choices=(1, 2), default=2)
+    add("--frames", type=int, help="default: 8")
+    add("--batch", type=int, help="clips of a step (default: 8 on a CPU, 64 on a GPU)")
+    add("--levels", type=int, help="of the curriculum (default: 2 on a CPU, 8 on a GPU)")
+    add("--threads", type=int, default=2, help="on a CPU (default 2)")
+    add("--precision", choices=("auto", "bf16", "fp32"), default="auto")
+    add("--compile", action="store_true", help="a row with compiled blocks, and the rows after it too")
+    add("--no-peers", action="store_true", help="leave out the models of transformers")
+    add("--seconds", type=float, default=60.0, help="of measuring, about (default 60)")
+    add("--json", type=Path, metavar="FILE", help="append one line of JSON for each row")
+    add("--plot", type=Path, metavar="FILE", help="draw the table there (png or svg)")
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here; --device cpu measures smaller models")
+    for name, least in (("batch", 1), ("levels", 1), ("threads", 1), ("seconds", 0), ("frames", 2)):
+        given = getattr(args, name)
+        if given is not None and given < least:
+            parser.error(f"--{name} {given}: must be at least {least}")
+    return args
+
+
+def make_bench(args: argparse.Namespace) -> Bench:
+    on_gpu = args.device == "cuda"
+    device = torch.device(args.device)
+    config = PRESETS[f"mavil-{args.size or ('base' if on_gpu else 'tiny')}"]
+    video = replace(config.model.video, frames=args.frames or 8)
+    config = replace(config, model=replace(config.model, views=args.views, video=video))
+    config = replace(config, train=replace(config.train, precision=args.precision, compile=args.compile))
+    return Bench(
+        device=device,
+        clock=make_clock(device, args.threads),
+        batch=args.batch or (64 if on_gpu else 8),
+        levels=args.levels or (8 if on_gpu else 2),
+        dtype=torch.bfloat16 if use_bf16(config, device) else torch.float32,
+        config=config,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=132)
+    bench = make_bench(args)
+    torch.manual_seed(0)
+    found = rows(bench, args.compile)
+    flops: list[float | None] = [None] * len(found)
+    if not args.no_peers:
+        for row, counted in peer_rows(bench, lambda words: console.print(words, highlight=False)):
+            found.append(row)
+            flops.append(counted)
+    results = measure(bench, found, flops, args.seconds)
+    first = results[0]
+    heading = (
+        f"one training step, of one clip: {bench.config.model.views} views, {bench.config.model.video.frames} frames, "
+        f"{first['dtype']}\n{first['device']}; commit {first['commit']}; matrix product {first['matmul_tflops']:.3g} "
+        f"TFLOP/s in this run"
+    )
+    console.print(show(results, heading))
+    for result in results:
+        if args.json:
+            write(args.json, result)
+    if args.plot:
+        plot(results, args.plot)
+        console.print(str(args.plot), highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

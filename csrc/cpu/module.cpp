@@ -1,0 +1,17 @@
+// `import maekernels._C` registers the ops of this folder for the CPU; the module itself holds nothing.
+#include <Python.h>
+
+#include <exception>
+
+#include "loops.h"
+
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  try {
+    maekernels::instruction_set();  // a wrong MAEKERNELS_CPU_ISA is said here and not by the first op
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+  return PyModule_Create(&definition);
+}

@@ -1,0 +1,37 @@
+"""The CUDA ops of csrc/cuda, used instead of Triton's where `maekernels._C_cuda` was built.
+
+Importing that library registers `torch.ops.maekernels_cuda`. They are ops of their own, without gradients and fakes:
+what users and torch.compile see is the op of `maekernels`, whose CUDA implementation asks `native_ops` at each call
+and launches Triton when it answers None. Results are the same bit for bit, so nothing says which of the two ran.
+
+MAEKERNELS_NATIVE=0 in the environment turns native code off.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from functools import cache
+from typing import Any
+
+import torch
+
+
+def native_ops() -> Any | None:
+    """`torch.ops.maekernels_cuda`, or None where it is not built or turned off."""
+    return _load() if os.environ.get("MAEKERNELS_NATIVE") != "0" else None
+
+
+@cache
+def _load() -> Any | None:
+    """A library that is there but does not load is an error: silence would hide a broken install."""
+    if importlib.util.find_spec("maekernels._C_cuda") is None:
+        return None
+    importlib.import_module("maekernels._C_cuda")
+    return torch.ops.maekernels_cuda
+
+
+def current_stream(device: torch.device) -> int:
+    """The address of the stream that work on the device goes to: the last argument of every native op."""
+    return torch.cuda.current_stream(device).cuda_stream

@@ -1,0 +1,254 @@
+"""Attention without a mask, for batches of equal sequences and for sequences of any lengths packed end to end.
+
+    out_i = sum_j softmax_j(<q_i, k_j> / sqrt(D)) v_j        over the keys j of the same sequence as the query i
+
+Shapes: padded q [B, N, H, D], k and v [B, M, H, D]; packed q [T, H, D], k and v [U, H, D], where sequence s has the
+queries cu_seqlens[s] .. cu_seqlens[s + 1] and likewise the keys. Cross-attention has other keys than queries.
+
+Whose kernels compute it:
+    sdpa       torch's scaled_dot_product_attention; packed: one call for each run of sequences of equal lengths
+    math       matrix product, softmax, matrix product: stores the N x M weights for the backward pass
+    flash      FlashAttention as torch carries it, packed by torch.nn.attention.varlen; CUDA, half precision
+    xformers   memory_efficient_attention, packed with a BlockDiagonalMask; CUDA, needs the package
+`auto` takes flash, xformers, sdpa in this order for packed sequences on CUDA, and sdpa for padded ones, which chooses
+among torch's kernels. On a CPU it takes sdpa, but math in half precision while the weights are small: torch's fused
+backward pass is made of small half-precision products there and takes five to eight times as long (measured on one
+core of a CPU with AVX512-BF16, D of 32 and 64, up to 218 queries; in float32 the two are alike).
+
+Cost of a sequence with N queries and M keys, s the bytes of an element: 4 N M H D FLOPs forward, and 2.5 times as many
+backward (the weights are made again); reads and writes (2 N + 2 M) H D s. Bound by matrix multiplication from a few
+hundred tokens on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from maekernels._checks import check, check_float, describe
+
+Backend = Literal["auto", "sdpa", "math", "flash", "xformers"]
+BACKENDS: tuple[Backend, ...] = ("auto", "sdpa", "math", "flash", "xformers")
+_HALF = (torch.bfloat16, torch.float16)
+_SMALL_WEIGHTS = 2**22
+"""Weights of one sequence, all heads, up to which `auto` stores them on a CPU: 8 MiB in half precision."""
+
+
+class Segments(NamedTuple):
+    """Where packed sequences begin and end, for the device and for the host, which so never waits for the device."""
+
+    cu_seqlens: Tensor
+    """int32 [S + 1], from 0 to the number of tokens."""
+    lengths: tuple[int, ...]
+    """The S lengths, each at least 1."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str | None = None) -> Segments:
+        """From lengths on the host."""
+        check(min(lengths, default=1) > 0, "lengths", list(lengths), "at least 1 each")
+        ends = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
+        return cls(ends.to(device=device, dtype=torch.int32), tuple(lengths))
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths, default=0)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Segments | Tensor | None = None,
+    cu_seqlens_k: Segments | Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v for every head. Differentiable.
+
+    Args:
+        q: queries, float [B, N, H, D]; packed [T, H, D]. Any strides.
+        k, v: keys and values [B, M, H, D]; packed [U, H, D]; of the type and device of `q`.
+        cu_seqlens: packed sequences: their bounds as `Segments`, or int32 or int64 [S + 1], which is read and so waited
+            for on CUDA. None: padded.
+        cu_seqlens_k: the bounds of the keys; None: those of the queries.
+        backend: whose kernels. A name other than 'auto' is what runs, or an error.
+
+    Returns:
+        The shape and type of `q`.
+
+    Raises:
+        ValueError: shapes that do not belong together, or a backend that cannot compute this here.
+    """
+    bounds = _check(q, k, v, cu_seqlens, cu_seqlens_k, backend)
+    if bounds is None:
+        return _PADDED[_choose(backend, q, q.shape[1], k.shape[1], False)](q, k, v)
+    queries, keys = bounds
+    return _PACKED[_choose(backend, q, queries.longest, keys.longest, True)](q, k, v, queries, keys)
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, cu: Segments | Tensor | None, cu_k: Segments | Tensor | None, backend: str
+) -> tuple[Segments, Segments] | None:
+    packed = cu is not None
+    names = ("[T, H, D]", "[U, H, D]") if packed else ("[B, N, H, D]", "[B, M, H, D]")
+    check_float("q", q, names[0])
+    check_float("k", k, names[1])
+    alike = k.shape[-2:] == q.shape[-2:] and k.dtype == q.dtype and k.device == q.device
+    alike = alike and (packed or k.shape[0] == q.shape[0])
+    check(alike, "k", describe(k), f"{names[1]} with the batch, heads, width, type and device of q={describe(q)}")
+    same = v.shape == k.shape and v.dtype == k.dtype and v.device == k.device
+    check(same, "v", describe(v), f"like k={describe(k)}")
+    check(backend in BACKENDS, "backend", repr(backend), f"one of {', '.join(BACKENDS)}")
+    check(packed or cu_k is None, "cu_seqlens_k", cu_k, "None without cu_seqlens")
+    if cu is None:
+        return None
+    queries = _segments("cu_seqlens", cu, q)
+    keys = queries if cu_k is None else _segments("cu_seqlens_k", cu_k, k)
+    check(cu_k is not None or len(k) == len(q), "k", describe(k), f"of {len(q)} tokens without cu_seqlens_k")
+    pairs = len(keys.lengths) == len(queries.lengths)
+    check(pairs, "cu_seqlens_k", f"{len(keys.lengths)} sequences", f"{len(queries.lengths)} as cu_seqlens")
+    return queries, keys
+
+
+def _segments(name: str, bounds: Segments | Tensor, tokens: Tensor) -> Segments:
+    if not isinstance(bounds, Segments):
+        ok = bounds.dim() == 1 and len(bounds) > 0 and bounds.dtype in (torch.int32, torch.int64)
+        check(ok, name, describe(bounds), "int32 or int64 [S + 1]")
+        steps = bounds.tolist()
+        lengths = [after - before for before, after in itertools.pairwise(steps)]
+        check(steps[0] == 0 and min(lengths, default=1) > 0, name, steps, "0 first and then rising")
+        bounds = Segments(bounds.to(device=tokens.device, dtype=torch.int32), tuple(lengths))
+    total = sum(bounds.lengths)
+    check(total == len(tokens), name, f"{total} tokens", f"{len(tokens)}, as there are")
+    return bounds
+
+
+def _choose(backend: Backend, q: Tensor, queries: int, keys: int, packed: bool) -> str:
+    """Who computes it, for sequences of at most this many queries and keys."""
+    if backend != "auto":
+        problem = _problem(backend, q.device.type, q.device.index, q.dtype, q.shape[-1])
+        check(problem is None, "backend", repr(backend), f"another here: {problem}")
+        return backend
+    if q.device.type == "cuda" and packed:
+        for candidate in ("flash", "xformers"):
+            if _problem(candidate, q.device.type, q.device.index, q.dtype, q.shape[-1]) is None:
+                return candidate
+    small = q.shape[-2] * queries * keys <= _SMALL_WEIGHTS
+    return "math" if q.device.type == "cpu" and q.dtype in _HALF and small else "sdpa"
+
+
+_known: dict[tuple[object, ...], str | None] = {}
+
+
+@torch.compiler.assume_constant_result
+def _problem(backend: str, device: str, index: int | None, dtype: torch.dtype, dim: int) -> str | None:
+    """Why `backend` cannot compute this; None: it can. Found once for each case."""
+    case = (backend, device, index, dtype, dim)
+    if case not in _known:
+        _known[case] = {"flash": _flash_problem, "xformers": _xformers_problem}.get(backend, _none)(
+            device, index, dtype, dim
+        )
+    return _known[case]
+
+
+def _none(device: str, index: int | None, dtype: torch.dtype, dim: int) -> None:
+    return None
+
+
+def _flash_problem(device: str, index: int | None, dtype: torch.dtype, dim: int) -> str | None:
+    if device != "cuda":
+        return f"flash runs on CUDA, these tensors are on {device}"
+    if dtype not in _HALF:
+        return f"flash computes in bfloat16 or float16, not {str(dtype).removeprefix('torch.')}"
+    if torch.cuda.get_device_capability(index) < (8, 0):
+        return "flash needs compute capability 8.0"
+    return None if dim % 8 == 0 and dim <= 256 else f"flash needs D a multiple of 8 up to 256, not {dim}"
+
+
+def _xformers_problem(device: str, index: int | None, dtype: torch.dtype, dim: int) -> str | None:
+    """Import it, and try one token forward and backward: its kernels depend on the wheel, the GPU, type and width."""
+    if device != "cuda":
+        return f"xformers runs on CUDA, these tensors are on {device}"
+    try:
+        importlib.import_module("xformers.ops")  # before a tensor is made
+        place = f"{device}:{index or 0}"
+        token = torch.ones(1, 1, dim, dtype=dtype, device=place, requires_grad=True)
+        one = Segments.of([1], token.device)
+        _xformers_packed(token, token, token, one, one).sum().backward()
+    except ImportError as error:
+        return f"xformers cannot be imported ({error}): pip install 'diffmavil[xformers]'"
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        return f"xformers has no kernel for it ({str(error).strip().partition(chr(10))[0]})"
+    return None
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return out.transpose(1, 2)
+
+
+def _math(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.mT, dim=-1)
+    return (weights.to(v.dtype) @ v).transpose(1, 2)
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return _sdpa(q, k, v)
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return importlib.import_module("xformers.ops").memory_efficient_attention(q, k, v)
+
+
+def _flash_packed(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segments) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    out = varlen_attn(q, k, v, queries.cu_seqlens, keys.cu_seqlens, queries.longest, keys.longest)
+    assert isinstance(out, Tensor)  # a pair only when asked for more
+    return out
+
+
+def _xformers_packed(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segments) -> Tensor:
+    ops = importlib.import_module("xformers.ops")
+    masks = importlib.import_module("xformers.ops.fmha.attn_bias")
+    mask = masks.BlockDiagonalMask.from_seqlens(list(queries.lengths), list(keys.lengths), device=q.device)
+    return ops.memory_efficient_attention(q[None], k[None], v[None], attn_bias=mask)[0]
+
+
+def _by_runs(padded: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Packed attention by a padded one: sequences of equal lengths that follow one another make a batch."""
+
+    def packed(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segments) -> Tensor:
+        parts, first_q, first_k = [], 0, 0
+        for count, n, m in _runs(queries.lengths, keys.lengths):
+            rows = q[first_q : first_q + count * n].unflatten(0, (count, n))
+            columns = (x[first_k : first_k + count * m].unflatten(0, (count, m)) for x in (k, v))
+            parts.append(padded(rows, *columns).flatten(0, 1))
+            first_q, first_k = first_q + count * n, first_k + count * m
+        return torch.cat(parts) if parts else torch.empty_like(q)
+
+    return packed
+
+
+def _runs(queries: Sequence[int], keys: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(how many, queries, keys) of neighbouring sequences that are of one size."""
+    count = 0
+    for i in range(len(queries)):
+        count += 1
+        last = i + 1 == len(queries)
+        if last or (queries[i], keys[i]) != (queries[i + 1], keys[i + 1]):
+            yield count, queries[i], keys[i]
+            count = 0
+
+
+_PADDED = {"sdpa": _sdpa, "math": _math, "flash": _flash, "xformers": _xformers}
+_PACKED = {"sdpa": _by_runs(_sdpa), "math": _by_runs(_math), "flash": _flash_packed, "xformers": _xformers_packed}
