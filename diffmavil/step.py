@@ -15,6 +15,7 @@ from diffmavil.checkpoint import TrainState
 from diffmavil.compiling import compile_blocks, graphs_compiled
 from diffmavil.config import Config
 from diffmavil.data.audio import LogMel
+from diffmavil.data.augment import Augment
 from diffmavil.data.loader import Batch
 from diffmavil.distributed import World
 from diffmavil.graphs import GraphedPasses
@@ -51,6 +52,7 @@ class TrainStep:
         self.model = DiffMAViL(config.model).to(world.device)
         self.optimizers = make_optimizers(self.model, config.optim)
         self.log_mel = LogMel(config.model.audio).to(world.device)
+        self.augment = Augment(config.data.augment, config.train.seed)
         self.seed = fold_in(config.train.seed, _MASKS)
         self.autocast = use_bf16(config, world.device)
         self.nonfinite = torch.zeros((), device=world.device)
@@ -87,13 +89,14 @@ class TrainStep:
 
         The contrast of a pass knows the clips of that pass, over all ranks.
         """
-        spec = self.log_mel(batch.wave, batch.wave_valid)
+        video = self.augment.video(batch.video, batch.position)
+        spec = self.augment.spec(self.log_mel(batch.wave, batch.wave_valid), batch.position)
         parts = passes(len(batch), now.at_once)
         total = torch.zeros((), device=self.device)
         for i, rows in enumerate(parts):
             share = (rows.stop - rows.start) / len(batch)
             with self._syncs(i + 1 == len(parts)):
-                losses = self.one_pass(batch.video[rows], spec[rows], now, offset + rows.start, share)
+                losses = self.one_pass(video[rows], spec[rows], now, offset + rows.start, share)
             total = losses if len(parts) == 1 else total + losses * share
         return total
 

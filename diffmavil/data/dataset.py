@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffmavil.config import Config
+from diffmavil.config import Config, DecoderName
 from diffmavil.data.decode import BadClip, Decoded, decode_clip
+from diffmavil.data.decoders import Later
+from diffmavil.data.shards.store import Reader, StoreError
 from diffmavil.data.sources import Clip, ClipSet
 from diffmavil.data.stream import ClipStream
 from diffmavil.data.table import ClipTable
@@ -51,6 +54,7 @@ class Batch:
         position: int64 `[B]`, place in the training stream; in evaluation the index of the clip.
         paths: file of each clip.
         opened: which clips were opened for it, and which were bad.
+        later: pictures still to be decoded; then `video` is empty.
     """
 
     video: Tensor
@@ -60,6 +64,7 @@ class Batch:
     position: Tensor
     paths: list[str]
     opened: Opened = field(default_factory=Opened)
+    later: list[Later] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -83,9 +88,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class NothingUsable:
-    """Stands for a batch when a position found no usable clip at all."""
+    """Stands for a batch when a position found no usable clip at all, or when the storage failed."""
 
     opened: Opened
+    failure: str = ""
+    """How the storage failed."""
 
     def __len__(self) -> int:
         return 0
@@ -102,10 +109,13 @@ class _Row(NamedTuple):
 
 def _collate(rows: list[_Row], config: Config, opened: Opened) -> Batch:
     video, audio = config.model.video, config.model.audio
-    frames = np.empty((len(rows), video.frames, video.size, video.size, 3), np.uint8)
+    later = [row.decoded.later for row in rows if row.decoded.later is not None]
+    size = 0 if later else video.size
+    frames = np.empty((len(rows), video.frames, size, size, 3), np.uint8)
     wave = np.empty((len(rows), audio.samples), np.float32)
     for i, row in enumerate(rows):
-        frames[i] = row.decoded.video
+        if not later:
+            frames[i] = row.decoded.video
         wave[i] = row.decoded.wave
     return Batch(
         video=torch.from_numpy(frames),
@@ -115,7 +125,13 @@ def _collate(rows: list[_Row], config: Config, opened: Opened) -> Batch:
         position=torch.tensor([row.position for row in rows], dtype=torch.int64),
         paths=[row.clip.path for row in rows],
         opened=opened,
+        later=later,
     )
+
+
+def make_reader(config: Config) -> Reader:
+    cache = Path(config.data.cache).expanduser()
+    return Reader(cache, round(config.data.remote_cache_gb * 1e9))
 
 
 def _stopped(stop: Event | None) -> bool:
@@ -125,10 +141,14 @@ def _stopped(stop: Event | None) -> bool:
 class TrainClips(Dataset):
     """Positions of the training stream -> a batch with random crops. A bad clip's place is taken by another."""
 
-    def __init__(self, config: Config, clipset: ClipSet, stop: Event | None = None) -> None:
+    def __init__(
+        self, config: Config, clipset: ClipSet, stop: Event | None = None, decoder: DecoderName = "pyav"
+    ) -> None:
         self.config = config
+        self.decoder: DecoderName = decoder
         self.clips = ClipTable(clipset.clips)
-        self.stream = ClipStream(len(clipset), config.train.seed)
+        self.stream = ClipStream(len(clipset), config.train.seed, clipset.parts)
+        self.reader = make_reader(config)
         self.stop = stop
         """Set when nobody waits for the batch any more."""
 
@@ -139,7 +159,10 @@ class TrainClips(Dataset):
         opened = Opened()
         rows: list[_Row] = []
         for position in positions:
-            row = None if _stopped(self.stop) else self._decode(position, opened)
+            try:
+                row = None if _stopped(self.stop) else self._decode(position, opened)
+            except StoreError as error:
+                return NothingUsable(opened, str(error))
             if row is None:
                 return NothingUsable(opened)
             rows.append(row)
@@ -154,13 +177,15 @@ class TrainClips(Dataset):
             opened.tried.append(index)
             try:
                 decoded = decode_clip(
-                    clip.path,
+                    self.reader(clip),
                     model.video,
                     model.audio,
                     start=clip.start,
                     duration=clip.duration,
                     rng=rng,
                     framing=framing,
+                    deadline=data.deadline,
+                    decoder=self.decoder,
                 )
             except BadClip as error:
                 opened.fail(index, error)
@@ -175,10 +200,19 @@ class EvalClips(Dataset):
     Bad clips are left out, so a batch may be shorter than asked, or empty.
     """
 
-    def __init__(self, config: Config, clipset: ClipSet, crops: int, stop: Event | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        clipset: ClipSet,
+        crops: int,
+        stop: Event | None = None,
+        decoder: DecoderName = "pyav",
+    ) -> None:
         self.config = config
+        self.decoder: DecoderName = decoder
         self.clips = ClipTable(clipset.clips)
         self.crops = crops
+        self.reader = make_reader(config)
         self.stop = stop
 
     def __len__(self) -> int:
@@ -196,13 +230,17 @@ class EvalClips(Dataset):
             opened.tried.append(index)
             try:
                 decoded = decode_clip(
-                    clip.path,
+                    self.reader(clip),
                     model.video,
                     model.audio,
                     start=clip.start,
                     duration=clip.duration,
                     crop=(crop, self.crops),
+                    deadline=self.config.data.deadline,
+                    decoder=self.decoder,
                 )
+            except StoreError as error:
+                return NothingUsable(opened, str(error))
             except BadClip as error:
                 opened.fail(index, error)
             else:

@@ -10,31 +10,42 @@ nothing on half of 26 real clips, a quarter at most, and changed the frames of o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import av.error
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
-from av.audio.stream import AudioStream
 from av.packet import Packet
-from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
-from av.video.stream import VideoStream
 
-from diffmavil.config import AudioConfig, VideoConfig
-from diffmavil.data.media import BadClip, Media, UnknownLength, seconds_of, span_of, tick_of
+from diffmavil.config import AudioConfig, DecoderName, VideoConfig
+from diffmavil.data.decoders import Later, painter_of
+from diffmavil.data.frames import Painter, decoded_of
+from diffmavil.data.media import (
+    BadClip,
+    Deadline,
+    Media,
+    Sample,
+    UnknownLength,
+    open_media,
+    seconds_of,
+    span_of,
+    tick_of,
+)
 from diffmavil.data.transforms import FramingRule, centre_framing
 from diffmavil.data.windows import MIN_SECONDS, Span, Windows, choose_windows
 
-__all__ = ["BadClip", "Decoded", "decode_clip", "decode_sound"]
+__all__ = ["DEADLINE", "BadClip", "Decoded", "Sample", "decode_clip", "decode_sound"]
+
+DEADLINE = 60.0
+"""Seconds after which a clip is given up."""
 
 _MISSING = 0.25
 """Seconds that may be missing at a window's end before the header is mistrusted."""
 _GAP = 0.05
 """Seconds by which timestamps may disagree with the samples counted before they mean a gap (webm rounds to 1 ms)."""
+_NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -46,16 +57,18 @@ class Decoded:
         wave: float32 `[S]`, mono, 16 kHz; zeros from `wave_valid` on.
         wave_valid: samples before the sound's end.
         windows: which seconds these are, on the container's clock.
+        later: the picture, still coded, for a decoder that takes whole batches; then `video` is empty.
     """
 
     video: np.ndarray
     wave: np.ndarray
     wave_valid: int
     windows: Windows
+    later: Later | None = None
 
 
 def decode_clip(
-    path: str,
+    source: str | Sample,
     video: VideoConfig,
     audio: AudioConfig,
     *,
@@ -64,6 +77,8 @@ def decode_clip(
     rng: np.random.Generator | None = None,
     crop: tuple[int, int] = (0, 1),
     framing: FramingRule | None = None,
+    deadline: float = DEADLINE,
+    decoder: DecoderName = "pyav",
 ) -> Decoded:
     """Decode `video.frames` frames spread evenly over `video.seconds`, and the sound around them.
 
@@ -72,44 +87,57 @@ def decode_clip(
     used as far as it goes.
 
     Args:
-        path: any file libav reads.
+        source: path of any file libav reads, or a prepared sample.
         start, duration: the part of the file that is the clip, in seconds from the file's start; None: all of it.
         rng: where the windows lie; None for evaluation: crop `crop[0]` of `crop[1]`, evenly spaced (one: the centre).
         framing: the spatial crop; None: short side to `video.size`, centre.
+        deadline: seconds after which the clip is given up.
+        decoder: what decodes the picture; all but pyav take prepared samples alone.
 
     Raises:
-        BadClip: no picture, no sound, less than 0.5 s of both together, or undecodable.
+        BadClip: no picture, no sound, less than 0.5 s of both together, undecodable, or not done by the deadline.
     """
     place = ((crop[0] + 0.5) / crop[1], 0.5) if rng is None else (float(rng.random()), float(rng.random()))
-    painter = _Painter(video, framing or centre_framing(video.size))
-    return _Job(path, start, duration, audio, place, painter).run()
+    painter = painter_of(decoder)(video, framing or centre_framing(video.size))
+    return _Job(source, start, duration, audio, place, painter, deadline).run()
 
 
 def decode_sound(
-    path: str, audio: AudioConfig, *, start: float | None = None, duration: float | None = None
+    source: str | Sample,
+    audio: AudioConfig,
+    *,
+    start: float | None = None,
+    duration: float | None = None,
+    deadline: float = DEADLINE,
 ) -> Decoded:
-    """The sound alone, at the centre of the clip. Raises as `decode_clip`."""
-    return _Job(path, start, duration, audio, (0.5, 0.5), None).run()
+    """The sound alone, at the centre of the clip. Arguments and errors as of `decode_clip`."""
+    return _Job(source, start, duration, audio, (0.5, 0.5), None, deadline).run()
 
 
 @dataclass(frozen=True)
 class _Job:
-    path: str
+    source: str | Sample
     start: float | None
     duration: float | None
     audio: AudioConfig
     place: tuple[float, float]
-    painter: _Painter | None
+    painter: Painter | None
+    deadline: float
+
+    @property
+    def path(self) -> str:
+        return self.source.name if isinstance(self.source, Sample) else self.source
 
     def run(self) -> Decoded:
+        deadline = Deadline(self.deadline, self.path)
         try:
-            with Media(self.path) as media:
+            with open_media(self.source, deadline) as media:
                 decoded = self._try_promised(media)
             if decoded is not None:
                 return decoded
-            with Media(self.path) as media:
+            with open_media(self.source, deadline) as media:
                 spans = media.measured()
-            with Media(self.path) as media:
+            with open_media(self.source, deadline) as media:
                 decoded = self._decode(media, *self._limit(media, spans))
             assert decoded is not None
             return decoded
@@ -128,12 +156,7 @@ class _Job:
         return self._decode(media, picture, sound, trust=False)
 
     def _limit(self, media: Media, spans: tuple[Span, Span]) -> tuple[Span, Span]:
-        """The spans of picture and sound inside the part of the file that is the clip."""
-        begin = media.start + self.start if self.start else float("-inf")
-        end = float("inf")
-        if self.duration is not None:
-            end = media.start + (self.start or 0.0) + self.duration
-        return spans[0].intersect(Span(begin, end)), spans[1].intersect(Span(begin, end))
+        return limited(media, spans, self.start, self.duration)
 
     def _decode(self, media: Media, picture: Span, sound: Span, trust: bool = True) -> Decoded | None:
         """Decode both windows. Without `trust` in the spans: None when the file holds less than they say."""
@@ -148,118 +171,47 @@ class _Job:
         rate = self.audio.sample_rate
         windows = choose_windows(picture, sound, seconds, self.audio.samples / rate, self.place)
         video_packets, audio_packets = media.read(windows)
-        wave, valid = _sound(media.audio, audio_packets, windows.audio, sound.end, self.audio)
+        wave, valid = sound_of(media, audio_packets, windows.audio, sound.end, self.audio.samples, rate)
         expected = min(windows.audio.end, sound.end) - windows.audio.start
         if not trust and valid / rate < expected - _MISSING:
             return None
         if valid < rate // 40:
             raise BadClip(self.path, "no sound could be decoded")
         if self.painter is None:
-            return Decoded(np.empty((0, 0, 0, 3), np.uint8), wave, valid, windows)
+            return Decoded(_NO_FRAMES, wave, valid, windows)
         if not trust and span_of(media.video, video_packets).end < windows.video.end - _MISSING:
             return None
-        frames = self.painter.frames(media.video, video_packets, windows.video)
+        frames = self.painter.frames(media, video_packets, windows.video)
         if frames is None:
             raise BadClip(self.path, "most of the picture, or all of it, cannot be decoded")
+        if isinstance(frames, Later):
+            return Decoded(_NO_FRAMES, wave, valid, windows, frames)
         return Decoded(frames, wave, valid, windows)
 
 
-def _decoded(
-    stream: VideoStream | AudioStream, packets: list[Packet], damaged: list[Packet | None] | None = None
-) -> Iterator[Any]:
-    """Frames in presentation order; packets that cannot be decoded are left out, and put into `damaged`."""
-    for packet in [*packets, None]:
-        try:
-            yield from stream.codec_context.decode(packet)
-        except av.error.FFmpegError:
-            if damaged is not None:
-                damaged.append(packet)
+def limited(media: Media, spans: tuple[Span, Span], start: float | None, duration: float | None) -> tuple[Span, Span]:
+    """The spans of picture and sound inside `duration` seconds from second `start` of the file."""
+    begin = media.start + start if start else float("-inf")
+    end = float("inf") if duration is None else media.start + (start or 0.0) + duration
+    return spans[0].intersect(Span(begin, end)), spans[1].intersect(Span(begin, end))
 
 
-class _Disordered(Exception):
-    """Frames whose time stamps do not rise: the stamps are not presentation times."""
-
-
-def _timed(frames: Iterable[VideoFrame], tick: float) -> Iterator[tuple[float, VideoFrame]]:
-    """Each frame with the time at which it appears, in seconds."""
-    last = float("-inf")
-    for frame in frames:
-        when = seconds_of(frame, tick)
-        if when is None or when < last:
-            raise _Disordered
-        last = when
-        yield when, frame
-
-
-class _Painter:
-    """Chooses the frames of a window and draws them upright, cropped, in RGB."""
-
-    def __init__(self, video: VideoConfig, framing: FramingRule) -> None:
-        self.video = video
-        self.framing = framing
-        self.reformatter = VideoReformatter()
-
-    def frames(self, stream: VideoStream, packets: list[Packet], window: Span) -> np.ndarray | None:
-        """uint8 `[T, size, size, 3]`; None when half of the packets, or more, cannot be decoded."""
-        times = window.start + (np.arange(self.video.frames) + 0.5) * (window.length / self.video.frames)
-        aspect, tick = float(stream.sample_aspect_ratio or 1), tick_of(stream)
-        damaged: list[Packet | None] = []
-        try:
-            shown = self._shown(_timed(_decoded(stream, packets, damaged), tick), times, aspect)
-        except _Disordered:
-            # AVI knows no presentation times: frames come in order, and one follows the other as the packets do.
-            stream.codec_context.flush_buffers()
-            due = sorted(packet.dts * tick for packet in packets if packet.dts is not None)
-            shown = self._shown(zip(due, _decoded(stream, packets), strict=False), times, aspect)
-        return shown if 2 * len(damaged) < len(packets) else None
-
-    def _shown(self, frames: Iterable[tuple[float, VideoFrame]], times: np.ndarray, aspect: float) -> np.ndarray | None:
-        """Draw the frame on screen at each of `times`; `frames` come with the time at which they appear."""
-        size = self.video.size
-        out = np.empty((len(times), size, size, 3), np.uint8)
-        done = 0
-        shown: VideoFrame | None = None
-        for when, frame in frames:
-            # Everything due before this frame appears still shows the one before.
-            due = int(np.searchsorted(times, when, side="left"))
-            if due > done and shown is not None:
-                out[done:due] = self._paint(shown, aspect)
-                done = due
-            shown = frame
-            if done == len(times):
-                return out
-        if shown is None:
-            return None
-        out[done:] = self._paint(shown, aspect)
-        return out
-
-    def _paint(self, frame: VideoFrame, aspect: float) -> np.ndarray:
-        """A view uint8 `[size, size, 3]`. `aspect`: width over height of a pixel."""
-        turns = round(frame.rotation / 90) % 4
-        width, height = frame.width * aspect, float(frame.height)
-        if turns % 2:
-            width, height = height, width
-        framing = self.framing(width, height)
-        w, h = (framing.height, framing.width) if turns % 2 else (framing.width, framing.height)
-        drawn = self.reformatter.reformat(frame, w, h, format="rgb24", interpolation=Interpolation.AREA, threads=1)
-        plane = drawn.planes[0]
-        pixels = np.frombuffer(memoryview(plane), np.uint8).reshape(h, plane.line_size)
-        return framing.cut(np.rot90(pixels[:, : w * 3].reshape(h, w, 3), turns))
-
-
-def _sound(
-    stream: AudioStream, packets: list[Packet], window: Span, end: float, config: AudioConfig
+def sound_of(
+    media: Media, packets: list[Packet], window: Span, end: float, samples: int, rate: int
 ) -> tuple[np.ndarray, int]:
-    """The window's samples at 16 kHz, each run of frames placed by its own time; and how many lie before `end`."""
-    rate = config.sample_rate
-    wave = np.zeros(config.samples, np.float32)
-    limit = min(config.samples, round((end - window.start) * rate))
+    """The window's `samples` at `rate`, mono, each run of frames placed by its own time; and how many are real.
+
+    Returns:
+        float32 `[samples]`, and the number of samples before the sound's end, which is at `end` at the latest.
+    """
+    wave = np.zeros(samples, np.float32)
+    limit = min(samples, round((end - window.start) * rate))
     valid = 0
-    for begin, samples in _runs(_decoded(stream, packets), tick_of(stream), rate):
+    for begin, run in _runs(decoded_of(media, media.audio, packets), tick_of(media.audio), rate):
         first = round((begin - window.start) * rate)
-        low, high = max(0, first), min(limit, first + len(samples))
+        low, high = max(0, first), min(limit, first + len(run))
         if high > low:
-            wave[low:high] = samples[low - first : high - first]
+            wave[low:high] = run[low - first : high - first]
             valid = max(valid, high)
     return wave, valid
 
@@ -295,12 +247,18 @@ class _Run:
         self.pieces: list[np.ndarray] = []
 
     def add(self, frame: AudioFrame) -> None:
-        self.pieces += [piece.to_ndarray().mean(0) for piece in self.to_float.resample(frame)]
+        if self.kind[:2] == ("s16", "mono"):
+            # What prepared clips are: a fifth of their decoding went into calls that change nothing else.
+            self.pieces.append(frame.to_ndarray()[0])
+        else:
+            self.pieces += [piece.to_ndarray().mean(0) for piece in self.to_float.resample(frame)]
         self.end += frame.samples / frame.sample_rate
 
     def samples(self) -> np.ndarray:
         """Float32 at `rate`."""
         samples = np.concatenate(self.pieces) if self.pieces else np.empty(0, np.float32)
+        if samples.dtype == np.int16:
+            samples = samples.astype(np.float32) * np.float32(2.0**-15)
         source_rate = self.kind[2]
         if source_rate == self.rate or not samples.size:
             return samples

@@ -8,7 +8,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from diffmavil.config import Config, require
 from diffmavil.data.dataset import Batch, EvalClips, NothingUsable, TrainClips
+from diffmavil.data.decoders import Later, choose_decoder
 from diffmavil.data.sources import ClipSet
 from diffmavil.data.stream import batches
 from diffmavil.data.workers import (
@@ -36,7 +37,7 @@ _NAMED = 10
 
 
 class TooManyBadClips(RuntimeError):
-    """More clips than `data.max_bad_share` allows could not be used, or none could."""
+    """More clips than `data.max_bad_share` allows could not be used, or none could, or the storage failed."""
 
 
 class Loader:
@@ -69,6 +70,9 @@ class Loader:
         self._good = 0
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._loader = _data_loader(dataset, orders, config, batch_size, pinned=self._side is not None)
+        self._dali: Any = None
+        self._video = config.model.video
+        self._batch_size = batch_size
         self._live: list[Any] = []
         self._stop = dataset.stop
         weakref.finalize(self, _end_processes, self._live, self._stop)
@@ -107,7 +111,7 @@ class Loader:
         if batch is not None:
             self._count(batch)
         if isinstance(batch, NothingUsable):
-            raise TooManyBadClips(self._complaint("no clip could be used"))
+            raise TooManyBadClips(batch.failure or self._complaint("no clip could be used"))
         return batch
 
     def _count(self, batch: Batch | NothingUsable) -> None:
@@ -132,6 +136,8 @@ class Loader:
 
     def _move(self, batch: Batch) -> Batch:
         """To the device. On CUDA on a stream of its own: the copy runs beside the step still in flight."""
+        if batch.later:
+            batch = replace(batch, video=self._decode_later(batch.later), later=[])
         if self._side is None:
             return batch
         current = torch.cuda.current_stream(self.device)
@@ -142,6 +148,13 @@ class Loader:
             # The allocator must not give this memory to the side stream's next copy before the step has read it.
             tensor.record_stream(current)
         return moved
+
+    def _decode_later(self, clips: list[Later]) -> torch.Tensor:
+        if self._dali is None:
+            from diffmavil.data.decoders.dali import DaliDecoder
+
+            self._dali = DaliDecoder(self._video, self.device, self._batch_size)
+        return self._dali(clips)
 
     def close(self) -> None:
         """End the decoding processes."""
@@ -179,7 +192,8 @@ def make_loader(
         RuntimeError: a decoding process died.
     """
     orders = orders or _Orders(start_position, config.train.batch_size, rank, world, steps)
-    dataset = TrainClips(config, clipset, _stop_event(config))
+    decoder = choose_decoder(config.data.decoder, clipset.clips, torch.device(device))
+    dataset = TrainClips(config, clipset, _stop_event(config), decoder)
     batch_size = batch_size or config.train.batch_size // world
     return Loader(dataset, orders, config, batch_size, device, config.data.max_bad_share)
 
@@ -195,7 +209,8 @@ def eval_batches(
     require(crops >= 1, "crops", crops, ">= 1")
     rows = len(clipset) * crops
     orders = [range(first, min(first + batch_size, rows)) for first in range(0, rows, batch_size)]
-    dataset = EvalClips(config, clipset, crops, _stop_event(config))
+    decoder = choose_decoder(config.data.decoder, clipset.clips, torch.device(device))
+    dataset = EvalClips(config, clipset, crops, _stop_event(config), decoder)
     return Loader(dataset, orders, config, batch_size, device, max_bad_share=1.0)
 
 

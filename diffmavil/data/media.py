@@ -5,7 +5,12 @@ All times are seconds on the container's clock: presentation time stamp times ti
 
 from __future__ import annotations
 
+import io
+import os
+import stat
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 
 import av
@@ -49,15 +54,51 @@ class UnknownLength(Exception):
     """The header does not say how long a stream is."""
 
 
+@dataclass(frozen=True)
+class Sample:
+    """An encoded clip in memory, as `diffmavil.prepare` makes it: picture and sound both start at zero.
+
+    Attributes:
+        name: where it comes from, for messages.
+        mp4: upright H.264, no sound.
+        flac: 16 kHz mono.
+    """
+
+    name: str
+    mp4: bytes
+    flac: bytes
+
+
+class Deadline:
+    """Seconds that a clip may take; looked at between packets and between frames."""
+
+    def __init__(self, seconds: float, name: str) -> None:
+        self.seconds = seconds
+        self.name = name
+        self._end = time.monotonic() + seconds
+
+    def check(self) -> None:
+        if time.monotonic() > self._end:
+            raise BadClip(self.name, f"not decoded within the deadline of {self.seconds:g} s")
+
+
+def open_media(source: str | Sample, deadline: Deadline) -> Media:
+    """A file or a prepared sample, opened; raises as `Media` does."""
+    return SampleMedia(source, deadline) if isinstance(source, Sample) else Media(source, deadline)
+
+
 class Media:
     """A file with its first picture stream (cover art is none) and its first sound stream; a context manager.
 
     Raises:
-        BadClip: one of the streams is missing.
+        BadClip: one of the streams is missing, or it is not a regular file (opening a pipe would wait for ever).
         av.error.FFmpegError: the file cannot be opened.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, deadline: Deadline) -> None:
+        self.deadline = deadline
+        if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise BadClip(path, "not a regular file")
         self.container: InputContainer = av.open(path)
         try:
             pictures = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -83,6 +124,11 @@ class Media:
         self.container.close()
 
     @property
+    def coded_picture(self) -> bytes:
+        """All bytes of a prepared sample's picture."""
+        raise TypeError("a plain file has picture and sound together")
+
+    @property
     def start(self) -> float:
         """When the file starts."""
         return (self.container.start_time or 0) / av.time_base
@@ -103,12 +149,12 @@ class Media:
 
     def measured(self) -> tuple[Span, Span]:
         """What the packets cover. Reads the whole of a file just opened, decodes nothing."""
-        spans = {stream.index: span_of(stream, []) for stream in (self.video, self.audio)}
+        spans = {stream.type: span_of(stream, []) for stream in (self.video, self.audio)}
         for packet in self._packets():
-            span = spans[packet.stream_index]
+            span = spans[packet.stream.type]
             added = span_of(packet.stream, [packet])
-            spans[packet.stream_index] = Span(min(span.start, added.start), max(span.end, added.end))
-        return spans[self.video.index], spans[self.audio.index]
+            spans[packet.stream.type] = Span(min(span.start, added.start), max(span.end, added.end))
+        return spans["video"], spans["audio"]
 
     def read(self, windows: Windows) -> tuple[list[Packet], list[Packet]]:
         """The packets of picture and sound needed for the windows, from the last keyframe before the picture's."""
@@ -150,12 +196,72 @@ class Media:
 
     def _packets(self) -> Iterator[Packet]:
         """Packets of both streams until the end of the file, or until where it is cut off or damaged."""
+        yield from self._demux(self.container, self.video, self.audio)
+
+    def _demux(self, container: InputContainer, *streams: Stream) -> Iterator[Packet]:
         try:
-            for packet in self.container.demux(self.video, self.audio):
+            for packet in container.demux(*streams):
+                self.deadline.check()
                 if packet.size:
                     yield packet
         except av.error.FFmpegError:
             return
+
+
+class SampleMedia(Media):
+    """A prepared sample: two containers in memory, one clock."""
+
+    def __init__(self, sample: Sample, deadline: Deadline) -> None:
+        self.deadline = deadline
+        self.sample = sample
+        self.container = av.open(io.BytesIO(sample.mp4), "r", format="mp4")
+        try:
+            self.sound: InputContainer = av.open(io.BytesIO(sample.flac), "r", format="flac")
+        except BaseException:
+            self.container.close()
+            raise
+        self.video = self.container.streams.video[0]
+        self.audio = self.sound.streams.audio[0]
+        for stream in (self.video, self.audio):
+            stream.codec_context.thread_count = 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.container.close()
+        self.sound.close()
+
+    @property
+    def coded_picture(self) -> bytes:
+        return self.sample.mp4
+
+    def promised(self) -> tuple[Span, Span]:
+        if not self.video.duration or not self.audio.duration:
+            raise UnknownLength
+        return Span(0.0, self.video.duration * tick_of(self.video)), Span(
+            0.0, self.audio.duration * tick_of(self.audio)
+        )
+
+    def read(self, windows: Windows) -> tuple[list[Packet], list[Packet]]:
+        self.container.seek(int(windows.video.start / tick_of(self.video)), stream=self.video)
+        video = self._until(windows.video.end, self.container, self.video)
+        # FLAC frames stand alone and cost little: no search for the first, only those long before are left out.
+        early = windows.audio.start - 2 * PREROLL
+        sound = self._until(windows.audio.end, self.sound, self.audio)
+        return video, [packet for packet in sound if (seconds_of(packet, tick_of(self.audio)) or 0.0) >= early]
+
+    def _until(self, end: float, container: InputContainer, stream: Stream) -> list[Packet]:
+        packets: list[Packet] = []
+        tick = tick_of(stream)
+        for packet in self._demux(container, stream):
+            if packet.dts is not None and packet.dts * tick > end:
+                break
+            packets.append(packet)
+        return packets
+
+    def _packets(self) -> Iterator[Packet]:
+        yield from self._demux(self.container, self.video)
+        yield from self._demux(self.sound, self.audio)
 
 
 def tick_of(stream: Stream) -> float:

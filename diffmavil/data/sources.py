@@ -1,4 +1,4 @@
-"""Where clips come from: a folder of videos, a CSV, or the synthetic set; and which of them are held out.
+"""Where clips come from: a folder of videos, a CSV, a prepared set, or the synthetic one; and which are held out.
 
 Folder: every video below it, sorted by relative path. When videos lie in two or more folders, the name of the folder
 is the class. CSV: a header with `path` and, as wanted, `start`, `duration` (seconds) and `labels` (class names with
@@ -11,7 +11,7 @@ import csv
 import hashlib
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,23 +23,50 @@ HELD_OUT = 0.1
 FEWEST_FOR_SPLIT = 20
 
 
+class Stored(NamedTuple):
+    """Where a prepared clip lies: bytes of its mp4 and of its FLAC in a shard, and their CRC-32."""
+
+    root: str
+    shard: str
+    video: int
+    video_size: int
+    audio: int
+    audio_size: int
+    video_crc: int
+    audio_crc: int
+
+
 @dataclass(frozen=True)
 class Clip:
-    """`duration` seconds from second `start` of a file (None: from its start, to its end); indices of its classes."""
+    """`duration` seconds from second `start` of a file (None: from its start, to its end); indices of its classes.
+
+    A prepared clip has `stored`, its `path` is a name, and `origin` names the file it was cut from.
+    """
 
     path: str
     start: float | None = None
     duration: float | None = None
     labels: tuple[int, ...] = ()
+    stored: Stored | None = None
+    origin: str = ""
 
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Clips, the names of their classes in order, and a sentence on where they come from."""
+    """Clips and what is known of them together.
+
+    Attributes:
+        classes: names of the classes, in the order of their indices.
+        note: a sentence on where the clips come from.
+        audio_stats: mels -> (mean, std) of the log-mel, where that is known already.
+        parts: (clips, weight) of each of several sets, which lie one after the other in `clips`; empty: one set.
+    """
 
     clips: list[Clip]
     classes: list[str]
     note: str = ""
+    audio_stats: dict[int, tuple[float, float]] = field(default_factory=dict)
+    parts: tuple[tuple[int, float], ...] = ()
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -54,7 +81,7 @@ class Split(NamedTuple):
 
 def open_source(data: DataConfig, split: Literal["train", "eval"] = "train") -> ClipSet:
     """The training or the held-out clips of a run; see `split_source`."""
-    if data.root == "synthetic" and data.eval_root is None:
+    if data.root == "synthetic" and data.eval_root is None and not data.more:
         return _read_synthetic(data, split)
     train, held_out = split_source(data)
     return train if split == "train" else held_out
@@ -66,17 +93,41 @@ def split_source(data: DataConfig) -> Split:
     Held out are: the clips of `data.eval_root` when it is set; the synthetic set's own held-out split; else a tenth of
     the files of `data.root`, chosen by a hash of their relative paths, so that the choice does not depend on order or
     place and all segments of a file are on one side. With fewer than 20 files the training clips serve for both, and
-    the note says so.
+    the note says so. Of `data.more`, each set is split by itself; its training clips are mixed in by `data.weights`.
 
     Raises:
-        ValueError: nothing there, no video in it, or a CSV that cannot be read, with the line.
+        ValueError: nothing there, no video in it, a prepared set that is not whole, or a CSV that cannot be read, with
+            the line.
     """
+    if data.more:
+        return _mixed([_split_one(replace(data, root=root, more=(), weights=())) for root in (data.root, *data.more)],
+                      data.weights)  # fmt: skip
+    return _split_one(data)
+
+
+def _mixed(splits: list[Split], weights: tuple[float, ...]) -> Split:
+    """Several sets as one, with one list of classes. With an `eval_root`, they all hold out the same clips."""
+    classes = sorted({name for split in splits for name in split.train.classes})
+    trains = [_with_classes(split.train, classes) for split in splits]
+    held_out = [_with_classes(split.held_out, classes) for split in splits]
+    shares = weights or tuple(float(len(clipset)) for clipset in trains)
+    parts = tuple((len(clipset), weight) for clipset, weight in zip(trains, shares, strict=True))
+    note = " + ".join(
+        f"{weight / sum(shares):.0%} {clipset.note}" for clipset, weight in zip(trains, shares, strict=True)
+    )
+    whole = ClipSet([clip for clipset in trains for clip in clipset.clips], classes, note, parts=parts)
+    kept = list(dict.fromkeys(clip for clipset in held_out for clip in clipset.clips))
+    notes = list(dict.fromkeys(clipset.note for clipset in held_out))
+    return Split(whole, ClipSet(kept, classes, " + ".join(notes)))
+
+
+def _split_one(data: DataConfig) -> Split:
     train = _read(data, data.root, "data.root", "train")
     if data.eval_root is not None:
         return _share_classes(train, _read(data, data.eval_root, "data.eval_root", "eval"))
     if data.root == "synthetic":
         return _share_classes(train, _read_synthetic(data, "eval"))
-    files = sorted({clip.path for clip in train.clips})
+    files = sorted({_file(clip) for clip in train.clips})
     if len(files) < FEWEST_FOR_SPLIT:
         note = (
             f"the {len(train)} training clips: none are held out of fewer than {FEWEST_FOR_SPLIT} files; "
@@ -85,24 +136,35 @@ def split_source(data: DataConfig) -> Split:
         return Split(train, replace(train, note=note))
     root = Path(data.root).expanduser()
     base = root if root.is_dir() else root.parent
-    share = {path: _hash_share(os.path.relpath(path, base)) for path in files}
+    # A prepared set knows the names its files had, so it holds out the same ones.
+    prepared = train.clips[0].stored is not None
+    share = {path: _hash_share(path if prepared else os.path.relpath(path, base)) for path in files}
     chosen = {path for path in files if share[path] < HELD_OUT} or {min(files, key=share.__getitem__)}
-    held_out = [clip for clip in train.clips if clip.path in chosen]
-    kept = [clip for clip in train.clips if clip.path not in chosen]
+    held_out = [clip for clip in train.clips if _file(clip) in chosen]
+    kept = [clip for clip in train.clips if _file(clip) not in chosen]
     return Split(
-        ClipSet(kept, train.classes, f"{len(kept)} of the {len(train)} clips of {data.root}"),
-        ClipSet(held_out, train.classes, f"{len(held_out)} clips of {data.root} held out by a hash of their paths"),
+        replace(train, clips=kept, note=f"{len(kept)} of the {len(train)} clips of {data.root}"),
+        replace(train, clips=held_out, note=f"{len(held_out)} clips of {data.root} held out by a hash of their paths"),
     )
 
 
+def _file(clip: Clip) -> str:
+    """The file that a clip is a part of."""
+    return clip.origin or clip.path
+
+
 def _read(data: DataConfig, root: str, name: str, split: Literal["train", "eval"]) -> ClipSet:
+    from diffmavil.data.shards.prepared import is_prepared, read_prepared  # which makes clip sets too
+
     if root == "synthetic":
         return _read_synthetic(data, split)
     path = Path(root).expanduser()
-    if path.is_dir():
+    if is_prepared(root):
+        clipset = read_prepared(root, name)
+    elif path.is_dir():
         clipset = _read_folder(path, name)
     elif path.is_file() and path.suffix.lower() == ".csv":
-        clipset = _read_csv(path)
+        clipset = read_csv(path)
     else:
         what = "is not a CSV" if path.exists() else "does not exist"
         raise ValueError(f"{name}={root!r} {what}: must be a folder of videos, a .csv file, or 'synthetic'")
@@ -113,7 +175,7 @@ def _read_synthetic(data: DataConfig, split: Literal["train", "eval"]) -> ClipSe
     from diffmavil.data.synthetic import CLASSES, ensure_synthetic
 
     clips = data.synthetic_train if split == "train" else data.synthetic_eval
-    clipset = _read_csv(Path(ensure_synthetic(Path(data.cache).expanduser(), split, clips, seed=0)) / "clips.csv")
+    clipset = read_csv(Path(ensure_synthetic(Path(data.cache).expanduser(), split, clips, seed=0)) / "clips.csv")
     note = f"{clips} synthetic clips, {'training' if split == 'train' else 'held-out'} split"
     # A few clips do not show every class, and both splits must count them alike.
     return _share_classes(replace(clipset, note=note), ClipSet([], list(CLASSES))).train
@@ -126,17 +188,23 @@ def _hash_share(name: str) -> float:
 
 def _share_classes(first: ClipSet, second: ClipSet) -> Split:
     """Both with the same list of classes."""
+    if first.classes == second.classes:
+        return Split(first, second)
     classes = sorted({*first.classes, *second.classes})
+    return Split(_with_classes(first, classes), _with_classes(second, classes))
+
+
+def _with_classes(clipset: ClipSet, classes: list[str]) -> ClipSet:
+    """The same clips, their labels counted in a longer list of classes."""
+    if clipset.classes == classes:
+        return clipset
     index = {name: i for i, name in enumerate(classes)}
-
-    def renamed(clipset: ClipSet) -> ClipSet:
-        clips = [replace(c, labels=tuple(index[clipset.classes[i]] for i in c.labels)) for c in clipset.clips]
-        return replace(clipset, clips=clips, classes=classes)
-
-    return Split(renamed(first), renamed(second))
+    clips = [replace(c, labels=tuple(index[clipset.classes[i]] for i in c.labels)) for c in clipset.clips]
+    return replace(clipset, clips=clips, classes=classes)
 
 
-def _read_folder(root: Path, name: str) -> ClipSet:
+def find_videos(root: Path, name: str) -> list[str]:
+    """Relative paths of all videos in a folder and below, sorted; `ValueError`, naming the setting, for none."""
     seen = {os.path.realpath(root)}
     videos: list[str] = []
     for folder, inner, files in os.walk(root, followlinks=True):
@@ -150,15 +218,23 @@ def _read_folder(root: Path, name: str) -> ClipSet:
         ]
     if not videos:
         raise ValueError(f"{name}={str(root)!r}: no video found in it or below ({', '.join(EXTENSIONS)})")
-    videos.sort()
+    return sorted(videos)
+
+
+def folder_classes(videos: list[str]) -> list[str]:
+    """The class of each video: the name of its folder, when there are two or more; else ""."""
     parents = [os.path.basename(os.path.dirname(file)) for file in videos]
-    classes = sorted({parent for parent in parents if parent})
-    if len(classes) < 2:
-        return ClipSet([Clip(str(root / file)) for file in videos], [])
-    index = {parent: i for i, parent in enumerate(classes)}
+    return parents if len({parent for parent in parents if parent}) > 1 else [""] * len(videos)
+
+
+def _read_folder(root: Path, name: str) -> ClipSet:
+    videos = find_videos(root, name)
+    labels = folder_classes(videos)
+    classes = sorted({label for label in labels if label})
+    index = {label: i for i, label in enumerate(classes)}
     clips = [
-        Clip(str(root / file), labels=(index[parent],) if parent else ())
-        for file, parent in zip(videos, parents, strict=True)
+        Clip(str(root / file), labels=(index[label],) if label else ())
+        for file, label in zip(videos, labels, strict=True)
     ]
     return ClipSet(clips, classes)
 
@@ -171,7 +247,8 @@ def _unseen(folder: str, seen: set[str]) -> bool:
     return True
 
 
-def _read_csv(path: Path) -> ClipSet:
+def read_csv(path: Path, base: Path | None = None) -> ClipSet:
+    """Clips of a CSV; their paths are relative to `base`, by default the CSV's folder. `ValueError` with the line."""
     rows: list[tuple[Clip, tuple[str, ...]]] = []
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
@@ -188,7 +265,7 @@ def _read_csv(path: Path) -> ClipSet:
             start = _number(row.get("start"), f"{where}: start", lowest=0.0, open_below=False)
             duration = _number(row.get("duration"), f"{where}: duration", lowest=0.0, open_below=True)
             labels = tuple(label.strip() for label in (row.get("labels") or "").split(";") if label.strip())
-            rows.append((Clip(str(path.parent / name), start, duration), labels))
+            rows.append((Clip(str((base or path.parent) / name), start, duration), labels))
     if not rows:
         raise ValueError(f"{path}: no clips, only a header")
     if not any(os.path.exists(clip.path) for clip, _ in rows):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +17,17 @@ import torch
 
 from diffmavil.config import AudioConfig, Config, require
 from diffmavil.data.audio import frames_in, log_mel
-from diffmavil.data.decode import BadClip, decode_sound
+from diffmavil.data.dataset import make_reader
+from diffmavil.data.decode import BadClip, Sample, decode_sound
+from diffmavil.data.shards.store import StoreError
 from diffmavil.data.sources import Clip, ClipSet
 from diffmavil.data.stream import ClipStream
 
 
 def resolve_audio_stats(config: Config, clipset: ClipSet) -> Config:
-    """`config` with `model.audio.mean` and `.std`: as given, from the cache, or measured now and put into the cache.
+    """`config` with `model.audio.mean` and `.std`: as given, as the prepared set knows them, or measured.
+
+    What is measured is put into the cache, and found there the next time.
 
     Raises:
         ValueError: no clip's sound can be decoded, or all of it is silent.
@@ -30,13 +35,16 @@ def resolve_audio_stats(config: Config, clipset: ClipSet) -> Config:
     audio = config.model.audio
     if audio.mean is not None:
         return config
+    if audio.mels in clipset.audio_stats:
+        mean, std = clipset.audio_stats[audio.mels]
+        return replace(config, model=replace(config.model, audio=replace(audio, mean=mean, std=std)))
     chosen = _choose(clipset, config.data.stats_clips)
     path = Path(config.data.cache).expanduser() / "stats" / f"{_key(chosen, audio)}.json"
     if path.is_file():
         stored = json.loads(path.read_text())
         mean, std = stored["mean"], stored["std"]
     else:
-        mean, std = measure_audio_stats(chosen, audio)
+        mean, std = measure_audio_stats(chosen, audio, make_reader(config))
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}.tmp")
         draft.write_text(json.dumps({"mean": mean, "std": std, "clips": len(chosen)}))
@@ -44,16 +52,20 @@ def resolve_audio_stats(config: Config, clipset: ClipSet) -> Config:
     return replace(config, model=replace(config.model, audio=replace(audio, mean=mean, std=std)))
 
 
-def measure_audio_stats(clips: list[Clip], audio: AudioConfig) -> tuple[float, float]:
+def measure_audio_stats(
+    clips: list[Clip], audio: AudioConfig, reader: Callable[[Clip], str | Sample] = lambda clip: clip.path
+) -> tuple[float, float]:
     """(mean, std) of the log-mel over the real frames of the clips' centre crops, summed in float64."""
     count, total, squares = 0, 0.0, 0.0
     bad: list[BadClip] = []
     for clip in clips:
         try:
-            sound = decode_sound(clip.path, audio, start=clip.start, duration=clip.duration)
+            sound = decode_sound(reader(clip), audio, start=clip.start, duration=clip.duration)
         except BadClip as error:
             bad.append(error)
             continue
+        except StoreError as error:
+            raise ValueError(f"the audio statistics cannot be measured: {error}") from error
         frames = int(frames_in(torch.tensor(sound.wave_valid), audio.sample_rate))
         spec = log_mel(torch.from_numpy(sound.wave)[None], audio.mels, audio.sample_rate)[0, :frames].double()
         count += spec.numel()
@@ -82,5 +94,6 @@ def _key(clips: list[Clip], audio: AudioConfig) -> str:
             stamp = (info.st_size, info.st_mtime_ns)
         except OSError:
             stamp = None
-        digest.update(repr((os.path.abspath(clip.path), clip.start, clip.duration, stamp)).encode())
+        name = clip.stored or os.path.abspath(clip.path)
+        digest.update(repr((name, clip.start, clip.duration, stamp)).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]

@@ -8,7 +8,7 @@ resume: the next position is enough.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -16,7 +16,9 @@ import numpy as np
 from diffmavil.config import require
 
 # Domains of the Philox counter, so that order, crops and substitutes never share random numbers.
-_ORDER, _CROP, _SUBSTITUTE = 0, 1, 2
+_ORDER, _CROP, _SUBSTITUTE, _MIX = 0, 1, 2, 3
+MIX_BLOCK = 1000
+"""Positions in which several sets have exactly their shares, rounded to this."""
 MAX_ATTEMPTS = 256
 """Clips tried for one position before it is given up."""
 
@@ -27,9 +29,9 @@ def generator(seed: int, key: int, domain: int, attempt: int = 0) -> np.random.G
     return np.random.Generator(np.random.Philox(key=[seed, key], counter=[0, 0, domain, attempt]))
 
 
-@lru_cache(maxsize=2)
-def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    return _shuffled(n, generator(seed, epoch, _ORDER))
+@lru_cache(maxsize=8)
+def _permutation(n: int, seed: int, epoch: int, part: int = 0) -> np.ndarray:
+    return _shuffled(n, generator(seed, epoch, _ORDER, part))
 
 
 def _shuffled(n: int, rng: np.random.Generator) -> np.ndarray:
@@ -38,31 +40,72 @@ def _shuffled(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 class ClipStream:
-    """Which of `n` clips is at a position, and the random numbers of its crop."""
+    """Which of `n` clips is at a position, and the random numbers of its crop.
 
-    def __init__(self, n: int, seed: int) -> None:
+    Args:
+        parts: (clips, weight) of each of several sets that follow each other in the n. Then every `MIX_BLOCK` positions
+            hold each set by its weight, in an order keyed by (seed, block), and each set has epochs of its own.
+    """
+
+    def __init__(self, n: int, seed: int, parts: Sequence[tuple[int, float]] = ()) -> None:
         require(n >= 1, "n", n, "at least one clip")
         require(0 <= seed < 2**63, "seed", seed, "in [0, 2^63)")
         self.n = n
         self.seed = seed
+        self.sizes = tuple(size for size, _ in parts) or (n,)
+        require(sum(self.sizes) == n and min(self.sizes) > 0, "parts", parts, f"sets of some clips each, {n} together")
+        self.slots = _slots([weight for _, weight in parts] or [1.0])
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)]).tolist()
 
     def item(self, position: int) -> int:
         """Index of the clip at `position`."""
-        epoch, index = divmod(position, self.n)
-        return int(_permutation(self.n, self.seed, epoch)[index])
+        part, inside = self._part(position)
+        epoch, index = divmod(inside, self.sizes[part])
+        return self.starts[part] + int(_permutation(self.sizes[part], self.seed, epoch, part)[index])
+
+    def _part(self, position: int) -> tuple[int, int]:
+        """The set that a position belongs to, and how many positions before it do."""
+        if len(self.sizes) == 1:
+            return 0, position
+        block, place = divmod(position, MIX_BLOCK)
+        order, before = _mix(self.slots, self.seed, block)
+        part = int(order[place])
+        return part, block * self.slots[part] + int(before[place])
 
     def candidates(self, position: int) -> Iterator[int]:
-        """The clip at `position`, then its substitutes in the order to try them, each clip at most once."""
+        """The clip at `position`, then its substitutes in the order to try them, each clip of its set at most once."""
+        part, _ = self._part(position)
+        n = self.sizes[part]
         rng = generator(self.seed, position, _SUBSTITUTE)
-        if self.n <= MAX_ATTEMPTS:
-            others = _shuffled(self.n, rng)
+        if n <= MAX_ATTEMPTS:
+            others = _shuffled(n, rng)
         else:
-            others = rng.bit_generator.random_raw(MAX_ATTEMPTS) % self.n
-        yield from dict.fromkeys([self.item(position), *others.tolist()])
+            others = rng.bit_generator.random_raw(MAX_ATTEMPTS) % n
+        yield from dict.fromkeys([self.item(position), *(self.starts[part] + other for other in others.tolist())])
 
     def crop_rng(self, position: int, attempt: int = 0) -> np.random.Generator:
         """Random numbers for the crops of the clip tried at `position`."""
         return generator(self.seed, position, _CROP, attempt)
+
+
+def _slots(weights: Sequence[float]) -> tuple[int, ...]:
+    """Weights as whole shares of `MIX_BLOCK`, none of them 0, by largest remainder."""
+    share = np.array(weights, np.float64) / sum(weights) * MIX_BLOCK
+    slots = np.maximum(1, np.floor(share).astype(np.int64))
+    for part in np.argsort(slots - share, kind="stable")[: max(0, MIX_BLOCK - int(slots.sum()))]:
+        slots[part] += 1
+    slots[np.argmax(slots)] += MIX_BLOCK - slots.sum()
+    return tuple(slots.tolist())
+
+
+@lru_cache(maxsize=4)
+def _mix(slots: tuple[int, ...], seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """The set at each position of a block, and how many positions of the block before it belong to the same set."""
+    order = np.repeat(np.arange(len(slots)), slots)[_shuffled(MIX_BLOCK, generator(seed, block, _MIX))]
+    before = np.empty(MIX_BLOCK, np.int64)
+    for part, count in enumerate(slots):
+        before[order == part] = np.arange(count)
+    return order, before
 
 
 def batches(start_position: int, global_batch: int, rank: int, world: int) -> Iterator[range]:

@@ -1,0 +1,164 @@
+"""Processes that do items, and outlive any of them: one that hangs is killed, one that dies is replaced.
+
+`concurrent.futures` gives a pool up when a process dies and cannot end one that hangs; a decoder fed with damaged files
+does both.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from diffmavil.data.prepare.files import CannotWrite
+from diffmavil.data.prepare.items import Item
+from diffmavil.data.prepare.work import Worker
+from diffmavil.data.workers import process_context
+
+_START_SECONDS = 120.0
+"""What the first item of a process may take longer: imports."""
+_SLACK = 5.0
+"""The process looks at the deadline itself; it is killed this many seconds later."""
+
+
+class Crew:
+    """`count` processes that call `worker`; a context manager, which ends them."""
+
+    def __init__(self, worker: Worker, count: int) -> None:
+        self.worker = worker
+        self.members = [_Member(worker) for _ in range(count)]
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for member in self.members:
+            member.kill()
+
+    def run(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Do all items; gives each when it is done, in any order.
+
+        An item whose process hangs or dies gets that as its result.
+
+        Raises:
+            CannotWrite: the output cannot be written.
+        """
+        waiting = iter(items)
+        for member in self.members:
+            member.give(next(waiting, None))
+        while busy := [member for member in self.members if member.item is not None]:
+            wait([member.connection for member in busy], timeout=max(0.0, min(m.due for m in busy) - time.monotonic()))
+            for index, member in enumerate(self.members):
+                done = member.look()
+                if done is None:
+                    continue
+                if member.lost:
+                    self.worker.leave(done, [], [member.lost])
+                    member = self.members[index] = _Member(self.worker)
+                yield done
+                member.give(next(waiting, None))
+
+
+class _Member:
+    """A process, the item it does, and when that is due."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.patience = worker.deadline + _SLACK
+        self.item: Item | None = None
+        self.due = float("inf")
+        self.lost = ""
+        """Why the process is no more."""
+        self._extra = _START_SECONDS
+        context = process_context()
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, worker), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def give(self, item: Item | None) -> None:
+        self.item = item
+        if item is not None:
+            self.due = time.monotonic() + self.patience + self._extra
+            self._extra = 0.0
+            # A process that died while idle is found out by `look`.
+            try:
+                self.connection.send(item)
+            except OSError:
+                self.due = 0.0
+
+    def look(self) -> Item | None:
+        """The item if it has come to an end, well or badly."""
+        if self.item is None:
+            return None
+        try:
+            while self.connection.poll():
+                kind, what = self.connection.recv()
+                if kind == "begun":
+                    self.due = time.monotonic() + self.patience
+                elif kind == "done":
+                    return self.item
+                elif kind == "cannot write":
+                    raise CannotWrite(what)
+                else:
+                    return self._lose(what)
+        except (EOFError, ConnectionError):
+            self.process.join()
+            code = self.process.exitcode or 0
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            return self._lose(f"the decoder crashed ({how})")
+        if time.monotonic() > self.due:
+            return self._lose(f"not decoded within the deadline of {self.patience - _SLACK:g} s")
+        return None
+
+    def _lose(self, why: str) -> Item | None:
+        self.lost = why
+        self.kill()
+        return self.item
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def _serve(connection: Connection, worker: Worker) -> None:
+    """In the process: do items until nobody gives any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_main, daemon=True).start()
+    torch.set_num_threads(1)
+
+    def tell(kind: str, what: Any = None) -> None:
+        connection.send((kind, what))
+
+    while True:
+        try:
+            item = connection.recv()
+        except EOFError:
+            return
+        try:
+            worker(item, lambda: tell("begun"))
+            tell("done")
+        except CannotWrite as error:
+            tell("cannot write", str(error))
+        except Exception as error:
+            # Said once with its place: it is a fault of ours, or memory that ran out.
+            traceback.print_exc()
+            tell("failed", f"unexpected {type(error).__name__}: {error}")
+
+
+def _leave_with_main() -> None:
+    main = multiprocessing.parent_process()
+    assert main is not None
+    main.join()
+    os._exit(1)

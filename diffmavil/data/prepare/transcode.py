@@ -1,0 +1,294 @@
+"""One clip to H.264 and FLAC: decoded fully, upright, square pixels, cut into pieces whose streams start together.
+
+A piece starts where picture and sound have both begun; its first frame is the one on screen then, at time 0, and its
+first sample belongs to the same instant. True times are kept, so a variable frame rate stays one. The same input gives
+the same bytes: one thread each, and none of x264's look-ahead, which does not hold that promise.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import av.error
+import numpy as np
+import torch
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+
+from diffmavil.data.audio import log_mel
+from diffmavil.data.decode import limited, sound_of
+from diffmavil.data.frames import Disordered, counted_frames, timed_frames
+from diffmavil.data.media import BadClip, Deadline, Media
+from diffmavil.data.prepare.items import Item
+from diffmavil.data.prepare.settings import MELS, SAMPLE_RATE, SMALLEST, Settings
+from diffmavil.data.windows import MIN_SECONDS, Span, Windows
+
+_TICK = Fraction(1, 90_000)
+_X264 = {"preset": "veryfast", "tune": "fastdecode", "bf": "0", "threads": "1", "mbtree": "0", "rc-lookahead": "0",
+         "sc_threshold": "0"}  # fmt: skip
+_CUT_SLACK = 1.0
+"""Seconds by which a file may be longer than its row's segment and still be that segment alone."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A coded piece of a clip.
+
+    Attributes:
+        start: second of the file at which it starts.
+        seconds: how long its picture is.
+        frames, width, height: its picture.
+        samples: its sound, at 16 kHz.
+        damaged: packets of its picture that could not be decoded.
+        silent: its sound is digital silence.
+        log_mel: for each number of mel filters: how many values, their sum, the sum of their squares.
+    """
+
+    mp4: bytes
+    flac: bytes
+    start: float
+    seconds: float
+    frames: int
+    width: int
+    height: int
+    samples: int
+    damaged: int
+    silent: bool
+    log_mel: dict[str, tuple[int, float, float]]
+
+
+def transcode(
+    item: Item, settings: Settings, deadline: float, begun: Callable[[], None] = lambda: None
+) -> Iterator[Piece | BadClip]:
+    """Every piece of an item, or why it cannot be used.
+
+    Args:
+        deadline: seconds for the look at the whole file, and for each piece.
+        begun: called before each piece.
+    """
+    try:
+        with Media(item.path, Deadline(deadline, item.source)) as media:
+            spans = _part(item, media, media.measured())
+            origin = media.start
+        windows = _pieces(item, spans, settings)
+    except (av.error.FFmpegError, BadClip, OSError, ValueError) as error:
+        yield _bad(item, error)
+        return
+    for window in windows:
+        begun()
+        try:
+            with Media(item.path, Deadline(deadline, item.source)) as media:
+                yield _piece(media, item, window, spans, origin, settings)
+        except (av.error.FFmpegError, BadClip, OSError, ValueError) as error:
+            yield _bad(item, error)
+
+
+def _bad(item: Item, error: Exception) -> BadClip:
+    if isinstance(error, BadClip):
+        return BadClip(item.source, error.reason)
+    return BadClip(item.source, f"cannot be decoded: {getattr(error, 'strerror', None) or error}")
+
+
+def _part(item: Item, media: Media, spans: tuple[Span, Span]) -> tuple[Span, Span]:
+    """Where the item's picture and sound lie."""
+    if item.maybe_cut and item.duration is not None:
+        end = max(span.end for span in spans if span.length) if any(span.length for span in spans) else 0.0
+        if end - media.start <= item.duration + _CUT_SLACK:
+            return spans
+    return limited(media, spans, item.start, item.duration)
+
+
+def _pieces(item: Item, spans: tuple[Span, Span], settings: Settings) -> list[Span]:
+    """Even pieces of the time that has both picture and sound; the last one keeps what is left of either."""
+    common = spans[0].intersect(spans[1])
+    if common.length < MIN_SECONDS:
+        lengths = f"picture ({spans[0].length:.2f} s) and sound ({spans[1].length:.2f} s)"
+        raise BadClip(
+            item.source, f"only {common.length:.2f} s with both {lengths}, at least {MIN_SECONDS} s are needed"
+        )
+    # A tenth too long is no reason to cut in two.
+    count = max(1, math.ceil(common.length / settings.cut - 0.1))
+    length = common.length / count
+    starts = [common.start + index * length for index in range(count)]
+    last = min(max(span.end for span in spans), starts[-1] + max(length, settings.cut))
+    return [Span(begin, end) for begin, end in zip(starts, [*starts[1:], last], strict=True)]
+
+
+def _piece(
+    media: Media, item: Item, window: Span, spans: tuple[Span, Span], origin: float, settings: Settings
+) -> Piece:
+    picture, sound = (Span(window.start, min(window.end, span.end)) for span in spans)
+    video_packets, audio_packets = media.read(Windows(picture, sound))
+    length = round(sound.length * SAMPLE_RATE)
+    wave, valid = sound_of(media, audio_packets, sound, sound.end, length, SAMPLE_RATE)
+    if valid < MIN_SECONDS * SAMPLE_RATE:
+        raise BadClip(item.source, f"only {valid / SAMPLE_RATE:.2f} s of its sound can be decoded")
+    wave = _quantized(wave[:valid])
+    silent = not wave.any()
+    if silent and settings.drop_silent:
+        raise BadClip(item.source, "its sound is digital silence")
+    damaged: list[Packet | None] = []
+    try:
+        coded = _encode_picture(media, timed_frames(media, video_packets, damaged), picture, settings)
+    except Disordered:
+        coded = _encode_picture(media, counted_frames(media, video_packets), picture, settings)
+    if 2 * len(damaged) >= len(video_packets):
+        raise BadClip(item.source, "most of the picture, or all of it, cannot be decoded")
+    if coded.seconds < MIN_SECONDS:
+        raise BadClip(item.source, f"only {coded.seconds:.2f} s of its picture can be decoded")
+    return Piece(
+        mp4=coded.mp4,
+        flac=_encode_sound(wave),
+        start=round(window.start - origin, 6),
+        seconds=coded.seconds,
+        frames=coded.frames,
+        width=coded.width,
+        height=coded.height,
+        samples=valid,
+        damaged=len(damaged),
+        silent=silent,
+        log_mel={str(mels): _moments(wave, mels) for mels in MELS},
+    )
+
+
+@dataclass(frozen=True)
+class _Picture:
+    mp4: bytes
+    seconds: float
+    frames: int
+    width: int
+    height: int
+
+
+def _encode_picture(
+    media: Media, frames: Iterable[tuple[float, VideoFrame]], window: Span, settings: Settings
+) -> _Picture:
+    """The frames on screen during `window`; the first appears at 0."""
+    encoder: _Encoder | None = None
+    before: VideoFrame | None = None
+    aspect = float(media.video.sample_aspect_ratio or 1)
+    for when, frame in frames:
+        if when >= window.end:
+            break
+        if when <= window.start:
+            before = frame
+            continue
+        encoder = encoder or _Encoder(before or frame, aspect, settings)
+        if before is not None:
+            encoder.add(0.0, before)
+            before = None
+        encoder.add(when - window.start, frame)
+    if before is not None:
+        encoder = encoder or _Encoder(before, aspect, settings)
+        encoder.add(0.0, before)
+    if encoder is None:
+        raise BadClip("", "no frame of its picture can be decoded")
+    rate = float(media.video.average_rate or media.video.guessed_rate or 25)
+    return encoder.finish(window.length, usual=1 / rate)
+
+
+class _Encoder:
+    """Frames to H.264 in mp4, drawn upright with square pixels in limited-range BT.601.
+
+    One matrix and range for all clips: decoders differ in what they do about others.
+    """
+
+    def __init__(self, first: VideoFrame, aspect: float, settings: Settings) -> None:
+        if min(first.width, first.height) < SMALLEST:
+            size = f"{first.width}x{first.height}"
+            raise BadClip("", f"a picture of {size} pixels: both sides must have {SMALLEST} at least")
+        self.turns = round(first.rotation / 90) % 4
+        width, height = first.width * aspect, float(first.height)
+        scale = min(1.0, settings.short_side / min(width, height))
+        self.drawn = _even(width * scale), _even(height * scale)
+        self.size = self.drawn[::-1] if self.turns % 2 else self.drawn
+        self.reformatter = VideoReformatter()
+        self.file = io.BytesIO()
+        self.container = av.open(self.file, "w", format="mp4")
+        options = {**_X264, "crf": str(settings.crf)}
+        self.stream: VideoStream = self.container.add_stream("libx264", rate=25, options=options)
+        self.stream.width, self.stream.height = self.size
+        self.stream.pix_fmt = "yuv420p"
+        self.stream.gop_size = settings.gop
+        context = self.stream.codec_context
+        context.time_base = _TICK
+        context.thread_count = 1
+        context.colorspace, context.color_range = Colorspace.SMPTE170M, ColorRange.MPEG
+        self.packets: list[Packet] = []
+        self.stamps: list[int] = []
+
+    def add(self, when: float, frame: VideoFrame) -> None:
+        stamp = round(when / _TICK)
+        if self.stamps and stamp <= self.stamps[-1]:
+            return  # two frames for one instant: nobody sees the second
+        width, height = self.drawn
+        drawn = self.reformatter.reformat(
+            frame, width, height, format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG,
+            interpolation=Interpolation.AREA, threads=1,
+        )  # fmt: skip
+        if self.turns:
+            drawn = _turned(drawn, self.turns)
+        drawn.pts, drawn.time_base = stamp, _TICK
+        drawn.pict_type = 0  # the source's keyframes are not ours
+        self.stamps.append(stamp)
+        self.packets += self.stream.encode(drawn)
+
+    def finish(self, length: float, usual: float) -> _Picture:
+        """Write the file. `length`: seconds at most; `usual`: seconds for which the last frame is shown."""
+        self.packets += self.stream.encode(None)
+        end = min(round(length / _TICK), self.stamps[-1] + round(usual / _TICK))
+        for packet, begin, until in zip(self.packets, self.stamps, [*self.stamps[1:], end], strict=True):
+            packet.duration = max(1, until - begin)
+            self.container.mux(packet)
+        self.container.close()
+        seconds = float(max(end, self.stamps[-1] + 1) * _TICK)
+        return _Picture(self.file.getvalue(), seconds, len(self.stamps), *self.size)
+
+
+def _even(pixels: float) -> int:
+    return max(SMALLEST, 2 * round(pixels / 2))
+
+
+def _turned(frame: VideoFrame, turns: int) -> VideoFrame:
+    """A yuv420p frame turned by `turns` quarters against the clock."""
+    packed = frame.to_ndarray().astype(np.uint8, copy=False)
+    width, height = frame.width, frame.height
+    luma, chroma = packed[:height], packed[height:].reshape(2, height // 2, width // 2)
+    planes = [np.rot90(plane, turns) for plane in (luma, *chroma)]
+    flat = np.concatenate([plane.reshape(-1) for plane in planes])
+    turned = VideoFrame.from_ndarray(flat.reshape(-1, planes[0].shape[1]), format="yuv420p")
+    turned.colorspace, turned.color_range = frame.colorspace, frame.color_range
+    return turned
+
+
+def _quantized(wave: np.ndarray) -> np.ndarray:
+    """Float32 to the 16 bits of FLAC."""
+    return np.clip(np.rint(wave * 32767.0), -32768, 32767).astype(np.int16)
+
+
+def _encode_sound(wave: np.ndarray) -> bytes:
+    """int16 `[S]` at 16 kHz -> FLAC."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="flac") as container:
+        stream = container.add_stream("flac", rate=SAMPLE_RATE, layout="mono", format="s16")
+        stream.codec_context.thread_count = 1
+        frame_size = stream.codec_context.frame_size or 4096
+        for at in range(0, len(wave), frame_size):
+            frame = av.AudioFrame.from_ndarray(wave[None, at : at + frame_size], format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, at, Fraction(1, SAMPLE_RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def _moments(wave: np.ndarray, mels: int) -> tuple[int, float, float]:
+    """How many log-mel values, their sum, and the sum of their squares, as float64."""
+    spec = log_mel(torch.from_numpy(wave.astype(np.float32) / 32768.0)[None], mels, SAMPLE_RATE).double()
+    return spec.numel(), float(spec.sum()), float(spec.square().sum())

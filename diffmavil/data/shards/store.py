@@ -1,0 +1,200 @@
+"""Reading byte ranges of shards: from disk with `pread`, or from any store that fsspec knows.
+
+What is wrong with the storage (a shard that is missing or cut off, a store that does not answer) is `StoreError` and
+ends the run with that message: it would not get better with another clip. What is wrong with one sample (its checksum)
+is a bad clip like any other.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from diffmavil.data.media import BadClip, Sample
+from diffmavil.data.shards.cache import RangeCache
+from diffmavil.data.sources import Clip, Stored
+
+TRIES = 6
+BACK_OFF = 0.5
+"""Seconds to wait before a remote read is tried again; doubled each time."""
+_OPEN_FILES = 128
+_EXTRA = {"http": "aiohttp requests", "https": "aiohttp requests", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+
+
+class StoreError(Exception):
+    """The storage does not give what the index says it holds."""
+
+
+def is_remote(root: str) -> bool:
+    return "://" in root
+
+
+class Store(Protocol):
+    """A folder of shards."""
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Exactly these bytes of a file; `StoreError`."""
+        ...
+
+    def read_all(self, name: str) -> bytes:
+        """A whole, small file; `StoreError`."""
+        ...
+
+
+class LocalStore:
+    """A folder on disk; `_OPEN_FILES` shards stay open."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        path = os.path.join(self.root, name)
+        try:
+            data = os.pread(self._handle(path), size, offset)
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}; copy the shard again") from error
+        if len(data) != size:
+            raise StoreError(f"{path}: cut off: no {size} bytes at {offset}; copy the shard again")
+        return data
+
+    def read_all(self, name: str) -> bytes:
+        path = Path(self.root, name)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror}") from error
+
+    def _handle(self, path: str) -> int:
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path]
+        if len(self._open) >= _OPEN_FILES:
+            os.close(self._open.popitem(last=False)[1])
+        self._open[path] = os.open(path, os.O_RDONLY)
+        return self._open[path]
+
+    def __del__(self) -> None:
+        for handle in self._open.values():
+            os.close(handle)
+
+
+class RemoteStore:
+    """A folder at a URL, with retries; ranges that were read are kept in a local cache."""
+
+    def __init__(self, url: str, cache: RangeCache | None, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.url = url.rstrip("/")
+        self.cache = cache
+        self.sleep = sleep
+        self._fs, self._folder = _file_system(self.url)
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        key = f"{self.url}/{name}:{offset}:{size}"
+        data = self.cache.get(key) if self.cache else None
+        if data is None or len(data) != size:
+            data = self._tried(name, offset, offset + size)
+            if len(data) != size:
+                raise StoreError(
+                    f"{self.url}/{name}: {len(data)} bytes came for {size} at {offset}: the shard is cut off, or the "
+                    "server does not know byte ranges"
+                )
+            if self.cache:
+                self.cache.put(key, data)
+        return data
+
+    def forget(self, name: str, offset: int, size: int) -> None:
+        """Drop a range from the cache: it was damaged there."""
+        if self.cache:
+            self.cache.drop(f"{self.url}/{name}:{offset}:{size}")
+
+    def read_all(self, name: str) -> bytes:
+        return self._tried(name, None, None)
+
+    def _tried(self, name: str, start: int | None, end: int | None) -> bytes:
+        wait = BACK_OFF
+        for left in reversed(range(TRIES)):
+            try:
+                return self._fs.cat_file(f"{self._folder}/{name}", start=start, end=end)
+            except FileNotFoundError as error:
+                raise StoreError(f"{self.url}/{name}: is not there") from error
+            except PermissionError as error:
+                raise StoreError(f"{self.url}/{name}: access is denied: {error}") from error
+            except Exception as error:  # every store has errors of its own
+                if not left:
+                    raise StoreError(f"{self.url}/{name}: tried {TRIES} times: {error!r}") from error
+                # Processes that failed together do not come back together.
+                self.sleep(wait * (1 + os.getpid() % 97 / 97))
+                wait *= 2
+        raise AssertionError
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the folder's path in it; `ValueError` when a package is missing."""
+    try:
+        import fsspec
+
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        extra = _EXTRA.get(url.partition("://")[0], "fsspec")
+        raise ValueError(f"data.root={url!r}: cannot be opened: {error} (pip install {extra})") from error
+
+
+class Reader:
+    """Clips to what a decoder takes; opens what it needs in each process anew.
+
+    Args:
+        cache: folder for ranges of remote stores.
+        cache_bytes: most that is kept there; 0: nothing.
+    """
+
+    def __init__(self, cache: Path, cache_bytes: int) -> None:
+        self.cache = cache
+        self.cache_bytes = cache_bytes
+        self._stores: dict[str, Store] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stores": {}}
+
+    def store(self, root: str) -> Store:
+        if root not in self._stores:
+            self._stores[root] = open_store(root, self.cache, self.cache_bytes)
+        return self._stores[root]
+
+    def __call__(self, clip: Clip) -> str | Sample:
+        """The path of a plain file, or a sample of a shard.
+
+        Raises:
+            BadClip: the sample's checksum is wrong.
+            StoreError: the storage fails.
+        """
+        if clip.stored is None:
+            return clip.path
+        store, place = self.store(clip.stored.root), clip.stored
+        # Sound follows picture in the shard: one read gets both.
+        reach = place.audio + place.audio_size - place.video
+        sample = _sample(clip, place, store.read(place.shard, place.video, reach))
+        if sample is None and isinstance(store, RemoteStore):
+            store.forget(place.shard, place.video, reach)
+            sample = _sample(clip, place, store.read(place.shard, place.video, reach))
+        if sample is None:
+            raise BadClip(clip.path, "its checksum is wrong: the shard was changed or damaged")
+        return sample
+
+
+def _sample(clip: Clip, place: Stored, data: bytes) -> Sample | None:
+    """None when a checksum is wrong."""
+    mp4, flac = data[: place.video_size], data[place.audio - place.video :]
+    whole = zlib.crc32(mp4) == place.video_crc and zlib.crc32(flac) == place.audio_crc
+    return Sample(clip.path, mp4, flac) if whole else None
+
+
+def open_store(root: str, cache: Path, cache_bytes: int) -> Store:
+    """Where the shards of `root`, a folder or a URL, are read."""
+    if not is_remote(root):
+        return LocalStore(root)
+    return RemoteStore(root, RangeCache(cache / "ranges", cache_bytes) if cache_bytes else None)

@@ -1,0 +1,209 @@
+"""Videos to shards: `python -m diffmavil.prepare SRC OUT [--csv TABLE] [--workers N] [--shard i/n]`.
+
+Everything can be stopped at any instant; the same command goes on from there and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from diffmavil.cli import RunError, UsageError, run_main
+from diffmavil.config import require
+from diffmavil.data.prepare.crew import Crew
+from diffmavil.data.prepare.files import CannotWrite
+from diffmavil.data.prepare.items import Item, read_catalog
+from diffmavil.data.prepare.pack import QUARANTINE_FILE, Layout, finish, pack_shard, unfinished
+from diffmavil.data.prepare.settings import Settings
+from diffmavil.data.prepare.spread import ray_available, run_on_ray
+from diffmavil.data.prepare.verify import verify
+from diffmavil.data.prepare.work import Worker
+from diffmavil.data.shards.index import DATASET_FILE, Description
+
+_NAMED = 20  # reasons that are printed
+
+
+@dataclass(frozen=True)
+class Options:
+    """Transcode videos once into WebDataset shards that are cheap to decode in training."""
+
+    src: tyro.conf.Positional[Path | None] = None
+    """A folder of videos (folders become classes), or a CSV with path,start,duration,labels."""
+    out: tyro.conf.Positional[Path | None] = None
+    """Folder of the shards: new, empty, or begun earlier."""
+    csv: Path | None = None
+    """Which parts of the videos of SRC: a CSV of ours, AudioSet's or VGGSound's."""
+    split: str | None = None
+    """Only rows of this split of a VGGSound CSV: train or test."""
+    classes: Path | None = None
+    """Fixes the classes and their order: AudioSet's class_labels_indices.csv, or a name in each line."""
+    follow_links: bool = False
+    """Also read links that lead out of SRC."""
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Processes; default: one for each core."""
+    shard: str = "0/1"
+    """i/n: only part i of n, from 0; for n machines that see the same folders."""
+    ray: str | None = None
+    """Address of a Ray cluster to use instead of processes here; 'local' starts one."""
+    deadline: float = 300.0
+    """Seconds that a piece of a clip may take."""
+    settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    verify: Path | None = None
+    """Instead: read every byte of this prepared folder and say what is wrong with it."""
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 1, "--workers", self.workers, ">= 1")
+        require(self.deadline > 0, "--deadline", self.deadline, "positive")
+        _ = self.part
+        missing = [name for name in ("src", "out") if getattr(self, name) is None]
+        if not self.verify and missing:
+            raise ValueError("SRC and OUT are needed: python -m diffmavil.prepare SRC OUT, or --verify OUT")
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """(i, n) of `shard`."""
+        first, _, second = self.shard.partition("/")
+        ok = first.isdigit() and second.isdigit() and int(first) < int(second)
+        require(ok, "--shard", self.shard, "i/n with 0 <= i < n")
+        return int(first), int(second)
+
+
+def main(argv: Sequence[str]) -> None:
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    try:
+        options = tyro.cli(Options, prog="python -m diffmavil.prepare", args=list(argv))
+        if options.verify is not None:
+            check(options.verify, console)
+        else:
+            prepare(options, console)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except CannotWrite as error:
+        raise RunError(f"cannot write {error}; nothing done is lost, the same command goes on") from error
+    except KeyboardInterrupt:
+        raise RunError("stopped; nothing done is lost, the same command goes on") from None
+
+
+def check(out: Path, console: Console) -> None:
+    """Print what is wrong with a prepared folder. Raises `RunError` if anything is."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("shards", total=None)
+        problems = verify(out, lambda done, total: bar.update(task, completed=done, total=total))
+    for problem in problems:
+        console.print(problem)
+    if problems:
+        raise RunError(f"{out}: {len(problems)} problems")
+    console.print(f"{out}: every sample is there, whole, and nothing else")
+
+
+def prepare(options: Options, console: Console) -> Description | None:
+    """Do what is not done yet; the description of the set, or None while other parts are missing.
+
+    Raises:
+        ValueError: the options do not fit what is there.
+        CannotWrite: OUT cannot be written.
+        RunError: another process prepares the same part, or no clip could be used.
+    """
+    assert options.src is not None
+    assert options.out is not None
+    if options.ray is not None and (why := ray_available()):
+        raise ValueError(f"--ray={options.ray!r}: {why}")
+    catalog = read_catalog(
+        options.src, options.csv, split=options.split, names=options.classes, follow_links=options.follow_links
+    )
+    layout = Layout(options.out, catalog, options.settings)
+    layout.claim()
+    with _alone(layout, options.shard):
+        _work(options, layout, console)
+    missing = sum(1 for _ in unfinished(layout, 0, 1))
+    if missing:
+        console.print(f"part {options.shard} is done; {missing} of {layout.shards} shards are left to other parts")
+        return None
+    if (layout.out / DATASET_FILE).exists():
+        description = Description.from_bytes((layout.out / DATASET_FILE).read_bytes())
+    else:
+        description = finish(layout)
+    report(options.out, description, console)
+    if not description.facts["clips"]:
+        raise RunError(f"no clip could be used; {options.out / QUARANTINE_FILE} says why")
+    return description
+
+
+@contextmanager
+def _alone(layout: Layout, part: str) -> Iterator[None]:
+    """Hold the lock of a part; the kernel lets go of it when the process is killed."""
+    with (layout.state / f"part-{part.replace('/', '-of-')}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{layout.out}: another process prepares part {part}") from None
+        yield
+
+
+def _work(options: Options, layout: Layout, console: Console) -> None:
+    """Do every unfinished item of this part, shard by shard, and pack each shard when its last item is done."""
+    shards = list(unfinished(layout, *options.part))
+    total = sum(len(layout.items(shard)) for shard in shards)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("clips", total=total)
+        for shard in shards:
+            worker = Worker(options.settings, layout.staging(shard), options.deadline)
+            todo: list[Item] = []
+            for item in layout.items(shard):
+                if worker.done(item).exists():
+                    bar.advance(task)
+                elif item.reason:
+                    worker.leave(item, [], [item.reason])
+                    bar.advance(task)
+                else:
+                    todo.append(item)
+            for _ in _run(options, worker, todo):
+                bar.advance(task)
+            pack_shard(layout, shard)
+
+
+def _run(options: Options, worker: Worker, todo: list[Item]) -> Iterator[Item]:
+    if options.ray is not None and todo:
+        yield from run_on_ray(worker, todo, options.ray)
+    elif todo:
+        with Crew(worker, min(options.workers, len(todo))) as crew:
+            yield from crew.run(todo)
+
+
+def report(out: Path, description: Description, console: Console) -> None:
+    """Print what was kept, what was not and why, and how much it is."""
+    facts = description.facts
+    table = Table(title=str(out), show_header=False)
+    rows = {
+        "clips kept": f"{facts['clips']:,}, from {facts['rows_kept']:,} of {facts['rows']:,} rows",
+        "media kept": f"{facts['seconds']:,.1f} s",
+        "skipped": f"{facts['skipped']:,}, named in {QUARANTINE_FILE}" if facts["skipped"] else "0",
+        "silent, damaged": f"{facts['silent']:,}, {facts['damaged']:,} (kept)",
+        "bytes in": f"{facts['bytes_in']:,}",
+        "bytes out": f"{facts['bytes_out']:,} in {len(description.shards):,} shards",
+        "classes": f"{len(description.classes):,}",
+    }
+    for mels, (mean, std) in description.audio.items():
+        rows[f"log-mel, {mels} filters"] = f"mean {mean:.4f}, std {std:.4f}"
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+    reasons = sorted(facts["reasons"].items(), key=lambda pair: -pair[1])
+    for reason, count in reasons[:_NAMED]:
+        console.print(f"skipped {count:,}: {reason}")
+    if len(reasons) > _NAMED:
+        console.print(f"and for {len(reasons) - _NAMED} more reasons")
+
+
+if __name__ == "__main__":
+    run_main(main)

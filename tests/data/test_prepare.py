@@ -1,0 +1,378 @@
+"""Preparing: what is in the shards, and that no kill, full disk or division of the work changes a byte of them."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from clip_files import MEDIA, number_shown, rotate_clockwise, write_clip
+from prepared_sets import DEADLINE, contents, layout_of, prepare_here, work_through, write_clips
+
+from diffmavil.cli import UsageError
+from diffmavil.data.prepare import work as work_module
+from diffmavil.data.prepare.files import CannotWrite
+from diffmavil.data.prepare.items import Item
+from diffmavil.data.prepare.pack import pack_shard
+from diffmavil.data.prepare.settings import Settings
+from diffmavil.data.prepare.transcode import Piece, transcode
+from diffmavil.data.prepare.verify import verify
+from diffmavil.data.prepare.work import Worker
+from diffmavil.data.shards.index import Index
+from diffmavil.prepare import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def pieces_of(path: Path, *, start: float | None = None, duration: float | None = None, **settings) -> list[Piece]:
+    item = Item(0, str(path), path.name, start, duration)
+    found = list(transcode(item, Settings(**settings), DEADLINE))
+    assert all(isinstance(piece, Piece) for piece in found), found
+    return found  # type: ignore[return-value]
+
+
+def frames_of(piece: Piece) -> tuple[list[float], np.ndarray]:
+    """When each frame appears, and the frames `[T, H, W, 3]`."""
+    with av.open(io.BytesIO(piece.mp4), "r") as container:
+        frames = list(container.decode(video=0))
+    return [float(f.time or 0.0) for f in frames], np.stack([f.to_ndarray(format="rgb24") for f in frames])
+
+
+def sound_of(piece: Piece) -> np.ndarray:
+    with av.open(io.BytesIO(piece.flac), "r") as container:
+        return np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)])
+
+
+def test_a_clip_keeps_frames_times_and_sound(tmp_path: Path) -> None:
+    sound = 0.5 * np.sin(np.arange(32_000) / 5)
+    piece = pieces_of(write_clip(tmp_path / "a.mkv", seconds=2.0, sound=sound, codecs=("libx264", "flac")))[0]
+    times, frames = frames_of(piece)
+    assert [number_shown(frame) for frame in frames] == list(range(50))
+    assert times == pytest.approx(np.arange(50) / 25, abs=0.002)
+    assert piece.seconds == pytest.approx(2.0, abs=0.01)
+    assert (piece.frames, piece.samples) == (50, 32_000)
+    assert np.abs(sound_of(piece) / 32_767 - sound).max() < 1e-4
+
+
+def test_it_is_what_was_promised(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", paint=lambda i: np.full((480, 640, 3), 3 * i, np.uint8), seconds=1.4)
+    piece = pieces_of(path)[0]
+    with av.open(io.BytesIO(piece.mp4), "r") as container:
+        stream = container.streams.video[0]
+        keys = [index for index, packet in enumerate(container.demux(stream)) if packet.is_keyframe]
+        assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+        assert (stream.height, stream.width) == (256, 342) == (piece.height, piece.width)
+        assert keys == [0, 15, 30]
+        assert len(container.streams.audio) == 0
+    with av.open(io.BytesIO(piece.flac), "r") as container:
+        stream = container.streams.audio[0]
+        assert (stream.codec_context.name, stream.rate, stream.layout.name) == ("flac", 16_000, "mono")
+
+
+def test_late_streams_start_together(tmp_path: Path) -> None:
+    """Sound that begins 0.4 s after the picture: the first frame is the one on screen then."""
+    path = write_clip(tmp_path / "a.mkv", seconds=3.0, audio_start=0.42, codecs=("libx264", "flac"))
+    times, frames = frames_of(pieces_of(path)[0])
+    assert times[0] == 0.0
+    assert number_shown(frames[0]) == 10
+    assert times[1] == pytest.approx(0.02, abs=0.002)
+    path = write_clip(tmp_path / "b.mkv", seconds=3.0, video_start=1.0, codecs=("libx264", "flac"))
+    piece = pieces_of(path)[0]
+    assert number_shown(frames_of(piece)[1][0]) == 0
+    assert piece.samples == pytest.approx(2.0 * 16_000, abs=40)
+
+
+def test_a_variable_frame_rate_stays_one(tmp_path: Path) -> None:
+    appears = np.round(np.cumsum(np.random.default_rng(0).choice([0.02, 0.04, 0.1, 0.3], size=20)), 3)
+    appears -= appears[0]
+    path = write_clip(tmp_path / "a.mkv", times=list(appears), sound=np.zeros(60_000), codecs=("libx264", "flac"))
+    times, frames = frames_of(pieces_of(path)[0])
+    assert times == pytest.approx(appears, abs=0.002)
+    assert [number_shown(frame) for frame in frames] == list(range(20))
+
+
+def test_rotation_and_aspect_are_applied(tmp_path: Path) -> None:
+    def red_left(index: int) -> np.ndarray:
+        picture = np.zeros((64, 96, 3), np.uint8)
+        picture[:, :48, 0] = 255
+        return picture
+
+    turned = pieces_of(rotate_clockwise(write_clip(tmp_path / "a.mp4", paint=red_left)))[0]
+    assert (turned.width, turned.height) == (64, 96)
+    picture = frames_of(turned)[1][3]
+    assert picture[20, 32].tolist() == pytest.approx([254, 0, 0], abs=8)
+    assert picture[80, 32].tolist() == pytest.approx([0, 0, 0], abs=8)
+    wide = pieces_of(write_clip(tmp_path / "b.mp4", pixel_aspect=Fraction(3, 2)))[0]
+    assert (wide.width, wide.height) == (96, 64)
+
+
+def test_long_clips_are_cut_evenly_without_loss(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", seconds=6.0, codecs=("libx264", "flac"))
+    pieces = pieces_of(path, cut=2.0)
+    assert [piece.start for piece in pieces] == pytest.approx([0.0, 2.0, 4.0], abs=0.05)
+    shown = [number_shown(frame) for piece in pieces for frame in frames_of(piece)[1]]
+    assert list(dict.fromkeys(shown)) == list(range(150))  # the frame on screen at a cut opens the next piece too
+    assert sum(piece.samples for piece in pieces) == pytest.approx(96_000, abs=3)
+    assert len(pieces_of(path, start=1.0, duration=3.0, cut=30.0)) == 1
+    assert len(pieces_of(path, cut=5.9)) == 1
+
+
+def test_an_audioset_file_may_hold_its_segment_alone(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", seconds=3.0)
+    for duration, expected in ((2.5, 3.0), (1.0, 1.0)):
+        item = Item(0, str(path), "a", 1.5, duration, maybe_cut=True)
+        piece = next(iter(transcode(item, Settings(), DEADLINE)))
+        assert isinstance(piece, Piece)
+        assert piece.seconds == pytest.approx(expected, abs=0.1)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven clips, one of them no clip."""
+    root = write_clips(tmp_path_factory.mktemp("clips"), 6)
+    (root / "class0" / "zz.mp4").write_bytes(b"nothing")
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The set made of them, undisturbed."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    prepare_here(clips, out, per_shard=3)
+    return out
+
+
+def test_shards_are_ordinary_tars(whole: Path) -> None:
+    members = {}
+    for path in sorted(whole.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            members |= {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    keys = sorted({name.split(".")[0] for name in members})
+    assert keys == [f"{number:08d}-0000" for number in (0, 1, 2, 4, 5, 6)]
+    assert {name.split(".")[1] for name in members} == {"mp4", "flac", "json"}
+    facts = json.loads(members["00000004-0000.json"])
+    assert facts["labels"] == ["class1"]
+    assert facts["source"] == "class1/01.mkv"
+    assert members["00000000-0000.flac"][:4] == b"fLaC"
+
+
+def test_the_report_adds_up(clips: Path, whole: Path) -> None:
+    facts = json.loads((whole / "dataset.json").read_text())
+    assert (facts["rows"], facts["rows_kept"], facts["clips"], facts["skipped"]) == (7, 6, 6, 1)
+    assert facts["bytes_in"] == sum(path.stat().st_size for path in clips.rglob("*.m*"))
+    assert facts["bytes_out"] == sum(path.stat().st_size for path in whole.glob("*.tar"))
+    assert facts["seconds"] == pytest.approx(6 * 1.2, abs=0.1)
+    assert (whole / "quarantine.csv").read_text().splitlines()[1:] == [
+        "class0/zz.mp4,,cannot be decoded: Invalid data found when processing input"
+    ]
+    assert facts["audio"]["64"]["std"] > 0.5
+    assert len(Index.from_bytes((whole / "index.npz").read_bytes())) == 6
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transcoding twice costs nothing: these tests stop everywhere around it."""
+    known: dict[str, list] = {}
+
+    def look_up(item: Item, settings: Settings, *rest: object) -> list:
+        if item.source not in known:
+            known[item.source] = list(transcode(item, settings, DEADLINE))
+        return known[item.source]
+
+    monkeypatch.setattr(work_module, "transcode", look_up)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_killed_anywhere_the_result_is_the_same(
+    clips: Path, whole: Path, tmp_path: Path, remembered: None, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Stopped at every write to the disk and every rename, then started again: not one byte differs."""
+    real = getattr(os, step)
+    left = 0
+
+    def counted(*arguments: object) -> object:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        return real(*arguments)
+
+    stop = 0
+    for stop in range(1000):
+        out, left = tmp_path / str(stop), stop
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, counted)
+            try:
+                prepare_here(clips, out, per_shard=3)
+            except Killed:
+                pass
+            else:
+                break
+        work_through(layout_of(clips, out, per_shard=3))
+        assert {name: data for name, data in contents(out).items() if not name.endswith(".tmp")} == contents(whole)
+    assert stop > 20
+
+
+def test_a_full_disk_loses_nothing(
+    clips: Path, whole: Path, tmp_path: Path, remembered: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    layout = layout_of(clips, out, per_shard=3)
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for item in layout.items(0):
+        Worker(layout.settings, layout.staging(0), DEADLINE)(item)
+    for attempt in (lambda: pack_shard(layout, 0), lambda: work_through(layout)):
+        before = contents(out)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(CannotWrite, match="No space left on device"):
+                attempt()
+        assert contents(out) == before
+    work_through(layout)
+    assert contents(out) == contents(whole)
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "diffmavil.prepare", *map(str, arguments)]
+
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]), "COLUMNS": "200"}
+
+
+def run(*arguments: object, code: int = 0, **how) -> str:
+    done = subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, **how)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_command_killed_and_out_of_space(clips: Path, whole: Path, tmp_path: Path) -> None:
+    """kill -9 as soon as something is done; then no file may grow beyond some bytes; then nothing in the way."""
+    out = tmp_path / "out"
+    wanted = (clips, out, "--workers", 2, "--per-shard", 3)
+    process = subprocess.Popen(command(*wanted), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(out.glob(".prepare/shard-*/*.json")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    assert "File too large; nothing done is lost" in run(*wanted, code=1, preexec_fn=small_files)
+    said = run(*wanted)
+    assert "6, from 6 of 7 rows" in said
+    assert "skipped 1: cannot be decoded: Invalid data" in said
+    assert contents(out) == contents(whole)
+    assert "whole, and nothing else" in run("--verify", out)
+
+
+def test_parts_give_the_same_as_one(
+    clips: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    wanted = [str(clips), str(out), "--workers", "1", "--per-shard", "3"]
+    main([*wanted, "--shard", "1/2"])
+    assert "2 of 3 shards are left to other parts" in capsys.readouterr().out
+    assert not (out / "dataset.json").exists()
+    main([*wanted, "--shard", "0/2"])
+    assert contents(out) == contents(whole)
+
+
+def test_it_refuses_what_it_cannot_continue(clips: Path, whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds other settings"):
+        layout_of(clips, whole, per_shard=4)
+    with pytest.raises(ValueError, match="holds other rows"):
+        layout_of(clips / "class0", whole, per_shard=3)
+    with pytest.raises(ValueError, match="must be a new or empty folder"):
+        layout_of(clips, clips)
+
+
+def test_wrong_flags_say_what_is_allowed(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        ([clips], "SRC and OUT are needed"),
+        ([clips, tmp_path / "out", "--shard", "2/2"], r"--shard='2/2': must be i/n with 0 <= i < n"),
+        ([clips, tmp_path / "out", "--short-side", "15"], r"--short-side=15: must be even"),
+        ([tmp_path / "absent", tmp_path / "out"], r"must be a folder of videos or a \.csv file"),
+    ):
+        with pytest.raises((UsageError, SystemExit)) as caught:
+            main([str(argument) for argument in arguments])
+        said = " ".join(re.sub("[│╭╮╰╯─]", "", capsys.readouterr().err).split())
+        assert re.search(message, said if caught.type is SystemExit else str(caught.value))
+        assert caught.type is UsageError or caught.value.args == (2,)
+    assert not (tmp_path / "out").exists()
+
+
+def rewrite(path: Path, change) -> None:
+    """The tar with its members changed: (name, data) -> the same, or None to leave it out."""
+    with tarfile.open(path) as tar:
+        members = [(member, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    with tarfile.open(path, "w") as tar:
+        for member, data in members:
+            changed = change(member.name, data)
+            if changed:
+                member.name, member.size = changed[0], len(changed[1])
+                tar.addfile(member, io.BytesIO(changed[1]))
+
+
+DAMAGE = {
+    "whole": (lambda path: None, None),
+    "missing": (lambda path: path.unlink(), "is missing"),
+    "cut-off": (lambda path: os.truncate(path, path.stat().st_size // 2), "cut off, or changed"),
+    "a-bit": (lambda path: path.write_bytes(path.read_bytes().replace(b"mdat", b"mdaT", 1)), "checksum"),
+    "escaping-name": (
+        lambda path: rewrite(path, lambda name, data: (name.replace("0-0000.json", "0/../../../evil.json"), data)),
+        r"evil\.json' does not belong there",
+    ),
+    "left-out": (lambda path: rewrite(path, lambda name, data: None if "flac" in name else (name, data)), "flac is"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=list(DAMAGE))
+def test_verify(whole: Path, tmp_path: Path, damage, message: str | None) -> None:
+    out = tmp_path / "inner" / "out"
+    for name, data in contents(whole).items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(data)
+    damage(out / "shard-000000.tar")
+    problems = verify(out)
+    assert bool(problems) == (message is not None)
+    if message:
+        assert any(problem.startswith("shard-000000.tar: ") for problem in problems)
+        assert re.search(message, "\n".join(problems)), problems
+    assert not list(tmp_path.rglob("evil*"))
+
+
+@pytest.mark.skipif(not MEDIA.is_dir(), reason=f"no real clips at {MEDIA} (DIFFMAVIL_MEDIA)")
+def test_real_clips(tmp_path: Path) -> None:
+    """Each kind of container among the real clips, a second of it."""
+    rows = "".join(
+        f"{name},1,1,\n" for name in ("LipNet__bbaf2n.mpg", "learning-area__frog.webm", "WebAV__bunny_0.mp4")
+    )
+    (tmp_path / "t.csv").write_text("path,start,duration,labels\n" + rows)
+    facts = prepare_here(MEDIA, tmp_path / "out", table=tmp_path / "t.csv").facts
+    assert facts["skipped"] == 0
+    assert facts["clips"] == 3
+    assert facts["seconds"] == pytest.approx(3.0, rel=0.05)
+    assert verify(tmp_path / "out") == []
