@@ -99,6 +99,7 @@ def test_an_adaptive_run_resumes_bit_exactly_with_the_plan_it_was_given(train, t
     """Batches of several sizes, in passes, with the mixed ratios of packed attention; stopped at step 3 and resumed."""
     flags = (
         *("--batch.rule", "flops", "--batch.multiple", "2", "--batch.lr-rule", "sqrt", "--batch.memory-gib", "0.01"),
+        *("--train.batch-size", "16"),
         *(
             "--mask.video.levels",
             "2",
