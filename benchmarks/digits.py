@@ -126,7 +126,7 @@ def pretrain_and_probe(config: Config, digits: Digits, *, samples: int, seed: in
         optimizer.zero_grad(set_to_none=True)
         cost = forward_flops(meta_model(config.model), 1, keep)
         flops += (cost.audio_encoder + cost.audio_decoder) / steps
-        last = float(loss) if step + 1 == steps else last
+        last = float(loss.detach()) if step + 1 == steps else last
     return {
         "seconds": time.perf_counter() - begin,
         "probe": _probe(branch, digits, seed),

@@ -51,7 +51,9 @@ def plan_batches(config: Config, peers: World) -> Config:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if peers.main and (config.batch.sizes or config.batch.at_once):
-        Console().print(plan_table(config, peers.size))
+        console = Console()
+        # A log has no width of its own; 80 columns would fold the table.
+        (console if console.is_terminal else Console(width=120)).print(plan_table(config, peers.size))
     return config
 
 

@@ -86,7 +86,7 @@ class Branch(nn.Module):
     def encode_all(self, x: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
         """Several batches that keep other numbers of patches, each as in `encode`."""
         patches = [self.patches(*batch) for batch in zip(x, ids, strict=True)]
-        return self.encoder.encode(patches, [rearrange(i, "b v k -> (b v) k") for i in ids])
+        return self.encoder(patches, [rearrange(i, "b v k -> (b v) k") for i in ids])
 
     def patches(self, x: Tensor, ids: Tensor) -> Tensor:
         """Normalised patches at ids `[B, V, K]`: `[(B V), K, P]`."""
@@ -143,7 +143,7 @@ class Branch(nn.Module):
 
         fused: `[(B V), 1 + K, D]` of each span, x: its input, drawn: what was drawn for it.
         """
-        predicted = self.decoder.decode(
+        predicted = self.decoder(
             [
                 ToDecode(
                     tokens,

@@ -87,7 +87,7 @@ class Decoder(nn.Module):
         self.norm = layer_norm(width)
         self.head = nn.Linear(width, patch_dim)
 
-    def forward(self, fused: Tensor, ids_keep: Tensor, ids_decode: Tensor, *diffused: Tensor) -> Tensor:
+    def forward(self, fused: Tensor | Sequence[ToDecode], *ids_and_diffused: Tensor) -> Tensor | list[Tensor]:
         """Decode the patches at `ids_decode`.
 
         Args:
@@ -97,12 +97,13 @@ class Decoder(nn.Module):
             diffused: x_t `[B, Q, P]` and t `[B]` when diffused patches are decoded, else nothing.
 
         Returns:
-            `[B, Q, P]`, the predicted clean patches.
+            `[B, Q, P]`, the predicted clean patches; a list of them for a list of `ToDecode`, batches of other numbers
+            of tokens.
         """
-        return self.decode([ToDecode(fused, ids_keep, ids_decode, diffused)])[0]
-
-    def decode(self, batches: Sequence[ToDecode]) -> list[Tensor]:
-        """Several batches of other numbers of tokens, each as in `forward`."""
+        if isinstance(fused, Tensor):
+            ids_keep, ids_decode, *diffused = ids_and_diffused
+            return self.forward([ToDecode(fused, ids_keep, ids_decode, tuple(diffused))])[0]
+        batches = fused
         contexts = [self.embed_context(b.fused, b.ids_keep) for b in batches]
         masked = [self.masked(self.positions[b.ids_decode], *b.diffused) for b in batches]
         if self.cross:

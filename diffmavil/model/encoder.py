@@ -26,11 +26,12 @@ class Encoder(nn.Module):
         self.blocks = Blocks(SelfBlock(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = layer_norm(config.width)
 
-    def forward(self, patches: Tensor, ids: Tensor) -> Tensor:
-        """patches `[B, K, P]` at ids `[B, K]` -> `[B, 1 + K, D]`, the CLS token first."""
-        return self.encode([patches], [ids])[0]
+    def forward(self, patches: Tensor | Sequence[Tensor], ids: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """patches `[B, K, P]` at ids `[B, K]` -> `[B, 1 + K, D]`, the CLS token first.
 
-    def encode(self, patches: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
-        """Several batches that keep other numbers of patches, each as in `forward`."""
+        Or lists of them, for batches that keep other numbers of patches.
+        """
+        if isinstance(patches, Tensor):
+            return self.forward([patches], [ids])[0]  # type: ignore[list-item]  # a tensor each
         embedded = [self.embed(*batch) for batch in zip(patches, ids, strict=True)]
         return [self.norm(x) for x in self.blocks(embedded)]

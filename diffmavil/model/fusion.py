@@ -25,12 +25,15 @@ class Fusion(nn.Module):
             self.video_type = nn.Parameter(torch.empty(config.width))
             self.norm = layer_norm(config.width)
 
-    def forward(self, audio: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
-        """audio `[B, 1 + Ka, D]`, video `[B, 1 + Kv, D]` -> the same shapes, each having read the other."""
-        return self.fuse([audio], [video])[0]
+    def forward(
+        self, audio: Tensor | Sequence[Tensor], video: Tensor | Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor] | list[tuple[Tensor, Tensor]]:
+        """audio `[B, 1 + Ka, D]`, video `[B, 1 + Kv, D]` -> the same shapes, each having read the other.
 
-    def fuse(self, audio: Sequence[Tensor], video: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Several batches of other numbers of tokens, each as in `forward`."""
+        Or lists of them, for batches of other numbers of tokens: then a list of pairs.
+        """
+        if isinstance(audio, Tensor):
+            return self.forward([audio], [video])[0]  # type: ignore[list-item]  # a tensor each
         pairs = list(zip(audio, video, strict=True))
         if not self.blocks:
             return pairs

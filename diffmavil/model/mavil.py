@@ -99,7 +99,7 @@ class DiffMAViL(nn.Module):
         audio_tokens = self.audio.encode_all(specs, [drawn.masks.keep for drawn in draws.audio])
         video_tokens = self.video.encode_all(videos, [drawn.masks.keep for drawn in draws.video])
         inter, intra = self._contrast(audio_tokens, video_tokens)
-        fused = self.fusion.fuse(audio_tokens, video_tokens)
+        fused = self.fusion(audio_tokens, video_tokens)
         audio_loss = self.audio.loss([audio for audio, _ in fused], specs, draws.audio)
         video_loss = self.video.loss([video for _, video in fused], videos, draws.video)
         config = self.config

@@ -30,7 +30,6 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from maekernels._checks import check, check_float, describe
 
@@ -147,7 +146,6 @@ def _choose(backend: Backend, q: Tensor, queries: int, keys: int, packed: bool) 
 _known: dict[tuple[object, ...], str | None] = {}
 
 
-@torch.compiler.assume_constant_result
 def _problem(backend: str, device: str, index: int | None, dtype: torch.dtype, dim: int) -> str | None:
     """Why `backend` cannot compute this; None: it can. Found once for each case."""
     case = (backend, device, index, dtype, dim)
@@ -156,6 +154,10 @@ def _problem(backend: str, device: str, index: int | None, dtype: torch.dtype, d
             device, index, dtype, dim
         )
     return _known[case]
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler and triton with this module.
+_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _none(device: str, index: int | None, dtype: torch.dtype, dim: int) -> None:
@@ -201,6 +203,8 @@ def _math(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         return _sdpa(q, k, v)
 

@@ -95,6 +95,37 @@ def test_a_killed_write_leaves_no_half_checkpoint(whole_run, train, tmp_path):
     assert not partial.exists()
 
 
+def test_an_adaptive_run_resumes_bit_exactly_with_the_plan_it_was_given(train, tmp_path):
+    """Batches of several sizes, in passes, with the mixed ratios of packed attention; stopped at step 3 and resumed."""
+    flags = (
+        *("--batch.rule", "flops", "--batch.multiple", "2", "--batch.lr-rule", "sqrt", "--batch.memory-gib", "0.01"),
+        *("--train.batch-size", "16"),
+        *(
+            "--mask.video.levels",
+            "2",
+            "--mask.audio.levels",
+            "2",
+            "--mask.video.start",
+            "0.95",
+            "--mask.mix",
+            "0",
+            "-0.1",
+        ),
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = train(whole, *flags)
+    assert "clips a step" in done.stdout  # the plan, before training
+    records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    sizes = [r["batch_size"] for r in records]
+    assert len(set(sizes)) == 2
+    assert [r["samples"] for r in records] == [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    train(cut, *flags, "--train.checkpoint-every", "3")
+    for later in checkpoints(cut)[1:]:
+        shutil.rmtree(later)
+    train(cut, "--resume", "--train.batch-size", "16", preset=None)  # the fixture says 4 each time
+    assert losses(cut) == losses(whole)
+
+
 @pytest.mark.slow
 def test_two_processes_follow_the_loss_curve_of_one(whole_run, train, tmp_path):
     folder = tmp_path / "two"
