@@ -10,6 +10,7 @@ later. nvcc is called by hand because torch's own `CUDAExtension` refuses where 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY"]  
 # Nothing is contracted or reordered: results are the same for every instruction set.
 CXX = ["-std=c++20", "-O3", "-fopenmp-simd", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 HIDDEN = ["-fvisibility=hidden"]
-NVCC = ["-std=c++20", "-O3", "--cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden", "-DUSE_CUDA"]
+NVCC = ["-std=c++20", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-DUSE_CUDA"]
 ARCHITECTURES = ("80", "90a", "100")
 
 
@@ -53,15 +54,24 @@ def extensions() -> list:
             flags = {"cxx": [*CXX, *HIDDEN, *DEFINES]}
             ext = cpp_extension.CppExtension(name, sources, extra_compile_args=flags, py_limited_api=True)
             ext.what, ext.cuda = what, cuda if what == "CUDA" else []
+            if ext.cuda:
+                ext.library_dirs += cuda_libraries()
+                ext.libraries += ["cudart_static", "rt", "dl", "pthread"]
             found.append(ext)
     return found
+
+
+def cuda_libraries() -> list[str]:
+    """Where nvcc looks for its runtime; nvcc itself may be a script that lies elsewhere."""
+    said = subprocess.run(["nvcc", "--dryrun", "-c", "any.cu"], capture_output=True, text=True).stderr
+    return re.findall(r'"-L([^"]+)"', said.partition("LIBRARIES=")[2].partition("\n")[0])
 
 
 def compile_cuda(source: str, folder: str) -> str:
     """The object file of a .cu."""
     target = Path(folder, source).with_suffix(".o")
     target.parent.mkdir(parents=True, exist_ok=True)
-    include = [f"-I{path}" for path in cpp_extension.include_paths()]
+    include = [f"-isystem={path}" for path in cpp_extension.include_paths()]
     archs = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
     subprocess.run(["nvcc", "-c", *NVCC, *DEFINES, *archs, *include, source, "-o", str(target)], check=True)
     return str(target)
