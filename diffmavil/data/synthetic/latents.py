@@ -74,8 +74,8 @@ class SceneStyle:
     """Period of the material in pixels: half by chance, half with the size of the object."""
     lean: float = 0.2
     """Largest turn of the material in radians."""
-    day: Range = (0.54, 0.8)
-    night: Range = (0.22, 0.44)
+    day: Range = (0.58, 0.82)
+    night: Range = (0.2, 0.4)
     """Brightness (HSV value) of the wall by day and by night."""
     flash: float = 0.9
     """Brightness that an accented impact adds at the point of contact."""
@@ -94,9 +94,9 @@ class SceneStyle:
     distractor_radius: Range = (4.0, 7.0)
 
     # The sound's own.
-    hum_pitch: Range = (250.0, 4000.0)
+    hum_pitch: Range = (400.0, 2000.0)
     """Centre in Hz of the ambient hum, log-uniform."""
-    hum_level: Range = (-36.0, -24.0)
+    hum_level: Range = (-30.0, -18.0)
     """Level of the hum in dBFS."""
     noise_level: Range = (-58.0, -34.0)
     """Level of the white noise in dBFS."""
