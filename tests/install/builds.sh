@@ -18,9 +18,14 @@ site="$("$python" -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$work"
 cd "$work"
 
-# uses FOLDER INTERPRETER native|torch: the package unpacked there answers, natively or not.
+# torch of the interpreter and nothing else of it: the finder of an editable install would lend its native kernels.
+"$python" -m venv --without-pip venv
+clean="$work/venv/bin/python"
+echo "$site" > "$(echo venv/lib/python3*/site-packages)/torch.pth"
+
+# uses FOLDER INTERPRETER native|torch PYTHONPATH: the package in that folder answers, natively or not.
 uses() {
-    (cd / && PYTHONPATH="$1" "$2" - "$1" "$3" <<'EOF'
+    (cd / && PYTHONPATH="$4" "$2" - "$1" "$3" <<'EOF'
 import sys
 import maekernels, torch
 from maekernels import _native
@@ -41,31 +46,29 @@ wheel() {
     local name="$1" expected="$2"
     shift 2
     echo "== $name"
-    "$python" -m pip wheel --quiet --no-deps --wheel-dir "$work/$name" "$@" > "$work/$name.log" 2>&1 ||
+    "$python" -m pip wheel --verbose --no-deps --wheel-dir "$work/$name" "$@" > "$work/$name.log" 2>&1 ||
         { cat "$work/$name.log"; return 1; }
     "$python" -m zipfile -e "$work/$name"/*.whl "$work/$name/unpacked"
-    uses "$work/$name/unpacked" "$python" "$expected"
+    uses "$work/$name/unpacked" "$clean" "$expected" "$work/$name/unpacked"
 }
 
 echo "== sdist"
 "$python" setup.py -q sdist --dist-dir "$work/sdist" > sdist.log 2>&1 || { cat sdist.log; exit 1; }
 
 wheel isolated-from-sdist native "$work"/sdist/*.tar.gz
-if [ -n "${OLD_TORCH:-}" ]; then uses "$work/isolated-from-sdist/unpacked" "$OLD_TORCH" native; fi
+if [ -n "${OLD_TORCH:-}" ]; then uses "$work/isolated-from-sdist/unpacked" "$OLD_TORCH" native "$work/isolated-from-sdist/unpacked"; fi
 
 MAEKERNELS_SKIP_CPU=1 wheel skipped torch --no-build-isolation .
 
 rm -rf build
-CC=false CXX=false wheel no-compiler torch --no-build-isolation --verbose .
+CC=false CXX=false wheel no-compiler torch --no-build-isolation .
 grep -q "the native CPU kernels are not built" "$work/no-compiler.log"
 
 rm -rf build
-CFLAGS="-include missing.h" wheel failing-compile torch --no-build-isolation --verbose .
+CFLAGS="-include missing.h" wheel failing-compile torch --no-build-isolation .
 grep -q "the native CPU kernels are not built" "$work/failing-compile.log"
 
 echo "== editable"
 rm -rf build
-"$python" -m venv "$work/venv"
-echo "$site" > "$(echo "$work"/venv/lib/python3*/site-packages)/torch.pth"
-"$work/venv/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e .
-(unset PYTHONPATH; uses "$work/kernels" "$work/venv/bin/python" native)
+"$clean" -m pip install --quiet --no-deps --no-build-isolation -e .
+uses "$work/kernels" "$clean" native ""
