@@ -131,7 +131,7 @@ def test_impacts_are_seen_and_heard_at_the_same_instants(decoded: list[Decoded],
         frame, step = round(begin * FPS), round(begin * 100)
         seen = (frame + int(flashes(clip)[frame : frame + FPS // 2].argmax())) / FPS
         rise = onsets(clip)[step : step + 50]
-        loudest = 0.5 if timbre == "rattle" else 1.0  # it has several clicks, and the first need not be the loudest
+        loudest = 0.4 if timbre == "rattle" else 1.0  # it has several clicks, and the first need not be the loudest
         heard = (step + int((rise >= loudest * rise.max()).argmax())) / 100
         together.append(abs(heard - seen) <= 1 / FPS + 0.02 and abs(heard - second) <= 0.03)
     assert np.mean(together) >= 0.8  # noise and hum hide some of the softest from so simple a detector
