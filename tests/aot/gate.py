@@ -193,9 +193,14 @@ def _tool(name: str, *args: str) -> str:
 # Budgets
 
 
-def read_budgets(path: Path) -> dict[str, Budget]:
-    """One table for each kernel; an unknown key is an error."""
-    return {name: Budget(**table) for name, table in tomllib.loads(path.read_text()).items()}
+def read_budgets(path: Path, version: str = triton.__version__) -> dict[str, Budget]:
+    """One table for each kernel, and in it one for what `version` of Triton needs instead; unknown keys are errors."""
+    major, minor = version.split(".")[:2]
+    budgets = {}
+    for name, table in tomllib.loads(path.read_text()).items():
+        instead = {key: table.pop(key) for key in list(table) if re.fullmatch(r"triton-\d+_\d+", key)}
+        budgets[name] = Budget(**{**table, **instead.get(f"triton-{major}_{minor}", {})})
+    return budgets
 
 
 def over_budget(binary: Binary, budget: Budget, cases: Sequence[str] = ("",)) -> list[str]:

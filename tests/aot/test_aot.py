@@ -214,3 +214,10 @@ def test_unknown_key_in_a_budget_is_an_error(tmp_path: Path) -> None:
     path.write_text("[rows_kernel]\nregister = 40\n")
     with pytest.raises(TypeError, match="register"):
         read_budgets(path)
+
+
+def test_a_version_of_triton_may_have_a_budget_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "budgets.toml"
+    path.write_text("[rows_kernel]\nregisters = 40\nload = 128\n[rows_kernel.triton-3_6]\nregisters = 48\n")
+    assert read_budgets(path, "3.6.0") == {"rows_kernel": Budget(registers=48, load=128)}
+    assert read_budgets(path, "3.7.1") == {"rows_kernel": Budget(registers=40, load=128)}
