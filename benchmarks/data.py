@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diffmavil.config import Config, DataConfig, preset
+from diffmavil.config import Config, DataConfig
 from diffmavil.data.dataset import NothingUsable, TrainClips
 from diffmavil.data.decode import decode_clip
 from diffmavil.data.decoders import missing
@@ -45,6 +45,7 @@ from diffmavil.data.sources import ClipSet, split_source
 from diffmavil.data.transforms import random_framing
 from diffmavil.data.workers import process_context
 from diffmavil.prepare import main as prepare
+from diffmavil.presets import preset
 
 BATCH = 8
 

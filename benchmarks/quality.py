@@ -35,8 +35,9 @@ from rich.table import Table
 from benchmarks.digits import Digits, pretrain_and_probe, read_digits
 from benchmarks.identity import ROOT, identity
 from benchmarks.kernels import write
-from diffmavil.config import PRESETS, Config
+from diffmavil.config import Config
 from diffmavil.flops import scheduled_flops
+from diffmavil.presets import PRESETS
 
 PRESETS_COMPARED = ("mavil-tiny", "diffmavil-tiny", "diffmavil-tiny-fast")
 BASE = PRESETS_COMPARED[0]

@@ -34,12 +34,13 @@ from benchmarks.kernels import write
 from benchmarks.mavil_eager import EagerMAViL
 from benchmarks.measure import Call, Clock, Timing, interleave, make_clock
 from diffmavil.compiling import compile_blocks
-from diffmavil.config import PRESETS, Config, MaskConfig, ModelConfig, RatioSchedule
+from diffmavil.config import Config, MaskConfig, ModelConfig, RatioSchedule
 from diffmavil.flops import meta_model, mixed_flops, techniques
 from diffmavil.model import DiffMAViL
 from diffmavil.model.mavil import AUDIO_STREAM, VIDEO_STREAM
 from diffmavil.optim import make_optimizers
 from diffmavil.planner import stretch_counts
+from diffmavil.presets import PRESETS
 from diffmavil.step import random_clips, use_bf16
 
 KEYS = ("row", "gflop_per_clip", "ms_per_clip", "clips_per_s", "tflops", "mfu", "peak_mib")

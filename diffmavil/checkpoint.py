@@ -6,7 +6,6 @@ noise, schedules) is a function of the config and the step, so resuming needs no
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from diffmavil.cli import RunError, config_to_yaml
 from diffmavil.config import Config
 from diffmavil.distributed import World
+from diffmavil.durable import sync_folder
 
 _PREFIX = "step-"
 
@@ -65,10 +65,10 @@ def save_checkpoint(run_dir: Path, step: int, state: TrainState, config: Config,
         save(state.tree(), storage_writer=FileSystemWriter(partial, sync_files=True))
     if world.main:
         (partial / "config.yaml").write_text(config_to_yaml(config))
-        _flush(partial)
+        sync_folder(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _flush(final.parent)
+        sync_folder(final.parent)
         for old in checkpoints(run_dir)[: -config.train.keep_checkpoints]:
             shutil.rmtree(old)
     world.barrier()
@@ -99,12 +99,3 @@ def _quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _flush(folder: Path) -> None:
-    """Make the folder's entries durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,8 @@ from typing import Any, NoReturn, get_type_hints
 import tyro
 import yaml
 
-from diffmavil.config import DEFAULT_PRESET, PRESETS, Config, preset
+from diffmavil.config import Config
+from diffmavil.presets import DEFAULT_PRESET, PRESETS, preset
 
 CONFIG_FILE = "config.yaml"
 

@@ -1,4 +1,4 @@
-"""Every setting of a run, as frozen dataclasses, with the named presets.
+"""Every setting of a run, as frozen dataclasses; presets.py has the named ones.
 
 A `Config` is complete: together with the step number it determines masks, noise, data order, learning rate and
 ratio, so nothing else has to be restored on resume. Impossible values raise `ValueError` naming the field, what was
@@ -8,8 +8,7 @@ given and what is allowed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -433,77 +432,3 @@ class Config:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-
-
-def _diffused(model: ModelConfig) -> ModelConfig:
-    """DiffMAViL as published: diffused patches, and a video decoder that cross-attends."""
-    return replace(
-        model,
-        diffusion=replace(model.diffusion, corruption="diffusion"),
-        video_decoder=replace(model.video_decoder, attention="cross"),
-    )
-
-
-def _fast(model: ModelConfig) -> ModelConfig:
-    """Beyond the paper: both decoders cross-attend and a quarter of the masked patches is decoded."""
-    audio_decoder = replace(model.audio_decoder, attention="cross")
-    return replace(_diffused(model), audio_decoder=audio_decoder, decode_fraction=0.25)
-
-
-_CURRICULUM = RatioSchedule(kind="linear", start=0.9, end=0.8)
-
-_SIZES: dict[str, ModelConfig] = {
-    "tiny": ModelConfig(
-        video=VideoConfig(frames=8, size=64, patch=(2, 8, 8)),
-        audio=AudioConfig(frames=416, mels=64),
-        encoder=EncoderConfig(depth=4, width=192, heads=3),
-        video_decoder=DecoderConfig(depth=2, width=128, heads=4),
-        audio_decoder=DecoderConfig(depth=2, width=128, heads=4),
-        fusion_depth=1,
-        # Minutes of training, not weeks: one view costs half, and contrast, which learns fastest, weighs more.
-        contrast=ContrastConfig(inter_weight=1.0),
-        views=1,
-    ),
-    "small": ModelConfig(
-        encoder=EncoderConfig(width=384, heads=6),
-        video_decoder=DecoderConfig(depth=4, width=256, heads=8),
-        audio_decoder=DecoderConfig(depth=4, width=256, heads=8),
-    ),
-    "base": ModelConfig(),
-    "large": ModelConfig(encoder=EncoderConfig(depth=24, width=1024, heads=16)),
-}
-_VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {"": _diffused, "-fast": _fast}
-
-
-def _presets() -> dict[str, Config]:
-    presets: dict[str, Config] = {}
-    for size, model in _SIZES.items():
-        presets[f"mavil-{size}"] = Config(model=model, train=_train(size), optim=_optim(size))
-        for suffix, variant in _VARIANTS.items():
-            presets[f"diffmavil-{size}{suffix}"] = Config(
-                model=variant(model),
-                mask=MaskConfig(video=_CURRICULUM, audio=_CURRICULUM),
-                train=_train(size),
-                optim=_optim(size),
-            )
-    return presets
-
-
-def _train(size: str) -> TrainConfig:
-    if size == "tiny":
-        return TrainConfig(steps=900, batch_size=32)
-    return TrainConfig(steps=75_000, batch_size=512, checkpoint_every=1000, log_every=20)
-
-
-def _optim(size: str) -> OptimConfig:
-    return OptimConfig(lr=1e-3) if size == "tiny" else OptimConfig(lr=2e-4)
-
-
-PRESETS: dict[str, Config] = _presets()
-DEFAULT_PRESET = "diffmavil-tiny"
-
-
-def preset(name: str) -> Config:
-    """The named preset; `ValueError` lists the names."""
-    require(name in PRESETS, "preset", name, f"one of {', '.join(PRESETS)}")
-    return PRESETS[name]

@@ -22,12 +22,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from diffmavil.config import PRESETS, Config, DecoderConfig, MaskConfig, ModelConfig, RatioSchedule, preset
+from diffmavil.config import Config, DecoderConfig, MaskConfig, ModelConfig, RatioSchedule
 from diffmavil.curriculum import mixed_counts
 from diffmavil.model import DiffMAViL
 from diffmavil.model.blocks import CrossBlock, SelfBlock
 from diffmavil.model.decoder import Decoder, DiffusedPatch
 from diffmavil.model.encoder import Encoder
+from diffmavil.presets import PRESETS, preset
 
 _DEFAULT = "diffmavil-base"
 

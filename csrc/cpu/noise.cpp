@@ -58,13 +58,6 @@ Tensor add_noise(const Tensor& x0, const Tensor& alpha_bar, const Tensor& seed, 
   });
 }
 
-Tensor add_noise_backward(const Tensor& grad, const Tensor& alpha_bar) {
-  const Levels levels(alpha_bar, false);
-  return by_parts(grad, [&](const auto* v, auto* out, int64_t b, int64_t, int64_t n) {
-    instruction_set().loops<std::remove_pointer_t<decltype(out)>>().multiply(v, levels.signal[b], out, n);
-  });
-}
-
 Tensor diffuse_patches(const Tensor& x, const Tensor& ids, std::vector<int64_t> patch, std::vector<double> mean,
                        std::vector<double> std, const Tensor& alpha_bar, const Tensor& seed, int64_t offset,
                        bool norm_pix, ScalarType dtype, bool channels_first) {
@@ -129,7 +122,6 @@ Tensor diffuse_patches_backward(const Tensor& grad, const Tensor& x, const Tenso
 
 STABLE_TORCH_LIBRARY_IMPL(maekernels, CPU, m) {
   m.impl("add_noise", TORCH_BOX(&add_noise));
-  m.impl("add_noise_backward", TORCH_BOX(&add_noise_backward));
   m.impl("diffuse_patches", TORCH_BOX(&diffuse_patches));
   m.impl("diffuse_patches_backward", TORCH_BOX(&diffuse_patches_backward));
 }

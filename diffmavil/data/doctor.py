@@ -20,7 +20,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from diffmavil.config import AugmentConfig, Config, DataConfig, preset, require
+from diffmavil.config import AugmentConfig, Config, DataConfig, require
 from diffmavil.data.audio import LogMel
 from diffmavil.data.augment import Augment
 from diffmavil.data.dataset import Batch, NothingUsable, TrainClips
@@ -28,6 +28,7 @@ from diffmavil.data.decode import BadClip
 from diffmavil.data.loader import TooManyBadClips, make_loader
 from diffmavil.data.shards.store import StoreError
 from diffmavil.data.sources import ClipSet, split_source
+from diffmavil.presets import preset
 
 _BATCH = 16
 

@@ -9,9 +9,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffmavil import flops
-from diffmavil.config import PRESETS, ModelConfig, RatioSchedule, preset
+from diffmavil.config import ModelConfig, RatioSchedule
 from diffmavil.flops import Cost, count_parameters, forward_flops, main, meta_model, scheduled_flops
 from diffmavil.model import DiffMAViL
+from diffmavil.presets import PRESETS, preset
 
 TABLE = {
     "MAViL": 240.6,

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from diffmavil.config import PRESETS, ModelConfig
+from diffmavil.config import ModelConfig
 from diffmavil.model import DiffMAViL, Losses
+from diffmavil.presets import PRESETS
 
 Clips = tuple[torch.Tensor, torch.Tensor]
 Build = Callable[[ModelConfig], DiffMAViL]

@@ -9,11 +9,12 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from diffmavil.compiling import compile_blocks
-from diffmavil.config import PRESETS, Config, EncoderConfig, MaskConfig, RatioSchedule
+from diffmavil.config import Config, EncoderConfig, MaskConfig, RatioSchedule
 from diffmavil.distributed import World
 from diffmavil.graphs import GraphedPasses, Work
 from diffmavil.model import DiffMAViL
 from diffmavil.planner import plan, shapes
+from diffmavil.presets import PRESETS
 from diffmavil.step import TrainStep, random_clips
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))

@@ -11,7 +11,8 @@ from diffmavil.cli import (
     parse_train,
     save_config,
 )
-from diffmavil.config import PRESETS, Config, DecoderConfig, ModelConfig, VideoConfig, preset
+from diffmavil.config import Config, DecoderConfig, ModelConfig, VideoConfig
+from diffmavil.presets import PRESETS, preset
 
 
 def test_every_preset_survives_yaml():

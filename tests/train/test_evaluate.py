@@ -13,7 +13,7 @@ from safetensors import safe_open
 import diffmavil.evaluation.judge as judging
 from diffmavil import __version__
 from diffmavil.cli import UsageError, save_config
-from diffmavil.config import AudioConfig, Config, DecoderConfig, EncoderConfig, VideoConfig, preset
+from diffmavil.config import AudioConfig, Config, DecoderConfig, EncoderConfig, VideoConfig
 from diffmavil.data.sources import Clip, ClipSet, split_source
 from diffmavil.evaluate import DataOptions, evaluate, main, parse
 from diffmavil.evaluation.features import KINDS, FeatureTable, extract, untrained_model
@@ -21,6 +21,7 @@ from diffmavil.evaluation.judge import judge
 from diffmavil.evaluation.result import ClipCounts, Evaluation, read_evaluation
 from diffmavil.export import export_weights
 from diffmavil.model import DiffMAViL
+from diffmavil.presets import preset
 
 LABELLED = [f"{method}/{kind}" for method in ("probe", "knn") for kind in KINDS]
 RETRIEVAL = [f"{a}_to_{b}/recall@{k}" for a, b in (("audio", "video"), ("video", "audio")) for k in (1, 5)]

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from diffmavil.config import PRESETS, OptimConfig
+from diffmavil.config import OptimConfig
 from diffmavil.model import DiffMAViL
 from diffmavil.optim import LR_SCALE, depth_of, learning_rate, make_optimizers, parameter_groups, skips_on_device
+from diffmavil.presets import PRESETS
 
 
 def test_learning_rate_warms_up_to_the_peak_and_falls_to_the_end():

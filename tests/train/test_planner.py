@@ -9,10 +9,11 @@ import torch
 from rich.console import Console
 
 from diffmavil.budget import memory_bytes, plan_table, resolve_batches
-from diffmavil.config import PRESETS, BatchConfig, Config, MaskConfig, RatioSchedule
+from diffmavil.config import BatchConfig, Config, MaskConfig, RatioSchedule
 from diffmavil.distributed import World
 from diffmavil.flops import meta_model, mixed_flops
 from diffmavil.planner import Orders, changes, check_processes, passes, plan, shapes, stretch_counts, timetable
+from diffmavil.presets import PRESETS
 from diffmavil.step import TrainStep, random_clips
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from diffmavil.durable import sync_folder
+
 
 class CannotWrite(Exception):
     """The output cannot be written: the disk is full, or it is read-only."""
@@ -30,15 +32,6 @@ def write_whole(path: Path, data: bytes) -> None:
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise CannotWrite(f"{path}: {error.strerror}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def to_json(value: Any) -> bytes:
