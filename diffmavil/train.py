@@ -15,6 +15,7 @@ from diffmavil.data.sources import ClipSet, Split, split_source
 from diffmavil.data.stats import resolve_audio_stats
 from diffmavil.distributed import World, world
 from diffmavil.export import WEIGHTS_FILE, export_weights
+from diffmavil.heap import keep_freed_memory
 from diffmavil.planner import Orders, plan, timetable
 from diffmavil.report import write_report
 from diffmavil.run import Run, StopSignals, open_run, write_run
@@ -25,6 +26,8 @@ from diffmavil.telemetry import Telemetry
 def main(argv: Sequence[str]) -> None:
     preset, config, options = parse_train(argv)
     with world() as peers:
+        if peers.device.type == "cpu":
+            keep_freed_memory()
         run = open_run(preset, config, options, peers)
         config, split = peers.main_first(lambda: open_data(config))
         config = plan_batches(config, peers)
