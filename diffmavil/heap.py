@@ -13,8 +13,8 @@ def keep_freed_memory() -> bool:
     """Let the process keep memory that it frees, for its next step, instead of returning it to the kernel.
 
     glibc gives large blocks back as soon as they are freed. A step frees all its activations, and the next one then
-    waits for the kernel to clear every page anew: 5 to 12 % of a step of `diffmavil-tiny` (measured on two cores). Other
-    C libraries are left as they are.
+    waits for the kernel to clear every page anew: 5 to 15 % of a step of `diffmavil-tiny`, measured on two cores.
+    Other C libraries are left as they are.
 
     Returns:
         Whether it was done.
