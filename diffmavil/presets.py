@@ -77,7 +77,7 @@ def _presets() -> dict[str, Config]:
 
 def _train(size: str) -> TrainConfig:
     if size == "tiny":
-        return TrainConfig(steps=900, batch_size=32)
+        return TrainConfig(steps=1000, batch_size=32)
     return TrainConfig(steps=75_000, batch_size=512, checkpoint_every=1000, log_every=20)
 
 
