@@ -6,8 +6,9 @@
 
 `synthetic`: whole runs of `diffmavil.train` and `diffmavil.evaluate` on the generated set. `fsdd`: the Free Spoken
 Digit Dataset (recordings 0 to 4 of each speaker and digit are held out), audio alone: encoder and decoder of one
-modality, no contrast. `cpu_seconds` are those of all cores, for `synthetic` with decoding. Each setting and seed is one line of JSON, written as soon as it is known; what a file already
-holds is not run again, so that the study can be stopped at any time.
+modality, no contrast. `cpu_seconds` are those of all cores, for `synthetic` with decoding. Each setting and seed is
+one line of JSON, written as soon as it is known; what a file already holds is not run again, so that the study can be
+stopped at any time.
 """
 
 from __future__ import annotations
