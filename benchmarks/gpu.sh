@@ -1,78 +1,182 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: are the ops right, and then, how fast. Runs from source, ends within 10 minutes.
+# On a machine with a GPU: are the ops right, and then, how fast. In stages, each of which ends within 10 minutes.
 #
-#     benchmarks/gpu.sh               results go to $OUT (default benchmarks/results)
-#     benchmarks/gpu.sh --rehearse    the same steps, short, on a CPU: what can fail without a GPU fails here
+#     benchmarks/gpu.sh STAGE...               results go to $OUT (default benchmarks/results)
+#     benchmarks/gpu.sh --rehearse STAGE...    the same steps, short, on a CPU: what can fail without a GPU fails here
 #
-# Needs python3 with torch, triton, rich, matplotlib, pytest and pytest-timeout (PYTHON=... names another), no network.
-# BUDGET: seconds for everything (570). BENCHMARK_COMMIT: the commit, where the copy has no git. Exit code 0 only if
-# every step was right; a step that failed does not keep the next from running, since the machine is costly.
+#     correctness    builds csrc in place; every op against float64, opcheck, compile, graphs; a training as on a CPU
+#     sanitize       compute-sanitizer on every kernel, where it is installed
+#     kernels        each op against the limits of the device, eager and compiled code; pictures
+#     step           the training step technique by technique, 8 and 16 frames, peers; a profile with its gaps
+#     data           decoders and loaders
+#     train          short pretrainings: probe accuracy, and the hours that AudioSet would take
+#     all            all of them, in this order
+#
+# Runs from source and needs no network: python3 (PYTHON=... names another) with the packages of the extras train, gpu
+# and peers, pytest and pytest-timeout; setuptools 77 and nvcc to build csrc. PYTHONPATH is kept, for packages that were
+# carried there. BUDGET: seconds for all of it (570 for each stage). BENCHMARK_COMMIT: the commit, where the copy has no
+# git. A stage leaves at most 8 files. Exit code 0 only if every step was right; a step that failed does not keep the
+# next from running, since the machine is costly.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+every=(correctness sanitize kernels step data train)
 rehearse=0
-case "${1:-}" in
-    "") ;;
-    --rehearse) rehearse=1 ;;
-    *) echo "gpu.sh: unknown argument '$1'; allowed is --rehearse" >&2; exit 2 ;;
-esac
+stages=()
+for argument in "$@"; do
+    case "$argument" in
+        --rehearse) rehearse=1 ;;
+        all) stages+=("${every[@]}") ;;
+        *)
+            if [[ " ${every[*]} " != *" $argument "* ]]; then
+                echo "gpu.sh: unknown stage '$argument'; allowed are ${every[*]}, all, and --rehearse" >&2
+                exit 2
+            fi
+            stages+=("$argument")
+            ;;
+    esac
+done
+if [ "${#stages[@]}" = 0 ]; then
+    echo "gpu.sh: no stage; allowed are ${every[*]}, all" >&2
+    exit 2
+fi
 python="${PYTHON:-python3}"
 if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
-export PYTHONPATH=kernels:. PYTHONUNBUFFERED=1
-deadline=$((SECONDS + ${BUDGET:-570}))
+export PYTHONPATH="kernels:.${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
-has_gpu() { "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
 if [ "$rehearse" = 1 ]; then
     OUT="${OUT:-$(mktemp -d)}"
-elif ! has_gpu; then
-    echo "gpu.sh: $python sees no CUDA device here. benchmarks/gpu.sh --rehearse goes through the steps on a CPU." >&2
+elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "gpu.sh: $python sees no CUDA device here. --rehearse goes through the steps on a CPU." >&2
     exit 2
 fi
 OUT="${OUT:-benchmarks/results}"
 mkdir -p "$OUT"
+deadline=$((SECONDS + ${BUDGET:-$((570 * ${#stages[@]}))}))
 
 failed=()
-# step NAME SECONDS COMMAND...: runs it within its time and the deadline, keeps its output in $OUT/NAME.log.
-step() {
-    local name=$1 most=$2 left=$((deadline - SECONDS)) code=0
+# run_step NAME SECONDS COMMAND...: runs it within its time and the deadline; its output goes to the log of the stage.
+run_step() {
+    local name=$1 most=$2 left=$((deadline - SECONDS)) code=0 begin=$SECONDS
     shift 2
-    echo "=== $name"
+    echo "=== $stage: $name" | tee -a "$log"
     if [ "$left" -lt 5 ]; then
-        echo "no time left for $name" | tee "$OUT/$name.log"
-        failed+=("$name: not run")
+        echo "no time left" | tee -a "$log"
+        failed+=("$stage, $name: not run")
         return
     fi
-    timeout "$((most < left ? most : left))" "$@" 2>&1 | tee "$OUT/$name.log" || code=$?
+    timeout "$((most < left ? most : left))" "$@" 2>&1 | tee -a "$log" || code=$?
+    echo "=== $stage: $name took $((SECONDS - begin)) s" | tee -a "$log"
     if [ "$code" = 124 ]; then
-        failed+=("$name: stopped after its time")
+        failed+=("$stage, $name: stopped after its time")
     elif [ "$code" != 0 ]; then
-        failed+=("$name: exit code $code")
+        failed+=("$stage, $name: exit code $code")
     fi
 }
 
 # Warnings of another torch or triton than CI's are shown, not fatal.
 tests=("$python" -m pytest -q -p no:cacheprovider -W default)
-kernels=("$python" benchmarks/kernels.py)
-if [ "$rehearse" = 1 ]; then
-    step tests-cpu 200 "${tests[@]}" tests/ops -m "not gpu and not slow"
-    step kernels 120 "${kernels[@]}" --device cpu --case tiny --seconds 0.1 --json "$OUT/kernels-rehearsal.jsonl"
-    step plot 60 "$python" benchmarks/plot.py "$OUT/kernels-rehearsal.jsonl" --case tiny
-    step step 120 "$python" benchmarks/step.py --device cpu --batch 2 --levels 2 --seconds 1 \
-        --json "$OUT/step-rehearsal.jsonl" --plot "$OUT/step-rehearsal.png"
-else
-    "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())'
-    results="$OUT/kernels-cuda.jsonl"
-    rm -f "$results"
-    step tests-gpu 160 "${tests[@]}" tests/ops tests/bench -m gpu
-    step tests-cpu 50 "${tests[@]}" tests/ops -m "not gpu and not slow" -x
-    step kernels 130 "${kernels[@]}" --device cuda --seconds 0.3 --json "$results"
-    # Compiling every reference takes seconds each: one case, measured again beside the others.
-    step kernels-compiled 150 "${kernels[@]}" --device cuda --compile --case base-16-frames --json "$results"
-    step plot 40 "$python" benchmarks/plot.py "$results"
-    # The training step, which needs the packages of the extra `train` too.
-    step step 120 "$python" benchmarks/step.py --device cuda --levels 4 --seconds 20 \
-        --json "$OUT/step-cuda.jsonl" --plot "$OUT/step-cuda.png"
-fi
+cores="$(nproc)"
+side_by_side=()
+# Kernels are compiled on the host: processes side by side use its cores.
+if "$python" -c 'import xdist' 2> /dev/null; then side_by_side=(-n "$((cores < 8 ? cores : 8))"); fi
+gpu_tests=(tests/ops/test_gpu.py tests/csrc/test_cuda_gpu.py tests/train/test_gpu.py tests/data/test_augment.py)
+
+correctness() {
+    run_step build 200 "$python" setup.py -q build_ext --inplace
+    if [ "$rehearse" = 1 ]; then
+        run_step tests-gpu 560 env GPU_TESTS_ON=cpu "${tests[@]}" "${side_by_side[@]}" "${gpu_tests[@]}" -m gpu
+        run_step tests-cpu 120 "${tests[@]}" tests/ops/test_gather_tokens.py -m "not gpu and not slow"
+    else
+        run_step tests-gpu 300 "${tests[@]}" "${side_by_side[@]}" "${gpu_tests[@]}" -m gpu
+        run_step tests-cpu 120 "${tests[@]}" "${side_by_side[@]}" tests/ops -m "not gpu and not slow"
+    fi
+}
+
+sanitize() {
+    local device=cuda tool
+    if [ "$rehearse" = 1 ]; then device=cpu; fi
+    # Once alone: compiles the kernels, which would take long under the tool.
+    run_step launch 120 "$python" tests/ops/launch_once.py --device "$device"
+    if [ "$rehearse" = 1 ]; then return; fi
+    if ! command -v compute-sanitizer > /dev/null; then
+        echo "compute-sanitizer is not installed: kernels were not watched" | tee -a "$log"
+        return
+    fi
+    for tool in memcheck racecheck synccheck initcheck; do
+        run_step "$tool" 130 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+            compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" tests/ops/launch_once.py
+    done
+}
+
+kernels() {
+    local run=("$python" benchmarks/kernels.py) results="$OUT/kernels-cuda.jsonl" case=base-16-frames
+    if [ "$rehearse" = 1 ]; then
+        run+=(--device cpu --seconds 0.1)
+        results="$OUT/kernels-rehearsal.jsonl" case=tiny
+        run_step kernels 240 "${run[@]}" --case tiny --batch 2 --json "$results"
+    else
+        run+=(--device cuda)
+        rm -f "$results"
+        # The kernels of every op and case are compiled, and checked, before anything is timed.
+        "$python" -c 'from benchmarks.problems import PROBLEMS; print(*PROBLEMS, sep="\n")' > "$scratch/ops"
+        run_step compile 200 xargs -a "$scratch/ops" -P 4 -I{} "${run[@]}" --op {} --seconds 0
+        run_step kernels 200 "${run[@]}" --seconds 0.3 --json "$results"
+        # Compiling every reference takes seconds each: two cases, measured again beside the others.
+        run_step kernels-compiled 160 "${run[@]}" --seconds 0.3 --compile --case "$case" --case base-audio \
+            --json "$results"
+    fi
+    run_step plot 60 "$python" benchmarks/plot.py "$results" --case "$case"
+}
+
+step() {
+    local run=("$python" benchmarks/step.py) profile=("$python" benchmarks/profile_step.py) all=(--compile)
+    if [ "$rehearse" = 1 ]; then
+        run+=(--device cpu --batch 2 --levels 1 --seconds 1 --json "$OUT/step-rehearsal.jsonl")
+        run_step table 400 "${run[@]}" "${all[@]}" --plot "$OUT/step-rehearsal.png"
+        run_step profile 100 "${profile[@]}" --device cpu --batch 2 --json "$OUT/profile-rehearsal.jsonl"
+        return
+    fi
+    all+=(--cuda-graph)
+    run+=(--device cuda --levels 2 --json "$OUT/step-cuda.jsonl")
+    profile+=(--device cuda --frames 8 --json "$OUT/profile-cuda.jsonl")
+    rm -f "$OUT/step-cuda.jsonl" "$OUT/profile-cuda.jsonl"
+    run_step 8-frames 240 "${run[@]}" "${all[@]}" --frames 8 --batch 128 --seconds 40 \
+        --plot "$OUT/step-cuda-8-frames.png"
+    run_step profile 50 "${profile[@]}" --trace "$OUT/step-eager.json.gz"
+    run_step profile-compiled 80 "${profile[@]}" "${all[@]}" --trace "$OUT/step-compiled.json.gz"
+    run_step 16-frames 200 "${run[@]}" "${all[@]}" --frames 16 --batch 64 --seconds 30 --no-peers \
+        --plot "$OUT/step-cuda-16-frames.png"
+}
+
+data() {
+    if [ "$rehearse" = 1 ]; then
+        run_step data 300 "$python" benchmarks/data.py --clips 2 --seconds 0.5 --workers 1 \
+            --json "$OUT/data-rehearsal.jsonl"
+    else
+        rm -f "$OUT/data-cuda.jsonl"
+        run_step data 400 "$python" benchmarks/data.py --json "$OUT/data-cuda.jsonl"
+    fi
+}
+
+train() {
+    local run=("$python" benchmarks/pretrain.py --cache "$scratch/cache")
+    if [ "$rehearse" = 1 ]; then
+        run+=(--size tiny --pixels 32 --frames 4 --batch 8 --samples 64 --clips 24 --workers 0)
+        run_step train 400 "${run[@]}" --json "$OUT/pretrain-rehearsal.jsonl"
+    else
+        run_step train 560 "${run[@]}" --json "$OUT/pretrain-cuda.jsonl"
+    fi
+}
+
+"$python" -c 'import torch; print(torch.__version__, torch.cuda.is_available() and torch.cuda.get_device_name())'
+for stage in "${stages[@]}"; do
+    log="$OUT/$stage.log"
+    : > "$log"
+    "$stage"
+done
 
 echo "=== results in $OUT"
 if [ "${#failed[@]}" -gt 0 ]; then

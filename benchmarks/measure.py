@@ -99,6 +99,24 @@ class CudaClock:
         return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
 
 
+class StepClock(CudaClock):
+    """Wall-clock time of calls that follow one another, the device idle before the first and after the last.
+
+    What a training loop sees, the host's part included: for whole steps, where launching may be what limits, and which
+    are longer than a warm cache or the wait at the end can matter.
+    """
+
+    shortest = 0.2
+
+    def read(self, calls: Sequence[Call]) -> float:
+        torch.cuda.synchronize(self.device)
+        start = time.perf_counter()
+        for call in calls:
+            call()
+        torch.cuda.synchronize(self.device)
+        return (time.perf_counter() - start) / len(calls)
+
+
 def make_clock(device: torch.device, threads: int) -> Clock:
     return CudaClock(device) if device.type == "cuda" else CpuClock(threads)
 

@@ -11,6 +11,8 @@ sample of it counting alike. `README.md` beside this file tells how the numbers 
 from __future__ import annotations
 
 import argparse
+import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -32,10 +34,12 @@ from benchmarks import peers
 from benchmarks.identity import identity
 from benchmarks.kernels import write
 from benchmarks.mavil_eager import EagerMAViL
-from benchmarks.measure import Call, Clock, Timing, interleave, make_clock
+from benchmarks.measure import Call, Clock, StepClock, Timing, interleave, make_clock
 from diffmavil.compiling import compile_blocks
 from diffmavil.config import Config, MaskConfig, ModelConfig, RatioSchedule
+from diffmavil.distributed import World
 from diffmavil.flops import meta_model, mixed_flops, techniques
+from diffmavil.graphs import GraphedPasses
 from diffmavil.model import DiffMAViL
 from diffmavil.model.mavil import AUDIO_STREAM, VIDEO_STREAM
 from diffmavil.optim import make_optimizers
@@ -48,6 +52,11 @@ KEYS = ("row", "gflop_per_clip", "ms_per_clip", "clips_per_s", "tflops", "mfu", 
 FORWARDS = 3
 MAVIL = "+ attention (MAViL)"
 """The row of the published recipe as we write it, with which those after it are compared."""
+_COMPILED = ", compiled"
+Passes = Callable[["Part"], object]
+"""Forward and backward of a batch of a part."""
+Made = Callable[[int], tuple[nn.Module, Callable[[], Tensor]]]
+"""From a number of clips a model, and its loss for so many."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,8 @@ class Row:
     name: str
     model: ModelConfig
     parts: list[Part]
-    make: Callable[[Row], Callable[[Part], Tensor]]
-    """Builds the model and gives the loss of a batch of a part."""
+    make: Callable[[Row], Passes]
+    """Builds the model and its passes."""
     parameters: list[nn.Parameter]
 
 
@@ -86,7 +95,7 @@ class Bench:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
-def rows(bench: Bench, compiled: bool) -> list[Row]:
+def rows(bench: Bench, compiled: bool, graphed: bool) -> list[Row]:
     """From MAViL as AudioMAE writes it to the fastest preset."""
     steps = {name: (model, mask) for name, model, mask in techniques(bench.config.model)}
     mavil, fixed = steps["MAViL"]
@@ -94,17 +103,19 @@ def rows(bench: Bench, compiled: bool) -> list[Row]:
     found = [
         ("MAViL as AudioMAE writes it", mavil, fixed, _eager(bench, gather_first=False), False),
         ("+ gather before embedding", mavil, fixed, _eager(bench, gather_first=True), False),
-        ("+ fused ops", written_out, fixed, _ours(bench, False), False),
-        (MAVIL, mavil, fixed, _ours(bench, False), False),
+        ("+ fused ops", written_out, fixed, _ours(bench), False),
+        (MAVIL, mavil, fixed, _ours(bench), False),
     ]
     for name in ("+ diffusion", "+ video cross-attn", "+ ratio 0.9 -> 0.8"):
-        found.append((name, *steps[name], _ours(bench, False), False))
+        found.append((name, *steps[name], _ours(bench), False))
     model, mask = steps["+ ratio 0.9 -> 0.8"]
-    found.append(("+ adaptive batch", model, mask, _ours(bench, False), True))
+    found.append(("+ adaptive batch", model, mask, _ours(bench), True))
     if compiled:
-        found.append(("+ compile", model, mask, _ours(bench, True), True))
+        found.append(("+ compile", model, mask, _ours(bench, compiled), True))
+    if graphed:
+        found.append(("+ CUDA graph", model, mask, _ours(bench, compiled, graphed), True))
     for name in ("+ audio cross-attn", "+ decode half", "+ decode a quarter"):
-        found.append((name, *steps[name], _ours(bench, compiled), True))
+        found.append((name, *steps[name], _ours(bench, compiled, graphed), True))
     return [
         Row(name, model, parts(bench, model, mask, adaptive), make, []) for name, model, mask, make, adaptive in found
     ]
@@ -122,30 +133,55 @@ def parts(bench: Bench, model: ModelConfig, mask: MaskConfig, adaptive: bool) ->
     ]
 
 
-def _eager(bench: Bench, *, gather_first: bool) -> Callable[[Row], Callable[[Part], Tensor]]:
-    def make(row: Row) -> Callable[[Part], Tensor]:
+def _eager(bench: Bench, *, gather_first: bool) -> Callable[[Row], Passes]:
+    def make(row: Row) -> Passes:
         model = EagerMAViL(row.model, gather_first=gather_first).to(bench.device)
         row.parameters = list(model.parameters())
-        return lambda part: model(*clips(bench, part.batch), keep_video=part.keep_video, keep_audio=part.keep_audio)
+        return _backward(bench, lambda part: model(*clips(bench, part.batch), **_kept(part)))
 
     return make
 
 
-def _ours(bench: Bench, compiled: bool) -> Callable[[Row], Callable[[Part], Tensor]]:
-    def make(row: Row) -> Callable[[Part], Tensor]:
+def _ours(bench: Bench, compiled: bool = False, graphed: bool = False) -> Callable[[Row], Passes]:
+    def make(row: Row) -> Passes:
         model = DiffMAViL(row.model).to(bench.device)
         row.parameters = list(model.parameters())
         if compiled:
+            # Rows of one kind of block share its graphs, and so what dynamo allows for one.
+            torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = _GRAPHS
             falling = RatioSchedule(kind="linear", start=0.9, end=0.8, levels=bench.levels)
             compile_blocks(model, replace(bench.config, mask=MaskConfig(falling, falling)))
-        key = {"seed": 0, "offset": 0}
-        return lambda part: (
-            model(*clips(bench, part.batch), **key, keep_video=part.keep_video, keep_audio=part.keep_audio).total
-        )
+        if graphed:
+            replay = GraphedPasses(model, World(rank=0, size=1, device=bench.device))
+
+            def passes(part: Part) -> None:
+                with bench.autocast():
+                    replay(*clips(bench, part.batch), _key(part), 1.0)
+
+            return passes
+        return _backward(bench, lambda part: model(*clips(bench, part.batch), **_key(part)).total)
 
     return make
 
 
+def _kept(part: Part) -> dict[str, int]:
+    return {"keep_video": part.keep_video, "keep_audio": part.keep_audio}
+
+
+def _key(part: Part) -> dict[str, Any]:
+    return {"seed": 0, "offset": 0, **_kept(part)}
+
+
+def _backward(bench: Bench, loss: Callable[[Part], Tensor]) -> Passes:
+    def passes(part: Part) -> None:
+        with bench.autocast():
+            value = loss(part)
+        value.backward()
+
+    return passes
+
+
+_GRAPHS = 256
 _clips: dict[tuple[int, ModelConfig], tuple[Tensor, Tensor]] = {}
 
 
@@ -157,8 +193,11 @@ def clips(bench: Bench, batch: int) -> tuple[Tensor, Tensor]:
     return _clips[key]
 
 
-def peer_rows(bench: Bench, report: Callable[[str], None]) -> list[tuple[Row, float]]:
-    """Those of transformers with ours beside them, and the FLOPs of a clip's forward; none without the package."""
+def peer_rows(bench: Bench, compiled: bool, report: Callable[[str], None]) -> list[tuple[Row, float]]:
+    """Those of transformers with ours beside them, and the FLOPs of a clip's forward; none without the package.
+
+    compiled: each of them a second time, as `torch.compile` makes of a model of theirs or of the blocks of ours.
+    """
     try:
         transformers = peers.load_transformers()
     except ImportError as error:
@@ -171,38 +210,53 @@ def peer_rows(bench: Bench, report: Callable[[str], None]) -> list[tuple[Row, fl
     version = f"transformers {transformers.__version__}"
     found: list[tuple[Row, float]] = []
 
-    def add(name: str, module: nn.Module, loss: Callable[[], Tensor]) -> None:
-        flops = peers.counted_flops(loss, bench.batch)
-        part = Part(keep_video, keep_audio, 1.0, bench.batch)
-        found.append((Row(name, mavil, [part], lambda row: lambda part: loss(), list(module.parameters())), flops))
+    def add(name: str, made: Made, compile_it: Callable[[nn.Module], None]) -> None:
+        flops = peers.counted_flops(made(1)[1], 1)
 
-    for what, stream, keep, theirs in (
-        ("video", VIDEO_STREAM, keep_video, lambda: peers.video_mae(mavil, bench.batch, keep_video, bench.device)),
-        ("audio", AUDIO_STREAM, keep_audio, lambda: peers.vit_mae(mavil, bench.batch, 0.8, bench.device)),
+        def make(row: Row) -> Passes:
+            module, loss = made(row.parts[0].batch)
+            row.parameters = list(module.parameters())
+            if row.name.endswith(_COMPILED):
+                compile_it(module)
+            return _backward(bench, lambda part: loss())
+
+        for suffix in ("", _COMPILED) if compiled else ("",):
+            part = Part(keep_video, keep_audio, 1.0, bench.batch)
+            found.append((Row(f"{name}{suffix}", mavil, [part], make, []), flops))
+
+    def ours(model: ModelConfig, stream: int, keep: int, batch: int) -> tuple[nn.Module, Callable[[], Tensor]]:
+        module = peers.OneModality(model, stream).to(bench.device)
+        video, spec = clips(bench, batch)
+        return module, functools.partial(module, video if stream == VIDEO_STREAM else spec, keep, 0)
+
+    def theirs(stream: int, batch: int) -> tuple[nn.Module, Callable[[], Tensor]]:
+        if stream == VIDEO_STREAM:
+            return peers.video_mae(mavil, batch, keep_video, bench.device)
+        return peers.vit_mae(mavil, batch, 0.8, bench.device)
+
+    for what, peer, stream, keep in (
+        ("video", "VideoMAE", VIDEO_STREAM, keep_video),
+        ("audio", "ViTMAE", AUDIO_STREAM, keep_audio),
     ):
-        peer = "VideoMAE" if what == "video" else "ViTMAE"
-        add(f"{what} alone: {peer} ({version})", *theirs())
+        add(f"{what} alone: {peer} ({version})", functools.partial(theirs, stream), lambda module: module.compile())
         for name, model in (("ours, as MAE", mavil), ("ours, -fast", fast)):
-            module = peers.OneModality(model, stream).to(bench.device)
-            video, spec = clips(bench, bench.batch)
-            x = video if what == "video" else spec
-            add(f"{what} alone: {name}", module, lambda module=module, x=x, keep=keep: module(x, keep, 0))
+            made = functools.partial(ours, model, stream, keep)
+            add(f"{what} alone: {name}", made, lambda module: compile_blocks(module, bench.config))
     return found
 
 
-def step_call(bench: Bench, row: Row, loss: Callable[[Part], Tensor], part: Part) -> Call:
-    """Forward, backward, clipping and update of one batch."""
+def step_calls(bench: Bench, row: Row) -> list[Call]:
+    """Forward, backward, clipping and update of one batch of each part."""
+    passes = row.make(row)
     (optimizer,) = _optimizers(bench, row)
 
-    def call() -> None:
-        with bench.autocast():
-            value = loss(part)
-        value.backward()
+    def call(part: Part) -> None:
+        passes(part)
         nn.utils.clip_grad_norm_(row.parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return call
+    return [functools.partial(call, part) for part in row.parts]
 
 
 def _optimizers(bench: Bench, row: Row) -> list[torch.optim.Optimizer]:
@@ -220,17 +274,32 @@ def matmul_tflops(bench: Bench) -> float:
 
 
 def measure(bench: Bench, found: Sequence[Row], flops: Sequence[float | None], seconds: float) -> list[dict[str, Any]]:
-    """Time every shape of every row, in turns."""
-    calls: dict[str, Sequence[Call]] = {}
-    peaks: dict[str, float | None] = {}
-    for row in found:
-        loss = row.make(row)
-        for i, part in enumerate(row.parts):
-            calls[f"{row.name}#{i}"] = [step_call(bench, row, loss, part)]
-            peaks[f"{row.name}#{i}"] = bench.clock.peak_mib(calls[f"{row.name}#{i}"][0])
-    timings = interleave(bench.clock, calls, seconds, least=3, most=40)
+    """Time every shape of every row: in turns on a CPU, on a GPU row after row, since its memory holds no two."""
     rate = matmul_tflops(bench)
+    groups = [[row] for row in found] if bench.device.type == "cuda" else [found]
+    timings: dict[str, Timing] = {}
+    peaks: dict[str, float | None] = {}
+    for group in groups:
+        calls: dict[str, Sequence[Call]] = {}
+        for row in group:
+            for i, (call, peak) in enumerate(_fitting(bench, row)):
+                calls[f"{row.name}#{i}"], peaks[f"{row.name}#{i}"] = [call], peak
+        timings |= interleave(bench.clock, calls, seconds * len(group) / len(found), least=3, most=40)
     return [_result(bench, row, timings, peaks, known, rate) for row, known in zip(found, flops, strict=True)]
+
+
+def _fitting(bench: Bench, row: Row) -> list[tuple[Call, float | None]]:
+    """The calls of a row and what they take, its batches halved until they fit in the memory of the device."""
+    while True:
+        try:
+            return [(call, bench.clock.peak_mib(call)) for call in step_calls(bench, row)]
+        except torch.OutOfMemoryError:
+            if max(part.batch for part in row.parts) == 1:
+                raise
+        row.parts = [replace(part, batch=max(1, part.batch // 2)) for part in row.parts]
+        row.parameters = []
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _result(
@@ -325,6 +394,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=int, default=2, help="on a CPU (default 2)")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     add("--compile", action="store_true", help="a row with compiled blocks, and the rows after it too")
+    add("--cuda-graph", action="store_true", help="a row replayed as CUDA graphs, and the rows after it too")
     add("--no-peers", action="store_true", help="leave out the models of transformers")
     add("--seconds", type=float, default=60.0, help="of measuring, about (default 60)")
     add("--json", type=Path, metavar="FILE", help="append one line of JSON for each row")
@@ -332,6 +402,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here; --device cpu measures smaller models")
+    if args.cuda_graph and args.device == "cpu":
+        parser.error("--cuda-graph: needs --device cuda")
     for name, least in (("batch", 1), ("levels", 1), ("threads", 1), ("seconds", 0), ("frames", 2)):
         given = getattr(args, name)
         if given is not None and given < least:
@@ -349,7 +421,7 @@ def make_bench(args: argparse.Namespace) -> Bench:
     config = replace(config, train=replace(config.train, precision=args.precision, compile=args.compile))
     return Bench(
         device=device,
-        clock=make_clock(device, args.threads),
+        clock=StepClock(device) if on_gpu else make_clock(device, args.threads),
         batch=args.batch or (64 if on_gpu else 32 if size == "tiny" else 4),
         levels=args.levels or (8 if on_gpu else 2),
         dtype=torch.bfloat16 if use_bf16(config, device) else torch.float32,
@@ -364,10 +436,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         console = Console(width=132)
     bench = make_bench(args)
     torch.manual_seed(0)
-    found = rows(bench, args.compile)
+    found = rows(bench, args.compile, args.cuda_graph)
     flops: list[float | None] = [None] * len(found)
     if not args.no_peers:
-        for row, counted in peer_rows(bench, lambda words: console.print(words, highlight=False)):
+        for row, counted in peer_rows(bench, args.compile, lambda words: console.print(words, highlight=False)):
             found.append(row)
             flops.append(counted)
     results = measure(bench, found, flops, args.seconds)

@@ -28,11 +28,18 @@ def compile_blocks(model: nn.Module, config: Config, backend: str | Callable[...
 
     Compiled code is kept under `data.cache`, unless TORCHINDUCTOR_CACHE_DIR names another folder.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(config.data.cache).expanduser() / "inductor"))
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # a second, and triton, at import
+
+    # torch writes its default into the environment as soon as anything asks for the folder, imports among it.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(config.data.cache).expanduser() / "inductor")
     dynamo = torch._dynamo.config
     needed = _PER_SHAPE * len(shapes(config))
     dynamo.recompile_limit = max(dynamo.recompile_limit, needed)
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, needed)
+    # Under DDP dynamo would cut a block in two where a bucket of gradients is full. Blocks are small enough for buckets
+    # to leave in time, and a cut block is two graphs.
+    dynamo.optimize_ddp = False
     for module in model.modules():
         if isinstance(module, Blocks):
             for block in module:

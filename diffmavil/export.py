@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ def export_weights(model: DiffMAViL, config: Config, path: Path) -> None:
 def load_weights(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMAViL, Config]:
     """A model in evaluation mode and the config it was trained with.
 
+    Kernels that training forced, and that run on CUDA alone, are not asked for on a CPU.
+
     Raises:
         UsageError: no such file, or not written by `export_weights`.
     """
@@ -40,6 +43,9 @@ def load_weights(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMA
     if "config" not in metadata:
         raise UsageError(f"{path}: holds no config; write it with diffmavil.export.export_weights")
     config = config_from_yaml(metadata["config"])
-    model = DiffMAViL(config.model).to(device).eval()
+    wanted = config.model
+    if torch.device(device).type == "cpu":
+        wanted = replace(wanted, attention="auto", norm="torch")
+    model = DiffMAViL(wanted).to(device).eval()
     model.load_state_dict(weights)
     return model, config

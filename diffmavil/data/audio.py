@@ -22,9 +22,10 @@ _FLOOR = torch.finfo(torch.float32).eps
 
 
 @lru_cache(maxsize=8)
-def mel_bank(mels: int, sample_rate: int) -> Tensor:
+def mel_bank(mels: int, sample_rate: int, device: torch.device | None = None) -> Tensor:
     """Triangular filters, equally spaced and half overlapping on the mel scale: float32 `[fft // 2 + 1, mels]`.
 
+    Made once on the host for each `device` (None: the host): a copy in each step would wait for the step before it.
     In float32 and in Kaldi's order of operations: the filters are narrow, and the rounding of their corners shows in
     the fourth digit of a quiet bin.
     """
@@ -37,7 +38,7 @@ def mel_bank(mels: int, sample_rate: int) -> Tensor:
     mel = 1127.0 * (1.0 + hertz / 700.0).log()
     bank = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp_min(0.0)
     # The bin at half the sampling rate has no weight.
-    return nn.functional.pad(bank, (0, 0, 0, 1))
+    return nn.functional.pad(bank, (0, 0, 0, 1)).to(device)
 
 
 def fft_size(sample_rate: int) -> int:
@@ -69,7 +70,7 @@ def log_mel(wave: Tensor, mels: int, sample_rate: int = 16_000) -> Tensor:
         before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
         shape = torch.hann_window(window, periodic=False, device=wave.device)
         power = torch.fft.rfft((frames - _PRE_EMPHASIS * before) * shape, n=fft_size(sample_rate)).abs().square()
-        energy = _filter(power, mel_bank(mels, sample_rate).to(power.device))
+        energy = _filter(power, mel_bank(mels, sample_rate, power.device))
         return energy.clamp_min(_FLOOR).log()
 
 

@@ -154,7 +154,14 @@ class Loader:
             from diffmavil.data.decoders.dali import DaliDecoder
 
             self._dali = DaliDecoder(self._video, self.device, self._batch_size)
-        return self._dali(clips)
+        if self._side is None:
+            return self._dali(clips)
+        with torch.cuda.stream(self._side):
+            video = self._dali(clips).clone()
+        # DALI takes its buffer back as soon as Python lets go of it, which knows nothing of the step that reads it: the
+        # copy is torch's own memory, and the buffer must be held until it is made.
+        self._side.synchronize()
+        return video
 
     def close(self) -> None:
         """End the decoding processes."""

@@ -169,6 +169,7 @@ class Branch(nn.Module):
 
 def compute_dtype(device: torch.device) -> torch.dtype:
     """The type in which the next Linear computes: autocast's, where it is on."""
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+    # Meta tensors have no autocast. torch.amp.is_autocast_available would tell, but torch 2.11 cannot compile it.
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return torch.float32

@@ -50,10 +50,19 @@ class Segments(NamedTuple):
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str | None = None) -> Segments:
-        """From lengths on the host."""
+        """From lengths on the host, at least 1 each (or `ValueError`).
+
+        The bounds are made on the device, by a launch for each run of equal lengths: a copy from the host would wait
+        for the device, and a CUDA graph cannot record it.
+        """
         check(min(lengths, default=1) > 0, "lengths", list(lengths), "at least 1 each")
-        ends = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
-        return cls(ends.to(device=device, dtype=torch.int32), tuple(lengths))
+        parts, first = [], 0
+        for length, run in itertools.groupby(lengths):
+            end = first + length * len(list(run))
+            parts.append(torch.arange(first, end, length, dtype=torch.int32, device=device))
+            first = end
+        parts.append(torch.full((1,), first, dtype=torch.int32, device=device))
+        return cls(torch.cat(parts), tuple(lengths))
 
     @property
     def longest(self) -> int:

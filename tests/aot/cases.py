@@ -178,3 +178,71 @@ def info_nce(name: str, batch: int, width: int, dtype: torch.dtype) -> Iterator[
         strip = slice(0, max(1, _STRIP // len(k)))
         weights = partial(_launch_weights, rows[strip], k, few[strip], columns, 0, first, 0.1, both)
         yield Case("info_nce", f"info_nce backward {what}", weights)
+
+
+def odd_cases() -> Iterator[Case]:
+    """What no budget is for, and must compile all the same: sizes of 1, which Triton makes constants of, sizes that
+    nothing divides, float16, int64 ids, one sample.
+    """
+    half, seed = torch.float16, meta(dtype=torch.int64)
+    odd = [
+        Pixels("odd video", meta(1, 2, 8, 12, 3, dtype=torch.uint8), (2, 4, 6), 4),
+        Pixels("odd spectrogram", meta(3, 21, 35, dtype=half), (7, 5), 21),
+        Pixels("one patch a side", meta(5, 14, 14, 3, dtype=torch.float32), (14, 7), 2),
+        Pixels("image of 4 channels first", meta(2, 4, 30, 42, dtype=torch.bfloat16), (10, 14), 9, True),
+    ]
+    for pixels in odd:
+        channels = pixels.x.shape[1 if pixels.channels_first else -1] if pixels.x.dim() > 3 else 1
+        layout = (list(pixels.patch), [0.5] * channels, [0.25] * channels, pixels.channels_first)
+        yield from _odd_pixels(pixels, layout, half, seed)
+    for batch, length, keep, dim in ((1, 1, 1, 1), (3, 37, 9, 100), (1, 2049, 1, 33), (7, 16, 15, 96)):
+        for ids_type in (torch.int32, torch.int64):
+            ids = meta(batch, keep, dtype=ids_type)
+            full, few = meta(batch, length, dim, dtype=half), meta(batch, keep, dim, dtype=half)
+            name = f"odd {batch}x{length}x{dim} {ids_type}"
+            yield Case("tokens", f"gather_tokens {name}", partial(_launch_gather, full, ids))
+            yield Case("tokens", f"gather_tokens strided {name}", partial(_launch_gather, full.mT.contiguous().mT, ids))
+            yield Case("tokens", f"scatter_tokens {name}", partial(_launch_scatter, few, ids, length, 1.0, None))
+            yield Case(
+                "tokens", f"scatter_tokens row {name}", partial(_launch_scatter, few, ids, length, 0.0, full[0, 0])
+            )
+            yield Case("tokens", f"scatter_tokens backward {name}", partial(_launch_fill_grad, full, ids))
+        alpha_bar = meta(batch, dtype=torch.float32)
+        yield Case("add_noise", f"add_noise {name}", partial(_launch_add_noise, full, alpha_bar, seed, 2**33))
+        yield Case("add_noise", f"add_noise backward {name}", partial(_launch_add_noise_backward, full, alpha_bar))
+        for groups in (None, meta(3, length, dtype=torch.int64)):
+            launch = partial(_launch_random_mask, batch, length, keep, seed, 2**33, groups)
+            yield Case("random_mask", f"random_mask {name} {groups is None}", launch)
+    for rows, columns, dim in ((1, 1, 1), (3, 3, 7), (70, 70, 100), (5, 40, 24)):
+        for dtype in (torch.float32, half):
+            q, k, few = meta(rows, dim, dtype=dtype), meta(columns, dim, dtype=dtype), meta(rows, dtype=torch.float32)
+            name, both = f"odd {rows}x{columns}x{dim} {dtype}", rows == columns
+            yield Case("info_nce", f"info_nce unit {name}", partial(_launch_unit, q))
+            yield Case("info_nce", f"info_nce unit backward {name}", partial(_launch_unit_backward, q, q, few))
+            yield Case("info_nce", f"info_nce {name}", partial(_launch_contrast, q, k, 0, 0.1, both))
+            weights = partial(_launch_weights, q, k, few, few if both else few[:0], 0, 2**33, 0.1, both)
+            yield Case("info_nce", f"info_nce backward {name}", weights)
+
+
+def _odd_pixels(
+    pixels: Pixels, layout: tuple[list[int], list[float], list[float], bool], dtype: torch.dtype, seed: Tensor
+) -> Iterator[Case]:
+    patch, mean, std, first = layout
+    x, name = pixels.x, pixels.name
+    alpha_bar = meta(len(x), dtype=torch.float32)
+    for ids in (pixels.keep, pixels.masked.long()):
+        pred = pixels.patches(ids, dtype)
+        yield Case("patchify", f"patchify {name}", partial(_launch_patchify, x, ids, patch, mean, std, dtype, first))
+        backward = partial(_launch_patchify_backward, pred, x, ids, patch, std, first)
+        yield Case("patchify", f"patchify backward {name}", backward)
+        for norm in (False, True):
+            args = (x, ids, patch, mean, std)
+            forward = partial(_launch_diffuse, *args, alpha_bar, seed, 2**33, norm, dtype, first)
+            yield Case("diffuse_patches", f"diffuse_patches {name} {norm=}", forward)
+            backward = partial(_launch_diffuse_backward, pred, *args, alpha_bar, norm, first)
+            yield Case("diffuse_patches", f"diffuse_patches backward {name} {norm=}", backward)
+            yield Case(
+                "masked_mse", f"masked_mse {name} {norm=}", partial(_launch_masked_mse, pred, *args, norm, first)
+            )
+            backward = partial(_launch_masked_mse_backward, alpha_bar[0], pred, *args, norm, first)
+            yield Case("masked_mse", f"masked_mse backward {name} {norm=}", backward)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from cases import odd_cases
 from gate import (
     HERE,
     SHARED_LIMIT,
@@ -36,6 +37,15 @@ def test_every_kernel_is_within_its_budget_on_every_gpu() -> None:
     report = compile_everything(SHARED_LIMIT, jobs=2)
     faults = judge(report, read_budgets(HERE / "budgets.toml"), kernels_of("maekernels"))
     assert not faults, "\n".join([*faults, table(report)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_odd_sizes_and_types_compile() -> None:
+    report = compile_cases(odd_cases(), 90)
+    assert not report.problems, "\n".join(report.problems)
+    assert {binary.kernel for binary, _ in report.binaries.values()} == kernels_of("maekernels")
+    assert not [cases for binary, cases in report.binaries.values() if binary.stack or binary.spills]
 
 
 # Planted faults
