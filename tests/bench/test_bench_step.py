@@ -78,15 +78,17 @@ def test_rows_are_written_with_the_flops_of_the_real_modules(tmp_path: Path, cap
     assert all(name in out for name in names)
     assert picture.stat().st_size > 10_000
     by_name = {row["row"]: row for row in rows}
-    for row in rows:
+    for row in rows:  # numbers are rounded to four digits
         assert tuple(row)[: len(step.KEYS)] == step.KEYS
         assert {"device", "commit", "versions", "date"} <= set(row)
-        assert row["clips_per_s"] == pytest.approx(1e3 / row["ms_per_clip"])
-        assert row["mfu"] == pytest.approx(3 * row["gflop_per_clip"] / row["ms_per_clip"] / row["matmul_tflops"])
+        assert row["clips_per_s"] == pytest.approx(1e3 / row["ms_per_clip"], rel=2e-3)
+        assert row["mfu"] == pytest.approx(
+            3 * row["gflop_per_clip"] / row["ms_per_clip"] / row["matmul_tflops"], rel=3e-3
+        )
     for name, model, mask in techniques(preset("mavil-tiny").model):
         mine = step.MAVIL if name == "MAViL" else name
         if mine in by_name and mask.video.kind == "constant":
-            assert by_name[mine]["gflop_per_clip"] == pytest.approx(scheduled_flops(model, mask).total * 1e-9)
+            assert by_name[mine]["gflop_per_clip"] == pytest.approx(scheduled_flops(model, mask).total * 1e-9, rel=1e-3)
 
 
 @pytest.mark.parametrize(
