@@ -82,7 +82,7 @@ cores="$(nproc)"
 side_by_side=()
 # Kernels are compiled on the host: processes side by side use its cores.
 if "$python" -c 'import xdist' 2> /dev/null; then side_by_side=(-n "$((cores < 8 ? cores : 8))"); fi
-gpu_tests=(tests/ops/test_gpu.py tests/csrc/test_cuda_gpu.py tests/train/test_gpu.py tests/data/test_augment.py)
+gpu_tests=(tests/ops/test_gpu.py tests/csrc/test_cuda_gpu.py tests/train/test_step_on_gpu.py tests/data/test_augment.py)
 
 correctness() {
     run_step build 200 "$python" setup.py -q build_ext --inplace
@@ -135,7 +135,9 @@ step() {
     local run=("$python" benchmarks/step.py) profile=("$python" benchmarks/profile_step.py) all=(--compile)
     if [ "$rehearse" = 1 ]; then
         run+=(--device cpu --batch 2 --levels 1 --seconds 1 --json "$OUT/step-rehearsal.jsonl")
-        run_step table 400 "${run[@]}" "${all[@]}" --plot "$OUT/step-rehearsal.png"
+        run_step table 200 "${run[@]}" --plot "$OUT/step-rehearsal.png"
+        # Without the peers: compiling a whole model of theirs for a CPU takes minutes.
+        run_step compiled 400 "${run[@]}" "${all[@]}" --no-peers
         run_step profile 100 "${profile[@]}" --device cpu --batch 2 --json "$OUT/profile-rehearsal.jsonl"
         return
     fi

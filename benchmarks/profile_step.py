@@ -26,7 +26,7 @@ if not __package__:
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.identity import identity

@@ -281,12 +281,19 @@ def measure(bench: Bench, found: Sequence[Row], flops: Sequence[float | None], s
     timings: dict[str, Timing] = {}
     peaks: dict[str, float | None] = {}
     for group in groups:
-        calls: dict[str, Sequence[Call]] = {}
+        timings |= _time(bench, group, seconds * len(group) / len(found), peaks)
         for row in group:
-            for i, (call, peak) in enumerate(_fitting(bench, row)):
-                calls[f"{row.name}#{i}"], peaks[f"{row.name}#{i}"] = [call], peak
-        timings |= interleave(bench.clock, calls, seconds * len(group) / len(found), least=3, most=40)
+            _let_go(row)
     return [_result(bench, row, timings, peaks, known, rate) for row, known in zip(found, flops, strict=True)]
+
+
+def _time(bench: Bench, group: Sequence[Row], seconds: float, peaks: dict[str, float | None]) -> dict[str, Timing]:
+    """Timings of every part of the rows, by name and number; what they take of memory goes to `peaks`."""
+    calls: dict[str, Sequence[Call]] = {}
+    for row in group:
+        for i, (call, peak) in enumerate(_fitting(bench, row)):
+            calls[f"{row.name}#{i}"], peaks[f"{row.name}#{i}"] = [call], peak
+    return interleave(bench.clock, calls, seconds, least=3, most=40)
 
 
 def _fitting(bench: Bench, row: Row) -> list[tuple[Call, float | None]]:
@@ -298,8 +305,14 @@ def _fitting(bench: Bench, row: Row) -> list[tuple[Call, float | None]]:
             if max(part.batch for part in row.parts) == 1:
                 raise
         row.parts = [replace(part, batch=max(1, part.batch // 2)) for part in row.parts]
-        row.parameters = []
-        gc.collect()
+        _let_go(row)
+
+
+def _let_go(row: Row) -> None:
+    """The memory of its model, for the next."""
+    row.parameters = []
+    gc.collect()
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 

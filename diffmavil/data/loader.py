@@ -8,6 +8,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -81,7 +82,8 @@ class Loader:
         self.close()
         if self._stop is not None:
             self._stop.clear()
-        incoming = iter(self._loader)
+        with _without_advice():
+            incoming = iter(self._loader)
         self._live.append(incoming)
         try:
             while (batch := self._next(incoming)) is not None:
@@ -250,9 +252,7 @@ def _data_loader(
     needed = batch_bytes(config, batch_size) * (workers * prefetch + 2)
     needed *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     hand_over: Any = as_is if not workers or fits_shared_memory(needed) else unshared
-    with warnings.catch_warnings():
-        # Whoever sets data.workers knows how many cores there are.
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
+    with _without_advice():
         return DataLoader(
             dataset,
             batch_size=None,
@@ -264,6 +264,14 @@ def _data_loader(
             multiprocessing_context=process_context() if workers else None,
             worker_init_fn=start_worker if workers else None,
         )
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Whoever sets data.workers knows how many cores there are."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
 
 
 def _end_processes(live: list[Any], stop: Event | None) -> None:

@@ -122,8 +122,8 @@ def test_bad_arguments_end_with_code_2_and_say_what_is_allowed(argv, said, capsy
 @needs_no_gpu
 @pytest.mark.parametrize(
     ("argument", "said"),
-    [((), "sees no CUDA device"), (("--fast",), "unknown argument '--fast'")],
-    ids=["no GPU", "bad"],
+    [(("kernels",), "sees no CUDA device"), (("--fast",), "unknown stage '--fast'"), (("--rehearse",), "no stage")],
+    ids=["no GPU", "bad", "none"],
 )
 def test_the_gpu_entry_refuses_clearly(argument: tuple[str, ...], said: str, tmp_path: Path):
     env = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path / "out")}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.overrides import TorchFunctionMode
 
 from diffmavil.compiling import compile_blocks
 from diffmavil.config import Config, EncoderConfig, MaskConfig, RatioSchedule
@@ -105,3 +108,58 @@ def test_warming_up_leaves_no_trace():
     assert "every shape of the curriculum (2) run once" in said
     for ours, theirs in zip(gradients(warmed, 1), gradients(plain, 1), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_compiled_code_lies_in_the_cache_of_the_config(tmp_path, monkeypatch):
+    """Even where torch has written its own folder into the environment already, as its imports do; not a user's."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
+
+    config = small()
+    config = replace(config, data=replace(config.data, cache=str(tmp_path)))
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    ours, users = str(tmp_path / "inductor"), str(tmp_path / "users")
+    for before, after in ((None, ours), (default_cache_dir(), ours), (users, users)):
+        if before is None:
+            monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        else:
+            monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
+        compile_blocks(DiffMAViL(config.model), config)
+        assert cache_dir() == after
+    assert not torch._dynamo.config.optimize_ddp
+
+
+def test_a_step_copies_nothing_from_the_host():
+    """On CUDA such a copy waits for the device, and no graph records it: what a step makes, it makes on the device."""
+    step = TrainStep(small(mix=(-0.1, 0.05)), ALONE)
+    video, spec = random_clips(step.config, 16, ALONE.device)
+    now = plan(step.config, 0)
+    step.log_mel(torch.zeros(1, step.config.model.audio.samples), torch.tensor([0]))
+    with HostTensors() as made:
+        step.log_mel(torch.zeros(1, step.config.model.audio.samples), torch.zeros(1, dtype=torch.int64))
+        step.one_pass(video, spec, now, 0, 1.0)
+    assert made.found == []
+
+
+class HostTensors(TorchFunctionMode):
+    """Notes what makes a tensor of Python's numbers or the reverse, but in the ops: on CUDA those are kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        caller = Path(sys._getframe(1).f_code.co_filename)
+        ours = "diffmavil" in caller.parts or caller.name == "attention.py"
+        if ours and name in (
+            "tensor",
+            "as_tensor",
+            "new_tensor",
+            "from_numpy",
+            "item",
+            "tolist",
+            "nonzero",
+            "__bool__",
+        ):
+            self.found.append(f"{caller.name}: {name}")
+        return func(*args, **(kwargs or {}))

@@ -7,13 +7,18 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import losses
 
 from diffmavil.checkpoint import checkpoints
-from diffmavil.export import load_weights
+from diffmavil.export import export_weights, load_weights
+from diffmavil.model import DiffMAViL
+from diffmavil.presets import PRESETS
+from diffmavil.step import random_clips
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +45,18 @@ def test_exported_weights_carry_config_and_statistics(whole_run):
     assert config.model.audio.mean is not None
     assert config.model.video.size == 32
     assert not model.training
+
+
+def test_weights_of_a_run_that_forced_kernels_of_cuda_are_read_on_a_cpu(tmp_path):
+    config = PRESETS["diffmavil-tiny"]
+    model = DiffMAViL(config.model)
+    forced = replace(config, model=replace(config.model, attention="flash", norm="apex"))
+    export_weights(model, forced, tmp_path / "model.safetensors")
+    read, told = load_weights(tmp_path / "model.safetensors")
+    assert told == forced
+    video, spec = random_clips(config, 2, torch.device("cpu"))
+    with torch.inference_mode():
+        assert torch.equal(read.features(video, spec).fused, model.features(video, spec).fused)
 
 
 def test_a_second_run_in_the_same_folder_is_refused(whole_run, train):
