@@ -13,6 +13,7 @@ import subprocess
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,9 +78,9 @@ def run(request, program, tmp_path_factory) -> Run:
             pytest.skip("no aarch64-linux-gnu-g++" if CROSS is None else "no qemu-aarch64")
         commands.append([EMULATOR, build(CROSS, tmp_path_factory.mktemp("loops") / "arm64", "-static")])
 
-    def call(*arguments: object, stdin: tuple[Tensor, ...] = ()) -> bytes:
+    def call(*arguments: int | str, stdin: tuple[Tensor, ...] = ()) -> bytes:
         sent = b"".join(x.flatten().contiguous().view(torch.uint8).numpy().tobytes() for x in stdin)
-        words = [str(int(word)) if not isinstance(word, str) else word for word in arguments]
+        words = [word if isinstance(word, str) else str(int(word)) for word in arguments]
         found = [subprocess.run([*c, *words], input=sent, capture_output=True, check=True).stdout for c in commands]
         assert found[-1] == found[0], "the bits of arm64 are others"
         return found[-1]
@@ -164,8 +165,8 @@ def test_patches_are_the_reference(run, case, dtype):
     arguments, sent = layout(case, x, ids.long())
     sent[0] += x.storage_offset()
     data = run("patches", TYPES.index(x.dtype), TYPES.index(dtype), 0, *arguments, stdin=(*sent, memory(x)))
-    options = {"channels_first": case.channels_first, "backend": "torch"}
-    expected = patchify(x, ids, case.patch, *case.normal, dtype, **options)
+    options: Any = {"channels_first": case.channels_first, "backend": "torch"}
+    expected = patchify(x, ids, case.patch, *case.normal, dtype=dtype, **options)
     assert_same(tensor(data, dtype).view_as(expected), expected)
 
 
@@ -175,12 +176,12 @@ def test_loss_and_gradient_are_the_reference(run, case, norm):
     x, ids = case.make(), case.ids()
     arguments, sent = layout(case, x, ids.long())
     sent[0] += x.storage_offset()
-    options = {"channels_first": case.channels_first, "backend": "torch"}
+    options: Any = {"channels_first": case.channels_first, "backend": "torch"}
     shape = patchify(x, ids, case.patch, *case.normal, **options).shape
     pred = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
     data = run("mse", TYPES.index(x.dtype), 1, norm, *arguments, stdin=(*sent, pred.detach(), memory(x)))
     distances, gradients = tensor(data, torch.float32).split([ids.numel(), pred.numel()])
-    loss = masked_mse(pred, x, ids, case.patch, *case.normal, norm, **options)
+    loss = masked_mse(pred, x, ids, case.patch, *case.normal, norm_pix=norm, **options)
     torch.testing.assert_close(distances.double().sum() / pred.numel(), loss.detach().double(), rtol=2.0**-20, atol=0)
     (expected,) = torch.autograd.grad(loss, pred)
     slack = 2.0**-20 * float(expected.abs().max())
