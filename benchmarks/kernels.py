@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def heading(bench: Bench) -> str:
     of, limits = bench.identity, bench.limits
     versions = ", ".join(f"{name} {version}" for name, version in of["versions"].items())
-    philox = "" if limits.philox_gblocks is None else f", Philox {limits.philox_gblocks:,.0f}e9 blocks/s"
+    philox = "" if limits.philox_gblocks is None else f", Philox {limits.philox_gblocks:,.3g}e9 blocks/s"
     load = f", load {bench.load:.1f} on {os.cpu_count()} cores" if bench.device.type == "cpu" else ""
     return (
         f"{of['device']}; commit {of['commit']}; {versions}{load}\n"

@@ -172,7 +172,7 @@ class Limits:
     """2 n^3 over the time of a square matrix product of random numbers, in `matmul_dtype`."""
     matmul_dtype: str
     philox_gblocks: float | None
-    """Philox4x32-10 blocks made in registers; None on a CPU, where nothing measures it apart from our own code."""
+    """Philox4x32-10 blocks made in registers; None on a CPU without a C++ compiler."""
 
     def seconds(self, work: Count) -> float:
         """No version of this work is much faster: the slowest of moving, computing and drawing."""
@@ -201,6 +201,13 @@ def measure_limits(device: torch.device, clock: Clock) -> Limits:
         words = torch.empty(2**20, dtype=torch.int32, device=device)
         blocks = words.numel() * philox_rate.BLOCKS_PER_LANE
         calls["philox"] = [lambda: philox_rate.launch(words)]
+    else:
+        from benchmarks import philox_cpu
+
+        threads = torch.get_num_threads()
+        if (spin := philox_cpu.spin(threads)) is not None:
+            blocks = threads * philox_cpu.BLOCKS
+            calls["philox"] = [spin]
     times = interleave(clock, calls, seconds=1.0, least=10)
     return Limits(
         copy_gbps=2 * size / times["copy"].low_ms * 1e-6,

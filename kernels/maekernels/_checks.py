@@ -53,14 +53,16 @@ def check_alpha_bar_range(alpha_bar: Tensor) -> None:
 
 def check_backend(backend: str | None, device: torch.device, native: bool = True) -> None:
     """An explicit request is met or refused, never replaced. `native`: the op has a kernel in `csrc`."""
+    if backend is None:
+        return
     here = ["torch"]
     if device.type == "cuda":
         here.append("triton")
     if native and device.type == "cpu" and not _native.ABSENT:
         here.append("native")
-    why = f" ({_native.ABSENT})" if backend == "native" and native and _native.ABSENT else ""
-    allowed = f"None or one of {here} on {device}{why}"
-    check(backend is None or backend in here, "backend", repr(backend), allowed)
+    if backend not in here:
+        why = f" ({_native.ABSENT})" if backend == "native" and native and _native.ABSENT else ""
+        check(False, "backend", repr(backend), f"None or one of {here} on {device}{why}")
 
 
 def check_kernel_dtype(name: str, x: Tensor) -> None:

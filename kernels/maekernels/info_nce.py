@@ -7,9 +7,10 @@ Shapes: a, b [B, D]. When torch.distributed runs with W > 1 ranks, i counts the 
 all ranks: the mean of the losses over ranks is the loss of the whole batch, and gradients averaged over ranks equal
 those of one process. With one rank both directions share one matrix s.
 
-The B x N matrix is never stored. Forward: each program multiplies a tile of rows by a tile of columns and leaves the
+The B x N matrix is not stored. Forward: each program multiplies a tile of rows by a tile of columns and leaves the
 tile's logsumexp of each row (and column), 1/64 of the matrix (and 1/64 or 1/128); a second kernel joins them. Backward:
-the softmax weights are made again, for strips of rows with at most 2^22 elements, and multiplied by the rows.
+the softmax weights are made again, for strips of rows with at most 2^22 elements, and multiplied by the rows. On a CPU
+a matrix of at most one strip is stored: the reference, which needs as much memory and two products fewer.
 
 Cost of `contrast` for M rows against N, with o the bytes of an element:
     forward    2 M N D FLOPs
@@ -54,9 +55,13 @@ def info_nce(a: Tensor, b: Tensor, temperature: float, *, backend: str | None = 
     check(temperature > 0, "temperature", temperature, "positive")
     check_backend(backend, a.device, native=False)
     wide = torch.promote_types(a.dtype, b.dtype)
-    unit, contrast = (_reference_unit, _reference_contrast) if backend == "torch" else (_unit_rows, _contrast)
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    # One strip would be the whole matrix: made again in the backward pass it takes as much memory, and more time.
+    kept = a.device.type == "cpu" and ranks * len(a) ** 2 <= _STRIP
+    plain = backend == "torch" or kept
+    unit, contrast = (_reference_unit, _reference_contrast) if plain else (_unit_rows, _contrast)
     a, b = unit(a.to(wide))[0], unit(b.to(wide))[0]
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if ranks == 1:
         return contrast(a, b, 0, temperature, True)[0]
     first = dist.get_rank() * len(a)
     a_to_b = contrast(a, _AllRows.apply(b), first, temperature, False)[0]
@@ -107,8 +112,32 @@ def _reference_contrast(
 
 def _similarity(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)
+    return _products(q.to(wide), k.to(wide)) / temperature
+
+
+@torch.library.custom_op("maekernels::products", mutates_args=())
+def _products(q: Tensor, k: Tensor) -> Tensor:
+    """q @ k.T; an op, so that autocast touches neither it nor its gradient, which runs under the caller's autocast."""
     with torch.autocast(q.device.type, enabled=False):
-        return (q.to(wide) @ k.to(wide).T) / temperature
+        return q @ k.T
+
+
+@_products.register_fake
+def _(q, k):
+    return q.new_empty((len(q), len(k)))
+
+
+def _setup_products(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_products(ctx, grad):
+    q, k = ctx.saved_tensors
+    with torch.autocast(grad.device.type, enabled=False):
+        return grad @ k, grad.T @ q
+
+
+_products.register_autograd(_backward_products, setup_context=_setup_products)
 
 
 def _reference_weights(

@@ -121,8 +121,8 @@ def as_seed(seed: int | Tensor, device: torch.device | None) -> Tensor:
     """`seed` as a 0-d int64 tensor on `device`; `ValueError` unless an int in [0, 2^63) or such a tensor."""
     if isinstance(seed, Tensor):
         here = device is None or (seed.device.type == device.type and device.index in (None, seed.device.index))
-        ok = seed.dim() == 0 and seed.dtype == torch.int64 and here
-        check(ok, "seed", describe(seed), f"an int, or a 0-d int64 tensor on {device or 'any device'}")
+        if not (seed.dim() == 0 and seed.dtype == torch.int64 and here):  # words only for an error: they take time
+            check(False, "seed", describe(seed), f"an int, or a 0-d int64 tensor on {device or 'any device'}")
         return seed
     check(0 <= seed < 2**63, "seed", seed, "in [0, 2^63), or a 0-d int64 tensor")
     return torch.full((), seed, dtype=torch.int64, device=device)

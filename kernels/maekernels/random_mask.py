@@ -198,6 +198,13 @@ def _random_mask(
     return _reference(batch, length, num_keep, seed, offset, groups)
 
 
+# torch.library.custom_op puts a layer for autograd before every op, in Python, which takes longer than a mask does on a
+# CPU. Integers have no gradient: calls fall through it.
+_NO_GRADIENT = torch.library.Library("maekernels", "IMPL")
+for _key in ("AutogradCPU", "AutogradCUDA"):
+    _NO_GRADIENT.impl("random_mask", torch.library.fallthrough_kernel, _key)
+
+
 @_random_mask.register_fake
 def _(batch, length, num_keep, seed, offset, groups):
     ids = (batch, num_keep), (batch, length - num_keep)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from maekernels import info_nce
-from maekernels.info_nce import _contrast, _contrast_backward, _unit_rows, _unit_rows_backward
+from maekernels.info_nce import _contrast, _contrast_backward, _products, _unit_rows, _unit_rows_backward
 from tests.ops.mae_oracle import assert_same, assert_within
 
 SHAPES = [(8, 16), (5, 33), (1, 4), (70, 6)]
@@ -77,6 +77,18 @@ def test_backward_in_strips_is_the_backward(monkeypatch):
         torch.testing.assert_close(a, b)
 
 
+def test_a_stored_matrix_changes_nothing(monkeypatch):
+    """On a CPU small matrices are stored: the same loss and gradients as from a matrix made twice."""
+    rows = [x.requires_grad_() for x in make(70, 6)]
+    stored = run(rows, 0.2)
+    grads = torch.autograd.grad(stored, rows)
+    monkeypatch.setattr(sys.modules["maekernels.info_nce"], "_STRIP", 70 * 70 - 1)
+    again = run(rows, 0.2)
+    torch.testing.assert_close(stored, again)
+    for a, b in zip(grads, torch.autograd.grad(again, rows), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_is_symmetric_and_blind_to_norms():
     a, b = make(8, 16)
     torch.testing.assert_close(info_nce(a, b, 0.1), info_nce(b, a, 0.1))
@@ -122,6 +134,7 @@ def test_opcheck(both):
     grad, rows, columns = torch.tensor(1.0), torch.rand(6), torch.rand(6 if both else 0)
     torch.library.opcheck(_contrast, (q.requires_grad_(), k.requires_grad_(), 0, 0.5, both))
     torch.library.opcheck(_contrast_backward, (grad, q.detach(), k.detach(), rows, columns, 0, 0.5, both))
+    torch.library.opcheck(_products, (q, k.detach().requires_grad_()))
     torch.library.opcheck(_unit_rows, (make(6, 8)[0].requires_grad_(),))
     torch.library.opcheck(_unit_rows, (make(6, 8)[0].T,))
     torch.library.opcheck(_unit_rows_backward, (torch.rand(8, 6).T, q.detach(), torch.rand(6)))
