@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 DEMO_DIR ?= runs/demo
 STAMP := $(VENV)/.installed
 
-.PHONY: help install check format test test-plain test-reference test-interpreter test-aot test-asan test-builds aot \
-	cuda-report demo clean
+.PHONY: help install check format test test-plain test-reference test-interpreter test-aot test-asan test-builds \
+	test-dali test-torchcodec aot cuda-report demo clean
 
 help:
 	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: about 10 minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make aot      compile every Triton kernel for sm_80, sm_90, sm_100 and check its budget (no GPU needed)"
 	@echo "make cuda-report  compile csrc/cuda for the same and check what each kernel needs (nvcc, no GPU needed)"
 	@echo "make test-asan, test-builds   the native kernels under AddressSanitizer; every way to build the package"
+	@echo "make test-dali, test-torchcodec   the optional decoders, which are installed for it (DALI: 700 MB)"
 	@echo "make install  only the virtual environment ($(VENV))"
 
 # torch comes first, from the constraints file: what follows then finds it satisfied, and compiles against its headers;
@@ -52,6 +53,12 @@ test-asan: $(STAMP)
 
 test-builds: $(STAMP)
 	PYTHON=$(BIN)/python tests/install/builds.sh
+
+test-dali: $(STAMP)
+	PYTHON=$(BIN)/python tests/install/decoder.sh dali
+
+test-torchcodec: $(STAMP)
+	PYTHON=$(BIN)/python tests/install/decoder.sh torchcodec
 
 # Triton decides at import whether kernels are interpreted, and the gate replaces its driver: own processes.
 test-interpreter: $(STAMP)
