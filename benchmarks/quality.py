@@ -64,7 +64,7 @@ def settings(study: str) -> dict[str, Config]:
     found["diffmavil-tiny, audio decoder cross-attends"] = replace(paper, model=audio_cross)
     half = replace(fast.model, decode_fraction=0.5)
     found["diffmavil-tiny-fast, half decoded"] = replace(fast, model=half)
-    found["diffmavil-tiny, ratio 0.8"] = replace(paper, mask=PRESETS[BASE].mask)
+    found["diffmavil-tiny, fixed ratio"] = replace(paper, mask=PRESETS[BASE].mask)
     if study == "synthetic":
         planned = replace(paper.batch, rule="flops", lr_rule="sqrt")
         found["diffmavil-tiny, adaptive batch"] = replace(paper, batch=planned)
