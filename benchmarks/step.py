@@ -16,7 +16,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,222 +28,21 @@ if not __package__:
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
-from benchmarks import peers
 from benchmarks.identity import identity
 from benchmarks.kernels import write
-from benchmarks.mavil_eager import EagerMAViL
-from benchmarks.measure import Call, Clock, StepClock, Timing, interleave, make_clock
-from diffmavil.compiling import compile_blocks
-from diffmavil.config import Config, MaskConfig, ModelConfig, RatioSchedule
-from diffmavil.distributed import World
-from diffmavil.flops import meta_model, mixed_flops, techniques
-from diffmavil.graphs import GraphedPasses
+from benchmarks.measure import Call, StepClock, Timing, interleave, make_clock
+from benchmarks.techniques import MAVIL, Bench, Part, Row, peer_rows, rows
+from diffmavil.flops import meta_model, mixed_flops
 from diffmavil.heap import keep_freed_memory
-from diffmavil.model import DiffMAViL
-from diffmavil.model.mavil import AUDIO_STREAM, VIDEO_STREAM
 from diffmavil.optim import make_optimizers
-from diffmavil.planner import stretch_counts
 from diffmavil.presets import PRESETS
-from diffmavil.step import random_clips, use_bf16
+from diffmavil.step import use_bf16
 
 KEYS = ("row", "gflop_per_clip", "ms_per_clip", "clips_per_s", "tflops", "mfu", "peak_mib")
 """Of every row, in this order; device, commit, versions, date and what is needed to read them follow."""
 FORWARDS = 3
-MAVIL = "+ attention (MAViL)"
-"""The row of the published recipe as we write it, with which those after it are compared."""
-_COMPILED = ", compiled"
-Passes = Callable[["Part"], object]
-"""Forward and backward of a batch of a part."""
-Made = Callable[[int], tuple[nn.Module, Callable[[], Tensor]]]
-"""From a number of clips a model, and its loss for so many."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One shape of a row: its share of the clips, and how many a step takes."""
-
-    keep_video: int
-    keep_audio: int
-    share: float
-    batch: int
-
-
-@dataclass
-class Row:
-    """A technique, upon those before it."""
-
-    name: str
-    model: ModelConfig
-    parts: list[Part]
-    make: Callable[[Row], Passes]
-    """Builds the model and its passes."""
-    parameters: list[nn.Parameter]
-
-
-@dataclass(frozen=True)
-class Bench:
-    device: torch.device
-    clock: Clock
-    batch: int
-    levels: int
-    dtype: torch.dtype
-    config: Config
-    """Of the size that is measured."""
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
-
-
-def rows(bench: Bench, compiled: bool, graphed: bool) -> list[Row]:
-    """From MAViL as AudioMAE writes it to the fastest preset."""
-    steps = {name: (model, mask) for name, model, mask in techniques(bench.config.model)}
-    mavil, fixed = steps["MAViL"]
-    written_out = replace(mavil, attention="math")
-    found = [
-        ("MAViL as AudioMAE writes it", mavil, fixed, _eager(bench, gather_first=False), False),
-        ("+ gather before embedding", mavil, fixed, _eager(bench, gather_first=True), False),
-        ("+ fused ops", written_out, fixed, _ours(bench), False),
-        (MAVIL, mavil, fixed, _ours(bench), False),
-    ]
-    for name in ("+ diffusion", "+ video cross-attn", "+ ratio 0.9 -> 0.8"):
-        found.append((name, *steps[name], _ours(bench), False))
-    model, mask = steps["+ ratio 0.9 -> 0.8"]
-    found.append(("+ adaptive batch", model, mask, _ours(bench), True))
-    if compiled:
-        found.append(("+ compile", model, mask, _ours(bench, compiled), True))
-    if graphed:
-        found.append(("+ CUDA graph", model, mask, _ours(bench, compiled, graphed), True))
-    for name in ("+ audio cross-attn", "+ decode half", "+ decode a quarter"):
-        found.append((name, *steps[name], _ours(bench, compiled, graphed), True))
-    return [
-        Row(name, model, parts(bench, model, mask, adaptive), make, []) for name, model, mask, make, adaptive in found
-    ]
-
-
-def parts(bench: Bench, model: ModelConfig, mask: MaskConfig, adaptive: bool) -> list[Part]:
-    """The shapes of a masking schedule; with adaptive batches each costs what the dearest does at `bench.batch`."""
-    video, audio = (replace(s, levels=1 if s.kind == "constant" else bench.levels) for s in (mask.video, mask.audio))
-    counts = stretch_counts(replace(bench.config, model=model, mask=MaskConfig(video=video, audio=audio)))
-    costs = [mixed_flops(meta_model(model), *keep) for keep in counts]
-    sizes = [int(bench.batch * max(costs) / cost) if adaptive else bench.batch for cost in costs]
-    return [
-        Part(*keep, 1 / len(counts), size)  # type: ignore[arg-type]  # no mix: one count each
-        for keep, size in zip(counts, sizes, strict=True)
-    ]
-
-
-def _eager(bench: Bench, *, gather_first: bool) -> Callable[[Row], Passes]:
-    def make(row: Row) -> Passes:
-        model = EagerMAViL(row.model, gather_first=gather_first).to(bench.device)
-        row.parameters = list(model.parameters())
-        return _backward(bench, lambda part: model(*clips(bench, part.batch), **_kept(part)))
-
-    return make
-
-
-def _ours(bench: Bench, compiled: bool = False, graphed: bool = False) -> Callable[[Row], Passes]:
-    def make(row: Row) -> Passes:
-        model = DiffMAViL(row.model).to(bench.device)
-        row.parameters = list(model.parameters())
-        if compiled:
-            # Rows of one kind of block share its graphs, and so what dynamo allows for one.
-            torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = _GRAPHS
-            falling = RatioSchedule(kind="linear", start=0.9, end=0.8, levels=bench.levels)
-            compile_blocks(model, replace(bench.config, mask=MaskConfig(falling, falling)))
-        if graphed:
-            replay = GraphedPasses(model, World(rank=0, size=1, device=bench.device))
-
-            def passes(part: Part) -> None:
-                with bench.autocast():
-                    replay(*clips(bench, part.batch), _key(part), 1.0)
-
-            return passes
-        return _backward(bench, lambda part: model(*clips(bench, part.batch), **_key(part)).total)
-
-    return make
-
-
-def _kept(part: Part) -> dict[str, int]:
-    return {"keep_video": part.keep_video, "keep_audio": part.keep_audio}
-
-
-def _key(part: Part) -> dict[str, Any]:
-    return {"seed": 0, "offset": 0, **_kept(part)}
-
-
-def _backward(bench: Bench, loss: Callable[[Part], Tensor]) -> Passes:
-    def passes(part: Part) -> None:
-        with bench.autocast():
-            value = loss(part)
-        value.backward()
-
-    return passes
-
-
-_GRAPHS = 256
-_clips: dict[tuple[int, ModelConfig], tuple[Tensor, Tensor]] = {}
-
-
-def clips(bench: Bench, batch: int) -> tuple[Tensor, Tensor]:
-    """The same clips for every row, on the device before anything is timed."""
-    key = (batch, bench.config.model)
-    if key not in _clips:
-        _clips[key] = random_clips(bench.config, batch, bench.device)
-    return _clips[key]
-
-
-def peer_rows(bench: Bench, compiled: bool, report: Callable[[str], None]) -> list[tuple[Row, float]]:
-    """Those of transformers with ours beside them, and the FLOPs of a clip's forward; none without the package.
-
-    compiled: each of them a second time, as `torch.compile` makes of a model of theirs or of the blocks of ours.
-    """
-    try:
-        transformers = peers.load_transformers()
-    except ImportError as error:
-        report(f"peers left out: transformers cannot be used here ({error})")
-        return []
-    mavil, _ = next((model, mask) for name, model, mask in techniques(bench.config.model) if name == "MAViL")
-    fast = next(model for name, model, _ in techniques(bench.config.model) if name == "+ decode a quarter")
-    mavil, fast = (replace(model, views=1) for model in (mavil, fast))
-    keep_video, keep_audio = (round(0.2 * m.tokens) for m in (mavil.video, mavil.audio))
-    version = f"transformers {transformers.__version__}"
-    found: list[tuple[Row, float]] = []
-
-    def add(name: str, made: Made, compile_it: Callable[[nn.Module], None]) -> None:
-        flops = peers.counted_flops(made(1)[1], 1)
-
-        def make(row: Row) -> Passes:
-            module, loss = made(row.parts[0].batch)
-            row.parameters = list(module.parameters())
-            if row.name.endswith(_COMPILED):
-                compile_it(module)
-            return _backward(bench, lambda part: loss())
-
-        for suffix in ("", _COMPILED) if compiled else ("",):
-            part = Part(keep_video, keep_audio, 1.0, bench.batch)
-            found.append((Row(f"{name}{suffix}", mavil, [part], make, []), flops))
-
-    def ours(model: ModelConfig, stream: int, keep: int, batch: int) -> tuple[nn.Module, Callable[[], Tensor]]:
-        module = peers.OneModality(model, stream).to(bench.device)
-        video, spec = clips(bench, batch)
-        return module, functools.partial(module, video if stream == VIDEO_STREAM else spec, keep, 0)
-
-    def theirs(stream: int, batch: int) -> tuple[nn.Module, Callable[[], Tensor]]:
-        if stream == VIDEO_STREAM:
-            return peers.video_mae(mavil, batch, keep_video, bench.device)
-        return peers.vit_mae(mavil, batch, 0.8, bench.device)
-
-    for what, peer, stream, keep in (
-        ("video", "VideoMAE", VIDEO_STREAM, keep_video),
-        ("audio", "ViTMAE", AUDIO_STREAM, keep_audio),
-    ):
-        add(f"{what} alone: {peer} ({version})", functools.partial(theirs, stream), lambda module: module.compile())
-        for name, model in (("ours, as MAE", mavil), ("ours, -fast", fast)):
-            made = functools.partial(ours, model, stream, keep)
-            add(f"{what} alone: {name}", made, lambda module: compile_blocks(module, bench.config))
-    return found
 
 
 def step_calls(bench: Bench, row: Row) -> list[Call]:
