@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from benchmarks import philox_cpu
 from benchmarks.cases import CASES, Case
 from benchmarks.counts import Count, count, pixel_bytes
 from benchmarks.measure import CudaClock, Limits, interleave, measure_limits
 from benchmarks.problems import PROBLEMS
+from maekernels import philox
 
 LIMITS = Limits(copy_gbps=10.0, matmul_gflops=100.0, matmul_dtype="float32", philox_gblocks=2.0)
 
@@ -75,7 +78,19 @@ def test_limits_follow_from_the_bytes_and_flops_of_the_calls():
     limits = measure_limits(torch.device("cpu"), _Constant())
     assert limits.copy_gbps == pytest.approx(2 * 2**26 / 0.5 * 1e-9)
     assert limits.matmul_gflops == pytest.approx(2 * 1024**3 / 0.5 * 1e-9)
-    assert limits.philox_gblocks is None
+    compiled = philox_cpu.spin(1) is not None
+    assert limits.philox_gblocks == (pytest.approx(philox_cpu.BLOCKS / 0.5 * 1e-9) if compiled else None)
+
+
+def test_the_philox_rate_is_of_philox():
+    """Block i of key (1, 2) and counter (i, 0, 0, 0): the xor of all words of BLOCKS of them."""
+    spin = philox_cpu.spin(1)
+    if spin is None:
+        pytest.skip("no C++ compiler")
+    seed, zero = torch.tensor(2 << 32 | 1), torch.tensor(0)
+    words = philox.words(seed, zero, torch.arange(philox_cpu.BLOCKS), stream=0)
+    every = torch.stack(words).numpy()
+    assert spin() == np.bitwise_xor.reduce(every, axis=None)
 
 
 class _Constant(ScriptedClock):
