@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -136,6 +137,8 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time the candidates in turns, so that a change of clock rate or load meets all of them alike.
 
+    Each round has another order: what ran just before leaves its marks in caches and the heap.
+
     Args:
         candidates: name -> the same call on each set of inputs; a reading goes round the sets.
         seconds: about how long to go on, all candidates together; at least `least` rounds, at most `most`.
@@ -147,13 +150,13 @@ def interleave(
         turns = math.ceil(clock.region(sets[0]) / len(sets))
         rounds[name] = [*sets] * turns
     found: dict[str, list[float]] = {name: [] for name in candidates}
-    order, started = list(candidates), time.perf_counter()
+    order, orders, started = list(candidates), random.Random(0), time.perf_counter()
     for done in range(most):
         if done >= least and time.perf_counter() - started > seconds:
             break
+        orders.shuffle(order)
         for name in order:
             found[name].append(clock.read(rounds[name]))
-        order.append(order.pop(0))
     return {name: _summary(times) for name, times in found.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,16 +39,19 @@ class ScriptedClock:
         return None
 
 
-def test_providers_take_turns_over_their_sets_and_the_order_rotates():
+def test_providers_take_turns_over_their_sets_and_each_comes_after_every_other():
     log: list[str] = []
-    candidates = {name: [lambda s=f"{name}{i}": log.append(s) for i in range(2)] for name in "ab"}
-    timings = interleave(ScriptedClock(log), candidates, seconds=0, least=2, most=2)
-    warm, rounds = log[:4], "".join(log[4:]).strip("|").split("|")
-    assert warm == ["a0", "a1", "b0", "b1"]
-    assert rounds == ["a0a1a0a1", "b0b1b0b1", "b0b1b0b1", "a0a1a0a1"]
-    assert timings["a"].median_ms == pytest.approx(2.5)  # readings 1 and 4
-    assert timings["b"].median_ms == pytest.approx(2.5)
-    assert timings["a"].readings == 2
+    candidates = {name: [lambda s=f"{name}{i}": log.append(s) for i in range(2)] for name in "abc"}
+    timings = interleave(ScriptedClock(log), candidates, seconds=0, least=24, most=24)
+    warm, readings = log[:6], "".join(log[6:]).strip("|").split("|")
+    assert warm == ["a0", "a1", "b0", "b1", "c0", "c1"]
+    names = [reading[0] for reading in readings]
+    assert readings == [f"{name}0{name}1{name}0{name}1" for name in names]
+    assert all(sorted(names[first : first + 3]) == ["a", "b", "c"] for first in range(0, 72, 3))
+    assert {a + b for a, b in itertools.pairwise(names) if a != b} == {"ab", "ac", "ba", "bc", "ca", "cb"}
+    for name, timing in timings.items():  # the n-th reading takes n
+        assert timing.median_ms == pytest.approx(statistics.median(n + 1 for n, x in enumerate(names) if x == name))
+        assert timing.readings == 24
 
 
 def test_the_spread_is_the_20th_and_80th_percentile():
