@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from multiprocessing.synchronize import Event
@@ -107,26 +108,43 @@ class _Row(NamedTuple):
     position: int
 
 
-def _collate(rows: list[_Row], config: Config, opened: Opened) -> Batch:
-    video, audio = config.model.video, config.model.audio
-    later = [row.decoded.later for row in rows if row.decoded.later is not None]
-    size = 0 if later else video.size
-    frames = np.empty((len(rows), video.frames, size, size, 3), np.uint8)
-    wave = np.empty((len(rows), audio.samples), np.float32)
-    for i, row in enumerate(rows):
-        if not later:
-            frames[i] = row.decoded.video
-        wave[i] = row.decoded.wave
-    return Batch(
-        video=torch.from_numpy(frames),
-        wave=torch.from_numpy(wave),
-        wave_valid=torch.tensor([row.decoded.wave_valid for row in rows], dtype=torch.int64),
-        labels=[row.clip.labels for row in rows],
-        position=torch.tensor([row.position for row in rows], dtype=torch.int64),
-        paths=[row.clip.path for row in rows],
-        opened=opened,
-        later=later,
-    )
+class _Canvas:
+    """A batch being filled: pictures are decoded into the memory that is handed over, shared where it can be."""
+
+    def __init__(self, config: Config, size: int, *, shared: bool, later: bool) -> None:
+        video, audio = config.model.video, config.model.audio
+        side = 0 if later else video.size
+        self.video = _empty((size, video.frames, side, side, 3), torch.uint8, shared)
+        self.wave = _empty((size, audio.samples), torch.float32, shared)
+        self.later = later
+        self._video, self._wave = self.video.numpy(), self.wave.numpy()
+
+    def picture(self, row: int) -> np.ndarray | None:
+        """Where the picture of a row is drawn; None when that is done later."""
+        return None if self.later else self._video[row]
+
+    def batch(self, rows: list[_Row], opened: Opened) -> Batch:
+        """The batch of `rows`, whose pictures are drawn already."""
+        for i, row in enumerate(rows):
+            self._wave[i] = row.decoded.wave
+        return Batch(
+            video=self.video[: len(rows)],
+            wave=self.wave[: len(rows)],
+            wave_valid=torch.tensor([row.decoded.wave_valid for row in rows], dtype=torch.int64),
+            labels=[row.clip.labels for row in rows],
+            position=torch.tensor([row.position for row in rows], dtype=torch.int64),
+            paths=[row.clip.path for row in rows],
+            opened=opened,
+            later=[row.decoded.later for row in rows if row.decoded.later is not None],
+        )
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, shared: bool) -> Tensor:
+    if not shared or not math.prod(shape):
+        return torch.empty(shape, dtype=dtype)
+    # As torch's own collation does: a tensor that is shared afterwards is copied, page by new page.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize, device="cpu")
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]
 
 
 def make_reader(config: Config) -> Reader:
@@ -151,6 +169,8 @@ class TrainClips(Dataset):
         self.reader = make_reader(config)
         self.stop = stop
         """Set when nobody waits for the batch any more."""
+        self.shared = False
+        """Whether batches are made in shared memory, for another process."""
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -158,17 +178,18 @@ class TrainClips(Dataset):
     def __getitem__(self, positions: range) -> Batch | NothingUsable:
         opened = Opened()
         rows: list[_Row] = []
-        for position in positions:
+        canvas = _Canvas(self.config, len(positions), shared=self.shared, later=self.decoder == "dali")
+        for place, position in enumerate(positions):
             try:
-                row = None if _stopped(self.stop) else self._decode(position, opened)
+                row = None if _stopped(self.stop) else self._decode(position, opened, canvas.picture(place))
             except StoreError as error:
                 return NothingUsable(opened, str(error))
             if row is None:
                 return NothingUsable(opened)
             rows.append(row)
-        return _collate(rows, self.config, opened)
+        return canvas.batch(rows, opened)
 
-    def _decode(self, position: int, opened: Opened) -> _Row | None:
+    def _decode(self, position: int, opened: Opened, out: np.ndarray | None) -> _Row | None:
         model, data = self.config.model, self.config.data
         for attempt, index in enumerate(self.stream.candidates(position)):
             clip = self.clips[index]
@@ -186,6 +207,7 @@ class TrainClips(Dataset):
                     framing=framing,
                     deadline=data.deadline,
                     decoder=self.decoder,
+                    out=out,
                 )
             except BadClip as error:
                 opened.fail(index, error)
@@ -214,6 +236,7 @@ class EvalClips(Dataset):
         self.crops = crops
         self.reader = make_reader(config)
         self.stop = stop
+        self.shared = False
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -222,6 +245,7 @@ class EvalClips(Dataset):
         model = self.config.model
         opened = Opened()
         done: list[_Row] = []
+        canvas = _Canvas(self.config, len(rows), shared=self.shared, later=self.decoder == "dali")
         for row in rows:
             if _stopped(self.stop):
                 return NothingUsable(opened)
@@ -238,6 +262,7 @@ class EvalClips(Dataset):
                     crop=(crop, self.crops),
                     deadline=self.config.data.deadline,
                     decoder=self.decoder,
+                    out=canvas.picture(len(done)),
                 )
             except StoreError as error:
                 return NothingUsable(opened, str(error))
@@ -245,4 +270,4 @@ class EvalClips(Dataset):
                 opened.fail(index, error)
             else:
                 done.append(_Row(clip, decoded, index))
-        return _collate(done, self.config, opened)
+        return canvas.batch(done, opened)

@@ -79,6 +79,7 @@ def decode_clip(
     framing: FramingRule | None = None,
     deadline: float = DEADLINE,
     decoder: DecoderName = "pyav",
+    out: np.ndarray | None = None,
 ) -> Decoded:
     """Decode `video.frames` frames spread evenly over `video.seconds`, and the sound around them.
 
@@ -93,12 +94,13 @@ def decode_clip(
         framing: the spatial crop; None: short side to `video.size`, centre.
         deadline: seconds after which the clip is given up.
         decoder: what decodes the picture; all but pyav take prepared samples alone.
+        out: uint8 `[T, size, size, 3]`, where the frames are drawn; None: memory of their own.
 
     Raises:
         BadClip: no picture, no sound, less than 0.5 s of both together, undecodable, or not done by the deadline.
     """
     place = ((crop[0] + 0.5) / crop[1], 0.5) if rng is None else (float(rng.random()), float(rng.random()))
-    painter = painter_of(decoder)(video, framing or centre_framing(video.size))
+    painter = painter_of(decoder)(video, framing or centre_framing(video.size), out)
     return _Job(source, start, duration, audio, place, painter, deadline).run()
 
 
@@ -242,23 +244,30 @@ class _Run:
         self.start = self.end = start
         self.kind = kind
         self.rate = rate
+        # FLAC's 16 bits of one channel, which prepared clips are, become floats all at once.
+        self.dtype = np.dtype(np.int16 if kind[:2] == ("s16", "mono") else np.float32)
         # libav's own mono is 3 dB louder for two equal channels than for one.
-        self.to_float = AudioResampler(format="fltp")
-        self.pieces: list[np.ndarray] = []
+        self.to_float = None if kind[0] == "fltp" or self.dtype == np.int16 else AudioResampler(format="fltp")
+        self.channels: list[list[np.ndarray]] = []
 
     def add(self, frame: AudioFrame) -> None:
-        if self.kind[:2] == ("s16", "mono"):
-            # What prepared clips are: a fifth of their decoding went into calls that change nothing else.
-            self.pieces.append(frame.to_ndarray()[0])
-        else:
-            self.pieces += [piece.to_ndarray().mean(0) for piece in self.to_float.resample(frame)]
+        for piece in [frame] if self.to_float is None else self.to_float.resample(frame):
+            planes = piece.planes
+            self.channels = self.channels or [[] for _ in planes]
+            for pieces, plane in zip(self.channels, planes, strict=True):
+                # `to_ndarray` makes three arrays and a copy of each frame: a tenth of a short clip's decoding.
+                pieces.append(np.frombuffer(plane, self.dtype, piece.samples))
         self.end += frame.samples / frame.sample_rate
 
     def samples(self) -> np.ndarray:
         """Float32 at `rate`."""
-        samples = np.concatenate(self.pieces) if self.pieces else np.empty(0, np.float32)
-        if samples.dtype == np.int16:
-            samples = samples.astype(np.float32) * np.float32(2.0**-15)
+        if not self.channels:
+            return np.empty(0, np.float32)
+        channels = np.stack([np.concatenate(pieces) for pieces in self.channels])
+        if self.dtype == np.int16:
+            samples = channels[0].astype(np.float32) * np.float32(2.0**-15)
+        else:
+            samples = channels.mean(0)
         source_rate = self.kind[2]
         if source_rate == self.rate or not samples.size:
             return samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -71,9 +72,11 @@ def _timed(frames: Iterable[VideoFrame], tick: float) -> Iterator[tuple[float, V
 class Painter:
     """Chooses the frames of a window and draws them upright, cropped, in RGB."""
 
-    def __init__(self, video: VideoConfig, framing: FramingRule) -> None:
+    def __init__(self, video: VideoConfig, framing: FramingRule, out: np.ndarray | None = None) -> None:
+        """`out`: uint8 `[T, size, size, 3]`, where the frames are drawn; None: memory of their own."""
         self.video = video
         self.framing = framing
+        self.out = out
         self.reformatter = VideoReformatter()
 
     def times(self, window: Span) -> np.ndarray:
@@ -93,23 +96,28 @@ class Painter:
 
     def _shown(self, frames: Iterable[tuple[float, VideoFrame]], times: np.ndarray, aspect: float) -> np.ndarray | None:
         """Draw the frame on screen at each of `times`; `frames` come with the time at which they appear."""
-        size = self.video.size
-        out = np.empty((len(times), size, size, 3), np.uint8)
+        out = self.canvas(len(times))
+        instants = times.tolist()
         done = 0
         shown: VideoFrame | None = None
         for when, frame in frames:
             # Everything due before this frame appears still shows the one before.
-            due = int(np.searchsorted(times, when, side="left"))
+            due = bisect_left(instants, when)
             if due > done and shown is not None:
-                out[done:due] = self.paint(shown, aspect)
+                draw(out[done:due], self.paint(shown, aspect))
                 done = due
             shown = frame
             if done == len(times):
                 return out
         if shown is None:
             return None
-        out[done:] = self.paint(shown, aspect)
+        draw(out[done:], self.paint(shown, aspect))
         return out
+
+    def canvas(self, count: int) -> np.ndarray:
+        """Where `count` frames are drawn: uint8 `[count, size, size, 3]`."""
+        size = self.video.size
+        return np.empty((count, size, size, 3), np.uint8) if self.out is None else self.out[:count]
 
     def paint(self, frame: VideoFrame, aspect: float) -> np.ndarray:
         """A view uint8 `[size, size, 3]`. `aspect`: width over height of a pixel."""
@@ -122,4 +130,15 @@ class Painter:
         drawn = self.reformatter.reformat(frame, w, h, format="rgb24", interpolation=Interpolation.AREA, threads=1)
         plane = drawn.planes[0]
         pixels = np.frombuffer(memoryview(plane), np.uint8).reshape(h, plane.line_size)
-        return framing.cut(np.rot90(pixels[:, : w * 3].reshape(h, w, 3), turns))
+        upright = pixels[:, : w * 3].reshape(h, w, 3)
+        return framing.cut(np.rot90(upright, turns) if turns else upright)
+
+
+def draw(out: np.ndarray, picture: np.ndarray) -> None:
+    """Copy `picture`, uint8 `[size, size, 3]`, to every frame of `out`, `[n, size, size, 3]`."""
+    if picture.strides[1] == 3:
+        out[...] = picture
+        return
+    # Mirrored or turned: numpy would go pixel by pixel; one channel after the other it is four times faster.
+    for channel in range(3):
+        out[..., channel] = picture[..., channel]

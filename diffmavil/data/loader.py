@@ -251,7 +251,9 @@ def _data_loader(
     # +2: the batch in use and the one on its way.
     needed = batch_bytes(config, batch_size) * (workers * prefetch + 2)
     needed *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    hand_over: Any = as_is if not workers or fits_shared_memory(needed) else unshared
+    fits = fits_shared_memory(needed)
+    hand_over: Any = as_is if not workers or fits else unshared
+    dataset.shared = bool(workers) and fits
     with _without_advice():
         return DataLoader(
             dataset,

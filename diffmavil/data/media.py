@@ -246,9 +246,9 @@ class SampleMedia(Media):
         self.container.seek(int(windows.video.start / tick_of(self.video)), stream=self.video)
         video = self._until(windows.video.end, self.container, self.video)
         # FLAC frames stand alone and cost little: no search for the first, only those long before are left out.
-        early = windows.audio.start - 2 * PREROLL
+        early, tick = windows.audio.start - 2 * PREROLL, tick_of(self.audio)
         sound = self._until(windows.audio.end, self.sound, self.audio)
-        return video, [packet for packet in sound if (seconds_of(packet, tick_of(self.audio)) or 0.0) >= early]
+        return video, [packet for packet in sound if (seconds_of(packet, tick) or 0.0) >= early]
 
     def _until(self, end: float, container: InputContainer, stream: Stream) -> list[Packet]:
         packets: list[Packet] = []

@@ -37,13 +37,13 @@ def prepare_here(src: Path, out: Path, **settings) -> Description:
     return work_through(layout_of(src, out, **settings))
 
 
-def write_clips(root: Path, count: int, seconds: float = 1.2) -> Path:
-    """Clips that differ in sound and picture, in two classes."""
+def write_clips(root: Path, count: int, seconds: float = 1.2, longer: int = 800) -> Path:
+    """Clips that differ in sound and picture, in two classes; their sound is `longer` samples longer."""
     rng = np.random.default_rng(0)
     for index in range(count):
         path = root / f"class{index % 2}" / f"{index:02}.mkv"
         path.parent.mkdir(parents=True, exist_ok=True)
-        sound = 0.1 * rng.standard_normal(round(16_000 * seconds) + 800)
+        sound = 0.1 * rng.standard_normal(round(16_000 * seconds) + longer)
         paint = numbered(48, 48)  # square: a centre crop shows the whole number
         write_clip(
             path, paint=lambda i, k=index, p=paint: p(i + 20 * k), seconds=seconds, sound=sound,

@@ -126,6 +126,22 @@ def test_resuming_gives_the_same_batches(mixed: ClipSet) -> None:
     assert_same(whole[5:], rest)
 
 
+def test_one_process_then_two_then_four(mixed: ClipSet) -> None:
+    """A run resumed twice, with more processes each time, goes on where the last one ended, epoch after epoch."""
+    wanted = config(max_bad_share=1.0)
+    whole = take(make_loader(wanted, mixed, steps=12), 12)
+    position = 0
+    for first, world in ((0, 1), (4, 2), (8, 4)):
+        resumed = [
+            take(make_loader(wanted, mixed, start_position=position, rank=rank, world=world, steps=4), 4)
+            for rank in range(world)
+        ]
+        for step in range(4):
+            assert_same(whole[first + step : first + step + 1], [rank[step] for rank in resumed])
+        position = int(resumed[-1][-1].position[-1]) + 1
+    assert position == 12 * wanted.train.batch_size > 2 * len(mixed)
+
+
 def test_seeds_differ(good: ClipSet) -> None:
     first, second = (take(make_loader(config(seed=seed), good), 1)[0] for seed in (0, 1))
     assert first.paths != second.paths

@@ -7,7 +7,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
-from diffmavil.data.frames import Painter
+from diffmavil.data.frames import Painter, draw
 from diffmavil.data.media import BadClip, Media
 from diffmavil.data.windows import Span
 
@@ -24,8 +24,7 @@ class TorchcodecPainter(Painter):
             found = decoder.get_frames_played_at(times.tolist()).data.numpy()
         except (RuntimeError, ValueError, IndexError) as error:
             raise BadClip("", f"torchcodec cannot decode it: {error}") from error
-        size = self.video.size
-        out = np.empty((len(found), size, size, 3), np.uint8)
+        out = self.canvas(len(found))
         for index, picture in enumerate(found):
-            out[index] = self.paint(VideoFrame.from_ndarray(picture, format="rgb24"), 1.0)
+            draw(out[index], self.paint(VideoFrame.from_ndarray(picture, format="rgb24"), 1.0))
         return out
