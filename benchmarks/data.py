@@ -353,10 +353,10 @@ def webdataset_sample(config: Config) -> Callable[[dict[str, Any]], tuple[torch.
 
     def decode(sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         decoder = VideoDecoder(sample["mp4"], dimension_order="NHWC", num_ffmpeg_threads=1)
-        end = decoder.metadata.end_stream_seconds or 0.0
+        begin, end = decoder.metadata.begin_stream_seconds or 0.0, decoder.metadata.end_stream_seconds or 0.0
         start = float(torch.rand(())) * max(0.0, end - video.seconds)
         times = start + (np.arange(video.frames) + 0.5) * min(video.seconds, end) / video.frames
-        frames = resized(decoder.get_frames_played_at(np.clip(times, 0, end - 1e-3).tolist()).data, video.size)
+        frames = resized(decoder.get_frames_played_at(np.clip(times, begin, end - 1e-3).tolist()).data, video.size)
         wave = torch.zeros(audio.samples)
         sound = AudioDecoder(sample["flac"]).get_all_samples().data[0, : audio.samples]
         wave[: len(sound)] = sound
