@@ -4,9 +4,11 @@
     python benchmarks/data.py --source /data/clips --prepared OUT    # on your clips, and what prepare made of them
     python benchmarks/data.py --json benchmarks/results/data.jsonl
 
-Clips per second of wall clock, after one pass for warming up; `per_core` is over the CPU time of this process and
-its workers, so that a busy machine does not change it much. Loaders deliver batches of 8 clips of `--preset`.
-Providers that are not installed are named and left out.
+Every row does the same positions of the training stream, the first `--positions`, in whole passes: clips differ in
+cost. Clips per second of wall clock, after warming up; `per_core` is over the CPU time of this process and its workers,
+so that a busy machine does not change it much. Bare decoding and our loaders take turns, `--rounds` times. Loaders
+deliver batches of 8 clips of `--preset`; webdataset shuffles its own way, so its row holds other positions of the same
+clips. Providers that are not installed are named and left out.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -36,6 +37,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.identity import identity
 from diffmavil.config import Config, DataConfig
 from diffmavil.data.dataset import NothingUsable, TrainClips
 from diffmavil.data.decode import decode_clip
@@ -53,6 +55,8 @@ BATCH = 8
 def main() -> None:
     arguments = parse()
     torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    same = {**identity(device), "av": av.__version__, "cores": len(os.sched_getaffinity(0))}
     with tempfile.TemporaryDirectory() as scratch:
         source = arguments.source or generate(Path(scratch) / "clips", arguments.clips)
         prepared = arguments.prepared or Path(scratch) / "prepared"
@@ -60,7 +64,14 @@ def main() -> None:
             prepare([str(source), str(prepared)])
         out = arguments.json.open("a") if arguments.json else None
         for row in rows(source, prepared, arguments):
-            line = json.dumps({**row, **identity()})
+            line = json.dumps(
+                {
+                    **row,
+                    "set": arguments.source.name if arguments.source else "generated",
+                    **same,
+                    "load": os.getloadavg()[0],
+                }
+            )
             print(line, flush=True)
             if out:
                 out.write(line + "\n")
@@ -73,11 +84,16 @@ def parse() -> argparse.Namespace:
     add("--source", type=Path, help="folder of original clips; default: generated 720p ones")
     add("--prepared", type=Path, help="what prepare made of it; default: made now")
     add("--clips", type=int, default=8, help="clips to generate")
-    add("--seconds", type=float, default=6.0, help="how long each row is measured")
+    add("--positions", type=int, default=32, help=f"of the training stream, done by each row; a multiple of {BATCH}")
+    add("--seconds", type=float, default=6.0, help="each reading takes whole passes for at least as long")
+    add("--rounds", type=int, default=3, help="readings of bare decoding and of each of our loaders")
     add("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes of the loaders")
     add("--preset", default="diffmavil-base", help="whose frames, sizes and windows")
     add("--json", type=Path, help="append the lines to this file too")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.positions < BATCH or arguments.positions % BATCH:
+        parser.error(f"--positions {arguments.positions}: must be a multiple of {BATCH}")
+    return arguments
 
 
 def generate(folder: Path, count: int) -> Path:
@@ -105,29 +121,43 @@ def generate(folder: Path, count: int) -> Path:
     return folder
 
 
-def identity() -> dict[str, Any]:
-    versions = {"torch": torch.__version__, "av": av.__version__, "python": platform.python_version()}
-    return {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), **versions}
-
-
-@dataclass(frozen=True)
+@dataclass
 class Speed:
-    """Clips per second of wall clock and of CPU time."""
+    """Clips, and the seconds of wall clock and of CPU time that they took."""
 
-    per_second: float
-    per_core: float
+    clips: int = 0
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def add(self, other: Speed) -> None:
+        self.clips += other.clips
+        self.wall += other.wall
+        self.cpu += other.cpu
+
+    @property
+    def cpu_ms(self) -> float:
+        """Milliseconds of CPU time for a clip."""
+        return 1e3 * self.cpu / self.clips
+
+    @property
+    def wall_ms(self) -> float:
+        return 1e3 * self.wall / self.clips
 
     def row(self, **what: Any) -> dict[str, Any]:
-        return {**what, "clips_per_second": round(self.per_second, 2), "per_core": round(self.per_core, 2)}
+        return {
+            **what,
+            "clips": self.clips,
+            "clips_per_second": round(1e3 / self.wall_ms, 2),
+            "per_core": round(1e3 / max(self.cpu_ms, 1e-6), 2),
+        }
 
 
 def measure(once: Callable[[], int], seconds: float) -> Speed:
-    """Call `once`, which gives how many clips it did, for some seconds."""
-    once()
+    """Call `once`, which does a whole pass and gives how many clips that was, for some seconds."""
     clips, begin, cpu = 0, time.perf_counter(), cpu_seconds()
     while time.perf_counter() - begin < seconds or not clips:
         clips += once()
-    return Speed(clips / (time.perf_counter() - begin), clips / max(1e-9, cpu_seconds() - cpu))
+    return Speed(clips, time.perf_counter() - begin, cpu_seconds() - cpu)
 
 
 def cpu_seconds() -> float:
@@ -140,25 +170,32 @@ def cpu_seconds() -> float:
 
 
 def rows(source: Path, prepared: Path, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    seconds = arguments.seconds
+    seconds, positions = arguments.seconds, range(arguments.positions)
     config = preset(arguments.preset)
-    sets = {
-        name: (with_data(config, root, 0), whole(root)) for name, root in (("original", source), ("prepared", prepared))
-    }
-    yield storage(*sets["prepared"], seconds)
-    speeds: dict[str, Speed] = {}
-    for name, (wanted, clips) in sets.items():
-        speeds[name] = measure(decoding(wanted, clips), seconds)
-        yield speeds[name].row(what="decode", source=name, decoder="pyav", threads=1)
-    ratio = speeds["prepared"].per_core / speeds["original"].per_core
-    yield {"what": "decode", "prepared_over_original_per_core": round(ratio, 2)}
-    yield from others(*sets["prepared"], seconds)
-    bare = speeds["prepared"]
-    for workers in sorted({0, 1, arguments.workers}):
-        speed = loader_speed(with_data(config, prepared, workers), sets["prepared"][1], seconds)
-        over = bare.per_core / speed.per_core - 1
-        yield speed.row(what="loader", provider="ours", workers=workers, cpu_over_bare_decoding=round(over, 3))
-    yield from foreign(config, source, prepared, arguments.workers, seconds)
+    wanted, clips = with_data(config, prepared, 0), whole(prepared)
+    yield storage(wanted, clips, seconds)
+    original = decoding(with_data(config, source, 0), whole(source))
+    original(positions[:BATCH])
+    first = measure(lambda: original(positions), seconds)
+    yield first.row(what="decode", source="original", decoder="pyav", threads=1)
+    loaders = sorted({0, 1, arguments.workers})
+    bare, ours = decoding(wanted, clips), {workers: Speed() for workers in loaders}
+    bare(positions)
+    again = Speed()
+    for _ in range(arguments.rounds):
+        again.add(measure(lambda: bare(positions), seconds))
+        for workers, speed in ours.items():
+            speed.add(loader_speed(with_data(config, prepared, workers), clips, positions, seconds))
+    yield again.row(what="decode", source="prepared", decoder="pyav", threads=1)
+    yield {"what": "decode", "prepared_over_original_per_core": round(first.cpu_ms / again.cpu_ms, 2)}
+    for workers, speed in ours.items():
+        yield speed.row(
+            what="loader", provider="ours", source="prepared", workers=workers,
+            cpu_over_bare_decoding=round(speed.cpu_ms / again.cpu_ms - 1, 3),
+            wall_over_bare_decoding=round(speed.wall_ms * max(1, workers) / again.wall_ms - 1, 3),
+        )  # fmt: skip
+    yield from others(wanted, clips, positions, seconds)
+    yield from foreign(config, source, prepared, positions, arguments.workers, seconds)
 
 
 def with_data(config: Config, root: Path, workers: int) -> Config:
@@ -174,94 +211,107 @@ def whole(root: Path) -> ClipSet:
 
 
 def storage(config: Config, clips: ClipSet, seconds: float) -> dict[str, Any]:
-    """Samples out of the page cache, in the order of training, with their checksums."""
+    """Samples out of the page cache, in the order of training, with their checksums, by one process."""
     dataset = TrainClips(config, clips)
-    order = itertools.count()
-    total = 0
 
     def once() -> int:
-        nonlocal total
-        sample = dataset.reader(dataset.clips[dataset.stream.item(next(order))])
-        assert not isinstance(sample, str)
-        total += len(sample.mp4) + len(sample.flac)
-        return 1
+        nonlocal size
+        for position in range(len(clips)):
+            sample = dataset.reader(dataset.clips[dataset.stream.item(position)])
+            assert not isinstance(sample, str)
+            size += len(sample.mp4) + len(sample.flac)
+        return len(clips)
 
-    for _ in clips.clips:
-        once()
-    total, begin = 0, time.perf_counter()
+    size = 0
+    once()
+    size = 0
     speed = measure(once, seconds)
-    rate = total / (time.perf_counter() - begin) / 1e9
-    return speed.row(what="read", gigabytes_per_second=round(rate, 2))
+    return speed.row(what="read", source="prepared", gigabytes_per_second=round(size / speed.wall / 1e9, 2))
 
 
-def decoding(config: Config, clips: ClipSet) -> Callable[[], int]:
+def decoding(config: Config, clips: ClipSet) -> Callable[[Sequence[int]], int]:
     """Bare decoding, one clip after the other, as a loop of its own would do it."""
     dataset = TrainClips(config, clips)
     model = config.model
-    order = itertools.count()
 
-    def once() -> int:
-        position = next(order)
-        clip = clips.clips[dataset.stream.item(position)]
-        rng = dataset.stream.crop_rng(position)
-        framing = random_framing(model.video.size, config.data.crop_scale, True, rng)
-        decode_clip(dataset.reader(clip), model.video, model.audio, rng=rng, framing=framing)
-        return 1
+    def once(positions: Sequence[int]) -> int:
+        for position in positions:
+            clip = dataset.clips[dataset.stream.item(position)]
+            rng = dataset.stream.crop_rng(position)
+            framing = random_framing(model.video.size, config.data.crop_scale, config.data.flip, rng)
+            decode_clip(dataset.reader(clip), model.video, model.audio, rng=rng, framing=framing)
+        return len(positions)
 
     return once
 
 
-def others(config: Config, clips: ClipSet, seconds: float) -> Iterator[dict[str, Any]]:
+def in_batches(positions: range) -> list[range]:
+    return [positions[first : first + BATCH] for first in range(0, len(positions), BATCH)]
+
+
+def others(config: Config, clips: ClipSet, positions: range, seconds: float) -> Iterator[dict[str, Any]]:
     """The optional decoders on the prepared clips."""
     if why := missing("torchcodec"):
         yield {"what": "decode", "decoder": "torchcodec", "left_out": why}
     else:
         wanted = replace(config, data=replace(config.data, decoder="torchcodec"))
         dataset = TrainClips(wanted, clips, decoder="torchcodec")
-        yield measure(batched(dataset), seconds).row(what="decode", source="prepared", decoder="torchcodec", threads=1)
+
+        def drawn_by_torchcodec() -> int:
+            return sum(len(dataset[batch]) for batch in in_batches(positions))
+
+        drawn_by_torchcodec()
+        speed = measure(drawn_by_torchcodec, seconds)
+        yield speed.row(what="decode", source="prepared", decoder="torchcodec", threads=1)
     if why := missing("dali"):
         yield {"what": "decode", "decoder": "dali", "left_out": why}
         return
     from diffmavil.data.decoders.dali import DaliDecoder
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = TrainClips(config, clips, decoder="dali")
+    coded = TrainClips(config, clips, decoder="dali")
     for threads in (1, 2, 4):
         decoder = DaliDecoder(config.model.video, device, BATCH, threads)
-        first = itertools.count(step=BATCH)
 
-        def once(decode: DaliDecoder = decoder, first: Iterator[int] = first) -> int:
-            begin = next(first)
-            batch = dataset[range(begin, begin + BATCH)]
-            assert not isinstance(batch, NothingUsable)
-            decode(batch.later)
-            return BATCH
+        def once(decode: DaliDecoder = decoder) -> int:
+            for positions_of_batch in in_batches(positions):
+                batch = coded[positions_of_batch]
+                assert not isinstance(batch, NothingUsable)
+                decode(batch.later)
+            return len(positions)
 
-        yield measure(once, seconds).row(
-            what="decode", source="prepared", decoder=f"dali-{device.type}", threads=threads
-        )
+        once()
+        speed = measure(once, seconds)
+        yield speed.row(what="decode", source="prepared", decoder=f"dali-{device.type}", threads=threads)
 
 
-def batched(dataset: TrainClips) -> Callable[[], int]:
-    first = itertools.count(step=BATCH)
+def loader_speed(config: Config, clips: ClipSet, positions: range, seconds: float) -> Speed:
+    orders = in_batches(positions)
+    with make_loader(config, clips, orders=Endless(orders)) as loader:
+        return drawn(iter(loader), len, len(orders), seconds)
+
+
+@dataclass(frozen=True)
+class Endless:
+    """The same batches again and again, from the first on in each iteration."""
+
+    orders: list[range]
+
+    def __iter__(self) -> Iterator[range]:
+        return itertools.cycle(self.orders)
+
+
+def drawn(batches: Iterator[Any], size: Callable[[Any], int], of_a_pass: int, seconds: float) -> Speed:
+    """Take passes of `of_a_pass` batches from an endless loader, after one for warming up.
+
+    As many batches as are ready when the clock starts are ready when it stops, and of the same clips.
+    """
 
     def once() -> int:
-        begin = next(first)
-        return len(dataset[range(begin, begin + BATCH)])
+        return sum(size(next(batches)) for _ in range(of_a_pass))
 
-    return once
-
-
-def loader_speed(config: Config, clips: ClipSet, seconds: float) -> Speed:
-    with make_loader(config, clips) as loader:
-        return drawn(iter(loader), lambda batch: len(batch), config.data.workers * config.data.prefetch, seconds)
-
-
-def drawn(batches: Iterator[Any], size: Callable[[Any], int], ready: int, seconds: float) -> Speed:
-    """Take batches; those that were ready when the clock started are not counted."""
-    for _ in range(ready + 1):
-        next(batches)
-    return measure(lambda: size(next(batches)), seconds)
+    once()
+    return measure(once, seconds)
 
 
 class PlainVideos(Dataset):
@@ -303,10 +353,10 @@ def webdataset_sample(config: Config) -> Callable[[dict[str, Any]], tuple[torch.
 
     def decode(sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         decoder = VideoDecoder(sample["mp4"], dimension_order="NHWC", num_ffmpeg_threads=1)
-        end = decoder.metadata.end_stream_seconds or 0.0
+        begin, end = decoder.metadata.begin_stream_seconds or 0.0, decoder.metadata.end_stream_seconds or 0.0
         start = float(torch.rand(())) * max(0.0, end - video.seconds)
         times = start + (np.arange(video.frames) + 0.5) * min(video.seconds, end) / video.frames
-        frames = resized(decoder.get_frames_played_at(np.clip(times, 0, end - 1e-3).tolist()).data, video.size)
+        frames = resized(decoder.get_frames_played_at(np.clip(times, begin, end - 1e-3).tolist()).data, video.size)
         wave = torch.zeros(audio.samples)
         sound = AudioDecoder(sample["flac"]).get_all_samples().data[0, : audio.samples]
         wave[: len(sound)] = sound
@@ -315,9 +365,12 @@ def webdataset_sample(config: Config) -> Callable[[dict[str, Any]], tuple[torch.
     return decode
 
 
-def foreign(config: Config, source: Path, prepared: Path, workers: int, seconds: float) -> Iterator[dict[str, Any]]:
+def foreign(
+    config: Config, source: Path, prepared: Path, positions: range, workers: int, seconds: float
+) -> Iterator[dict[str, Any]]:
     """What others would use: webdataset with torchcodec, and a plain Dataset over the originals."""
     common: dict[str, Any] = {"batch_size": BATCH, "num_workers": workers}
+    of_a_pass = len(in_batches(positions))
     if workers:
         common["multiprocessing_context"] = process_context()
     try:
@@ -331,11 +384,13 @@ def foreign(config: Config, source: Path, prepared: Path, workers: int, seconds:
         stream = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False, nodesplitter=None,
                                        workersplitter=None).repeat().shuffle(100).map(decode)  # fmt: skip
         common_fork = {**common, "multiprocessing_context": "fork"} if workers else common
-        speed = drawn(iter(DataLoader(stream, **common_fork)), lambda b: len(b[0]), 2 * workers, seconds)
+        speed = drawn(iter(DataLoader(stream, **common_fork)), lambda b: len(b[0]), of_a_pass, seconds)
         yield speed.row(what="loader", provider="webdataset+torchcodec", workers=workers, source="prepared")
-    paths = [clip.path for clip in whole(source).clips]
+    clips = whole(source)
+    stream = TrainClips(with_data(config, source, 0), clips).stream
+    paths = [clips.clips[stream.item(position)].path for position in positions]
     batches = iter(DataLoader(PlainVideos(config, paths), **common))
-    speed = drawn(batches, lambda b: len(b[0]), 2 * workers, seconds)
+    speed = drawn(batches, lambda b: len(b[0]), of_a_pass, seconds)
     yield speed.row(what="loader", provider="plain Dataset over mp4", workers=workers, source="original")
 
 

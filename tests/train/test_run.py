@@ -99,6 +99,34 @@ def test_sigterm_saves_exits_0_and_the_run_goes_on_as_if_nothing_had_been(
     assert losses(folder) == losses(whole_run)
 
 
+def test_kill_9_and_resume_as_if_nothing_had_been(train, train_command, environment, tmp_path):
+    """Killed at any moment, a write of a checkpoint or of a metric included: the same losses to the last bit."""
+    # Many more steps than pass before the kill, so that it comes in the middle on a slow machine too.
+    steps = ("--train.steps", "60")
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    train(whole, *steps)
+    process = subprocess.Popen(
+        train_command(folder, *steps, "--train.checkpoint-every", "2"),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while len(checkpoints(folder)) < 2:
+        assert time.monotonic() < deadline, "the run never wrote its second checkpoint"
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, output
+    assert not (folder / "model.safetensors").exists()
+    train(folder, *steps, "--resume", preset=None)  # the fixture says 8 steps each time
+    resumed = losses(folder)
+    assert list(resumed) == list(range(1, 61))
+    assert resumed == losses(whole)
+
+
 def test_a_killed_write_leaves_no_half_checkpoint(whole_run, train, tmp_path):
     """A partial folder, as a kill leaves it, is neither used nor in the way."""
     folder = tmp_path / "killed"
