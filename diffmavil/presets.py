@@ -36,10 +36,11 @@ def _fast(model: ModelConfig) -> ModelConfig:
     return replace(_diffused(model), audio_decoder=audio_decoder, decode_fraction=0.25)
 
 
-_FALLING = MaskConfig(*(RatioSchedule(kind="linear", start=0.9, end=0.8),) * 2)
+_FALLING = RatioSchedule(kind="linear", start=0.9, end=0.8)
+_CURRICULUM = MaskConfig(video=_FALLING, audio=_FALLING)
 # Of 104 audio tokens a tenth is too little to tell one sound from another: contrast learns faster from twice as many.
-_TINY_FALLING = replace(_FALLING, audio=RatioSchedule(kind="linear", start=0.8, end=0.7))
-_TINY = MaskConfig(audio=RatioSchedule(start=0.7, end=0.7))
+_TINY_CURRICULUM = MaskConfig(video=_FALLING, audio=replace(_FALLING, start=0.8, end=0.7))
+_TINY_FIXED = MaskConfig(audio=RatioSchedule(start=0.7, end=0.7))
 
 _SIZES: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
@@ -67,7 +68,7 @@ _VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {"": _diffused, "-f
 def _presets() -> dict[str, Config]:
     presets: dict[str, Config] = {}
     for size, model in _SIZES.items():
-        fixed, falling = (_TINY, _TINY_FALLING) if size == "tiny" else (MaskConfig(), _FALLING)
+        fixed, falling = (_TINY_FIXED, _TINY_CURRICULUM) if size == "tiny" else (MaskConfig(), _CURRICULUM)
         train, optim = _train(size), _optim(size)
         presets[f"mavil-{size}"] = Config(model=model, mask=fixed, train=train, optim=optim)
         for suffix, variant in _VARIANTS.items():
