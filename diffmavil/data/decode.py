@@ -256,7 +256,7 @@ class _Run:
             self.channels = self.channels or [[] for _ in planes]
             for pieces, plane in zip(self.channels, planes, strict=True):
                 # `to_ndarray` makes three arrays and a copy of each frame: a tenth of a short clip's decoding.
-                pieces.append(np.frombuffer(plane, self.dtype, piece.samples))
+                pieces.append(np.frombuffer(memoryview(plane), self.dtype, piece.samples))
         self.end += frame.samples / frame.sample_rate
 
     def samples(self) -> np.ndarray:
