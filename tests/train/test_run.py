@@ -36,7 +36,7 @@ def test_a_run_writes_what_the_readme_says(whole_run):
     records = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records] == list(range(1, 9))
     assert all(0 <= r["data_wait"] <= 1 and r["clips_per_second"] > 0 and r["gflop_per_second"] > 0 for r in records)
-    ratios = [r["mask_ratio/audio"] for r in records]
+    ratios = [r["mask_ratio/video"] for r in records]
     assert ratios[0] > ratios[-1]
 
 
