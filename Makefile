@@ -65,7 +65,7 @@ test-interpreter: $(STAMP)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
 
 test-aot: $(STAMP)
-	MAEKERNELS_AOT=1 $(BIN)/python -m pytest tests/aot
+	MAEKERNELS_AOT=1 $(BIN)/python -m pytest -n 2 tests/aot
 
 aot: $(STAMP)
 	$(BIN)/python tests/aot/gate.py
