@@ -50,6 +50,15 @@ class DiffusedPatch(nn.Module):
         """positions `[B, Q, D]`, x_t `[B, Q, P]`, t `[B]` -> tokens `[B, Q, D]`."""
         return self.proj(x_t) + positions + rearrange(self.time(t), "b d -> b 1 d")
 
+    def start_as_mask_token(self) -> None:
+        """Set to zero what is added to the positions, so that training starts as MAE's does.
+
+        Noise that starts at full size fills the decoder's width and drowns the positions, and the encoder learns less
+        for it: benchmarks/LOG.md.
+        """
+        for linear in (self.proj, self.time.mlp[-1]):
+            nn.init.zeros_(linear.get_parameter("weight"))
+
 
 class ToDecode(NamedTuple):
     """What `Decoder.forward` takes."""

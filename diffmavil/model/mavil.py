@@ -18,6 +18,7 @@ from diffmavil.config import ModelConfig, require
 from diffmavil.model.blocks import choose_kernels
 from diffmavil.model.branch import Branch
 from diffmavil.model.contrast import inter_modal, intra_modal, pool
+from diffmavil.model.decoder import DiffusedPatch
 from diffmavil.model.draws import Draws, Keep, check_keep, spans
 from diffmavil.model.embed import all_ids
 from diffmavil.model.fusion import Fusion
@@ -200,3 +201,5 @@ def _initialise(module: nn.Module) -> None:
     for parameter in module.parameters(recurse=False):
         if not isinstance(module, nn.Linear | nn.LayerNorm):
             nn.init.normal_(parameter, std=_TOKEN_STD)
+    if isinstance(module, DiffusedPatch):  # the Linears in it were before
+        module.start_as_mask_token()

@@ -53,7 +53,12 @@ def variants() -> dict[str, ModelConfig]:
 def build() -> Callable[[ModelConfig], DiffMAViL]:
     def make(config: ModelConfig) -> DiffMAViL:
         torch.manual_seed(0)
-        return DiffMAViL(config)
+        model = DiffMAViL(config)
+        for module in model.modules():
+            # As after some training: at the start noise and timesteps change no loss.
+            if isinstance(module, torch.nn.Linear) and not module.weight.any():
+                torch.nn.init.xavier_uniform_(module.weight)
+        return model
 
     return make
 

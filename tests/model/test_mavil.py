@@ -37,6 +37,27 @@ def test_every_parameter_gets_a_gradient(variant: ModelConfig, build: Build, cli
     assert without == []
 
 
+def test_diffused_patches_start_as_mask_tokens(variants: dict[str, ModelConfig], clips: MakeClips) -> None:
+    model = DiffMAViL(variants["fast"])
+    video, spec = clips(3)
+    drawn = model.draw(video, spec, seed=1, offset=0, **KEEP)
+    noisier = drawn._replace(
+        video=[d._replace(diffused=(2 * d.diffused[0], d.diffused[1] // 2)) for d in drawn.video],
+        audio=[d._replace(diffused=(2 * d.diffused[0], d.diffused[1] // 2)) for d in drawn.audio],
+    )
+
+    def losses() -> list[Losses]:
+        return [model(video, spec, seed=1, offset=0, **KEEP, draws=draws) for draws in (drawn, noisier)]
+
+    before = losses()
+    assert before[0] == before[1]
+    before[0].total.backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    after = losses()
+    assert after[0].video != after[1].video
+    assert after[0].audio != after[1].audio
+
+
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_every_preset_can_be_built(name: str) -> None:
     with torch.device("meta"):
