@@ -65,6 +65,8 @@ def settings(study: str) -> dict[str, Config]:
     half = replace(fast.model, decode_fraction=0.5)
     found["diffmavil-tiny-fast, half decoded"] = replace(fast, model=half)
     found["diffmavil-tiny, fixed ratio"] = replace(paper, mask=PRESETS[BASE].mask)
+    every = replace(paper.model, diffusion=replace(paper.model.diffusion, first_step=1))
+    found["diffmavil-tiny, every timestep"] = replace(paper, model=every)
     if study == "synthetic":
         planned = replace(paper.batch, rule="flops", lr_rule="sqrt")
         found["diffmavil-tiny, adaptive batch"] = replace(paper, batch=planned)
@@ -111,6 +113,7 @@ def _flags(config: Config) -> list[str]:
     return [
         *("--model.audio-decoder.attention", config.model.audio_decoder.attention),
         *("--model.decode-fraction", str(config.model.decode_fraction)),
+        *("--model.diffusion.first-step", str(config.model.diffusion.first_step)),
         *("--mask.video.kind", config.mask.video.kind, "--mask.video.start", str(config.mask.video.start)),
         *("--mask.audio.kind", config.mask.audio.kind, "--mask.audio.start", str(config.mask.audio.start)),
         *("--batch.rule", config.batch.rule, "--batch.lr-rule", config.batch.lr_rule),

@@ -150,12 +150,17 @@ class DiffusionConfig:
     schedule: Literal["linear", "cosine"] = "linear"
     """DDPM betas linear in 1e-4..0.02 (Ho et al. 2020), or the cosine schedule (Nichol and Dhariwal 2021)."""
     steps: int = 1000
+    first_step: int = 1
+    """Timesteps are drawn evenly from first_step..steps. At the small ones x_t shows the patch, and predicting it asks
+    little of the encoder."""
 
     def __post_init__(self) -> None:
         allowed = ("mask_token", "diffusion")
         require(self.corruption in allowed, "diffusion.corruption", self.corruption, f"one of {allowed}")
         require(self.schedule in ("linear", "cosine"), "diffusion.schedule", self.schedule, "'linear' or 'cosine'")
         require(self.steps > 1, "diffusion.steps", self.steps, "at least 2")
+        in_process = f"in 1..diffusion.steps={self.steps}"
+        require(1 <= self.first_step <= self.steps, "diffusion.first_step", self.first_step, in_process)
 
 
 @dataclass(frozen=True)

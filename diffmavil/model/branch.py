@@ -54,6 +54,7 @@ class Branch(nn.Module):
         self.decoder = Decoder(self.grid, input_config.patch_dim, config.encoder.width, decoder, diffused=self.diffused)
         if self.diffused:
             self.register_buffer("alpha_bar", alpha_bars(config.diffusion).float(), persistent=False)
+            self.times = range(config.diffusion.first_step, config.diffusion.steps + 1)
 
     def decode_count(self, keep: int) -> int:
         """Masked patches that are decoded when `keep` are visible: the configured share, at least one."""
@@ -112,7 +113,7 @@ class Branch(nn.Module):
         for view in range(ids.shape[1]):
             t = sample_timesteps(
                 ids.shape[0],
-                len(self.alpha_bar) - 1,
+                self.times,
                 seed=fold_in(seed, self.stream, TIMESTEP, view),
                 offset=offset,
                 device=x.device,

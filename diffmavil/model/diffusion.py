@@ -38,24 +38,24 @@ def alpha_bars(config: DiffusionConfig) -> Tensor:
     return torch.cat([torch.ones(1, dtype=torch.float64), kept])
 
 
-def sample_timesteps(batch: int, steps: int, *, seed: int, offset: int, device: torch.device) -> Tensor:
-    """Uniform t in 1..`steps` for samples offset..offset + batch - 1: `[batch]` int64, a function of (seed, sample)."""
+def sample_timesteps(batch: int, times: range, *, seed: int, offset: int, device: torch.device) -> Tensor:
+    """Uniform t of `times` for samples offset..offset + batch - 1: `[batch]` int64, a function of (seed, sample)."""
     zeros = torch.zeros(batch, 1, device=device)
     normal = add_noise(zeros, zeros[:, 0], seed, offset)
     uniform = torch.special.ndtr(normal[:, 0])
-    return 1 + (uniform * steps).long().clamp(max=steps - 1)
+    return times.start + (uniform * len(times)).long().clamp(max=len(times) - 1)
 
 
-def ddim_timesteps(steps: int, sample_steps: int) -> list[int]:
-    """`sample_steps` distinct timesteps from T = `steps` down to 1, evenly spread; one step is T alone."""
-    require(1 <= sample_steps <= steps, "sample_steps", sample_steps, f"in 1..{steps}")
+def ddim_timesteps(times: range, sample_steps: int) -> list[int]:
+    """`sample_steps` distinct timesteps from the last of `times` down to its first, evenly spread; or the last alone."""
+    require(1 <= sample_steps <= len(times), "sample_steps", sample_steps, f"in 1..{len(times)}")
     if sample_steps == 1:
-        return [steps]
-    return [round(steps - (steps - 1) * i / (sample_steps - 1)) for i in range(sample_steps)]
+        return [times[-1]]
+    return [round(times[-1] - (len(times) - 1) * i / (sample_steps - 1)) for i in range(sample_steps)]
 
 
 def ddim_sample(
-    predict: Callable[[Tensor, int], Tensor], noise: Tensor, alpha_bar: Tensor, sample_steps: int
+    predict: Callable[[Tensor, int], Tensor], noise: Tensor, alpha_bar: Tensor, times: range, sample_steps: int
 ) -> Tensor:
     """Denoise from pure noise with the deterministic sampler of Song et al. 2021 (eta = 0).
 
@@ -63,14 +63,15 @@ def ddim_sample(
         predict: (x_t, t) -> predicted x_0, same shape.
         noise: x_T, standard normal, any shape.
         alpha_bar: `[T + 1]`, as `alpha_bars` gives it.
-        sample_steps: calls of `predict`, in 1..T.
+        times: the timesteps that `predict` was trained for, up to T.
+        sample_steps: calls of `predict`, at most as many as there are `times`.
 
     Returns:
         The last predicted x_0, float32.
     """
-    times = ddim_timesteps(len(alpha_bar) - 1, sample_steps)
+    chosen = ddim_timesteps(times, sample_steps)
     x_t = noise.float()
-    for now, following in zip(times, [*times[1:], 0], strict=True):
+    for now, following in zip(chosen, [*chosen[1:], 0], strict=True):
         x_0 = predict(x_t, now).float()
         eps = (x_t - alpha_bar[now].sqrt() * x_0) / (1 - alpha_bar[now]).sqrt()
         x_t = alpha_bar[following].sqrt() * x_0 + (1 - alpha_bar[following]).sqrt() * eps

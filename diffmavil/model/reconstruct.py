@@ -114,7 +114,7 @@ def draw_pictures(
             return branch.decoder(fused, ids_keep, ids_mask, x_t, times)
 
         pure_noise = diffuse(alpha_bar.new_zeros(()))
-        predicted = ddim_sample(predict, pure_noise, alpha_bar, steps)
+        predicted = ddim_sample(predict, pure_noise, alpha_bar, branch.times, steps)
         noised = canvas.picture(canvas.unnormalise(diffuse(alpha_bar[(alpha_bar - 0.5).abs().argmin()])))
     else:
         predicted = branch.decoder(fused, ids_keep, ids_mask)

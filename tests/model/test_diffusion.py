@@ -10,6 +10,7 @@ from diffmavil.config import DiffusionConfig
 from diffmavil.model.diffusion import TimestepEmbedding, alpha_bars, ddim_sample, ddim_timesteps, sample_timesteps
 
 Schedule = Literal["linear", "cosine"]
+ALL = range(1, 1001)
 SCHEDULES: tuple[Schedule, ...] = ("linear", "cosine")
 CPU = torch.device("cpu")
 
@@ -42,34 +43,35 @@ def test_every_schedule_falls_from_clean_to_noise(schedule: Schedule, steps: int
     assert 0 < bars[-1] < 1e-3
 
 
-def test_timesteps_are_uniform_from_one_to_the_last() -> None:
-    t = sample_timesteps(20_000, 10, seed=3, offset=0, device=CPU)
-    counts = t.bincount(minlength=11)
-    assert counts[0] == 0
-    assert len(counts) == 11
-    chi_square = ((counts[1:] - 2000.0) ** 2 / 2000).sum()
+@pytest.mark.parametrize("times", [range(1, 11), range(5, 15)], ids=["all", "the noisier"])
+def test_timesteps_are_uniform_from_the_first_to_the_last(times: range) -> None:
+    t = sample_timesteps(20_000, times, seed=3, offset=0, device=CPU)
+    counts = t.bincount(minlength=times.stop)
+    assert len(counts) == times.stop
+    assert not counts[: times.start].any()
+    chi_square = ((counts[times.start :] - 2000.0) ** 2 / 2000).sum()
     assert chi_square < 27.9  # 99.9 % point for 9 degrees of freedom
 
 
 def test_timesteps_belong_to_the_sample() -> None:
-    whole = sample_timesteps(8, 1000, seed=3, offset=40, device=CPU)
-    assert torch.equal(whole[5:], sample_timesteps(3, 1000, seed=3, offset=45, device=CPU))
-    assert not torch.equal(whole, sample_timesteps(8, 1000, seed=4, offset=40, device=CPU))
+    whole = sample_timesteps(8, ALL, seed=3, offset=40, device=CPU)
+    assert torch.equal(whole[5:], sample_timesteps(3, ALL, seed=3, offset=45, device=CPU))
+    assert not torch.equal(whole, sample_timesteps(8, ALL, seed=4, offset=40, device=CPU))
 
 
-@pytest.mark.parametrize(("steps", "samples"), [(1000, 1), (1000, 8), (1000, 1000), (10, 3), (2, 2)])
-def test_ddim_timesteps_span_the_process(steps: int, samples: int) -> None:
-    times = ddim_timesteps(steps, samples)
-    assert times[0] == steps
+@pytest.mark.parametrize(("first", "last", "samples"), [(1, 1000, 1), (1, 1000, 8), (1, 1000, 1000), (500, 1000, 8)])
+def test_ddim_timesteps_span_the_process(first: int, last: int, samples: int) -> None:
+    times = ddim_timesteps(range(first, last + 1), samples)
+    assert times[0] == last
     assert len(set(times)) == len(times) == samples
     assert times == sorted(times, reverse=True)
-    assert times[-1] == (1 if samples > 1 else steps)
+    assert times[-1] == (first if samples > 1 else last)
 
 
 @pytest.mark.parametrize("samples", [0, 11])
 def test_ddim_refuses_impossible_step_counts(samples: int) -> None:
     with pytest.raises(ValueError, match=rf"sample_steps={samples}: must be in 1\.\.10"):
-        ddim_timesteps(10, samples)
+        ddim_timesteps(range(1, 11), samples)
 
 
 def test_ddim_finds_the_patch_when_the_prediction_is_right() -> None:
@@ -81,8 +83,8 @@ def test_ddim_finds_the_patch_when_the_prediction_is_right() -> None:
         return truth
 
     bars = alpha_bars(DiffusionConfig()).float()
-    torch.testing.assert_close(ddim_sample(predict, noise, bars, 5), truth)
-    assert asked == ddim_timesteps(1000, 5)
+    torch.testing.assert_close(ddim_sample(predict, noise, bars, ALL, 5), truth)
+    assert asked == ddim_timesteps(ALL, 5)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -97,7 +99,7 @@ def test_ddim_samples_a_gaussian_from_its_exact_posterior(schedule: Schedule) ->
         gain = signal * std**2 / (bars[t] * std**2 + noise_power)
         return mean + gain * (x_t - signal * mean)
 
-    samples = ddim_sample(predict, noise, bars, 200)
+    samples = ddim_sample(predict, noise, bars, ALL, 200)
     assert samples.mean().item() == pytest.approx(mean, abs=0.05)
     assert samples.std().item() == pytest.approx(std, abs=0.05)
 
