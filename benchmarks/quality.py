@@ -43,6 +43,8 @@ from diffmavil.presets import PRESETS
 
 PRESETS_COMPARED = ("mavil-tiny", "diffmavil-tiny", "diffmavil-tiny-fast")
 BASE = PRESETS_COMPARED[0]
+# The preset's own; and as many as audio alone needs before reconstruction teaches it more than it costs.
+SAMPLES = {"synthetic": PRESETS[BASE].train.steps * PRESETS[BASE].train.batch_size, "fsdd": 128_000}
 Result = dict[str, Any]
 
 
@@ -144,17 +146,18 @@ def summary(results: Sequence[Result], study: str, metric: str) -> Table:
     """Mean and spread over seeds, and what each setting loses against MAViL at the same seed."""
     mine = [r for r in results if r["study"] == study and metric in r]
     table = Table(title=f"{study}: {metric}", title_justify="left")
-    for name in ("setting", "seeds", "accuracy", "of MAViL", "GFLOP of a clip", "CPU seconds"):
+    for name in ("setting", "samples", "seeds", "accuracy", "of MAViL", "GFLOP of a clip", "CPU seconds"):
         table.add_column(name, justify="left" if name == "setting" else "right")
     base = {(r["seed"], r["samples"]): r[metric] for r in mine if r["setting"] == BASE}
-    for name in dict.fromkeys(r["setting"] for r in mine):
-        rows = [r for r in mine if r["setting"] == name]
+    for name, samples in dict.fromkeys((r["setting"], r["samples"]) for r in mine):
+        rows = [r for r in mine if (r["setting"], r["samples"]) == (name, samples)]
         values = torch.tensor([r[metric] for r in rows], dtype=torch.float64)
         pairs = [(r[metric], base.get((r["seed"], r["samples"]))) for r in rows]
         gains = [value - other for value, other in pairs if other is not None]
         spread = f" ± {values.std():.1%}" if len(rows) > 1 else ""
         table.add_row(
             name,
+            f"{samples:,}",
             str(len(rows)),
             f"{values.mean():.1%}{spread}",
             f"{sum(gains) / len(gains):+.1%}" if gains else "",
@@ -170,9 +173,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("study", choices=("synthetic", "fsdd", "table"))
     add("--json", type=Path, metavar="FILE", required=True, help="lines are appended; those there are not run again")
     add("--seeds", type=int, default=3)
-    preset = PRESETS[BASE].train
-    samples = preset.steps * preset.batch_size
-    add("--samples", type=int, default=samples, help=f"clips seen in each pretraining (default {samples})")
+    listed = ", ".join(f"{study} {samples}" for study, samples in SAMPLES.items())
+    add("--samples", type=int, help=f"clips seen in each pretraining (default: {listed})")
     add("--setting", action="append", choices=settings("synthetic"), help="repeat for several; default all")
     add("--fsdd", type=Path, metavar="TAR", help="the Free Spoken Digit Dataset, fsdd.tar.gz")
     add("--cache", help="synthetic: where the generated set is kept")
@@ -195,7 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         digits = read_digits(args.fsdd, args.recordings) if args.study == "fsdd" else None
         known = {cell_of(result) for result in read(args.json)}
         compared = settings(args.study)
-        for cell in cells(args.study, args.seeds, args.samples, args.setting or list(compared)):
+        samples = args.samples or SAMPLES[args.study]
+        for cell in cells(args.study, args.seeds, samples, args.setting or list(compared)):
             if cell in known:
                 console.print(f"known: {cell.setting}, seed {cell.seed}", highlight=False)
                 continue

@@ -47,7 +47,7 @@ def sample_timesteps(batch: int, times: range, *, seed: int, offset: int, device
 
 
 def ddim_timesteps(times: range, sample_steps: int) -> list[int]:
-    """`sample_steps` distinct timesteps from the last of `times` down to its first, evenly spread; or the last alone."""
+    """`sample_steps` distinct timesteps from the last of `times` down to the first, evenly spread; one is the last."""
     require(1 <= sample_steps <= len(times), "sample_steps", sample_steps, f"in 1..{len(times)}")
     if sample_steps == 1:
         return [times[-1]]

@@ -99,16 +99,24 @@ def test_a_study_writes_a_line_for_each_cell_and_skips_what_is_known(
 
 
 def test_the_table_compares_with_mavil_at_the_same_seed(tmp_path: Path):
-    line = {"study": "fsdd", "samples": 64, "gflop_per_clip": 1.0, "cpu_seconds": 2.0}
-    found = [("mavil-tiny", 0, 0.5), ("mavil-tiny", 1, 0.7), ("diffmavil-tiny", 0, 0.6), ("diffmavil-tiny", 1, 0.7)]
-    rows = [{**line, "setting": setting, "seed": seed, "probe": probe} for setting, seed, probe in found]
+    line = {"study": "fsdd", "gflop_per_clip": 1.0, "cpu_seconds": 2.0}
+    found = [
+        ("mavil-tiny", 64, 0, 0.5),
+        ("mavil-tiny", 64, 1, 0.7),
+        ("diffmavil-tiny", 64, 0, 0.6),
+        ("diffmavil-tiny", 64, 1, 0.7),
+        ("mavil-tiny", 128, 0, 0.8),
+    ]
+    keys = ("setting", "samples", "seed", "probe")
+    rows = [{**line, **dict(zip(keys, values, strict=True))} for values in found]
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = quality.summary(quality.read(path), "fsdd", "probe")
     columns = {str(column.header): list(column.cells) for column in table.columns}
-    assert columns["setting"] == ["mavil-tiny", "diffmavil-tiny"]
-    assert columns["accuracy"] == ["60.0% ± 14.1%", "65.0% ± 7.1%"]
-    assert columns["of MAViL"] == ["+0.0%", "+5.0%"]
+    assert columns["setting"] == ["mavil-tiny", "diffmavil-tiny", "mavil-tiny"]
+    assert columns["samples"] == ["64", "64", "128"]
+    assert columns["accuracy"] == ["60.0% ± 14.1%", "65.0% ± 7.1%", "80.0%"]
+    assert columns["of MAViL"] == ["+0.0%", "+5.0%", "+0.0%"]
 
 
 @pytest.mark.slow
