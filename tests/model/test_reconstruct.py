@@ -99,6 +99,31 @@ def test_a_model_that_knows_the_clips_paints_them(
         assert painted < 0.05 * blank
 
 
+def test_training_and_sampling_keep_to_the_noisy_end(
+    variants: dict[str, ModelConfig], build: Build, clips: MakeClips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = variants["fast"]
+    config = replace(config, diffusion=replace(config.diffusion, first_step=700))
+    model, batch = build(config), clips(8)
+    drawn = model.draw(*batch, seed=1, offset=0, **KEEP)
+    for modality in (*drawn.video, *drawn.audio):
+        times = modality.diffused[1]
+        assert times.min() >= 700
+        assert times.max() <= 1000
+        assert len(times.unique()) > 4
+
+    asked: list[int] = []
+    embed = model.video.decoder.masked.forward
+
+    def record(positions: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        asked.append(int(t[0]))
+        return embed(positions, x_t, t)
+
+    monkeypatch.setattr(model.video.decoder.masked, "forward", record)
+    model.reconstruct(*batch, seed=1, offset=0, **KEEP, sample_steps=4)
+    assert asked == [1000, 900, 800, 700]
+
+
 def test_impossible_sampling_steps_are_named(variants: dict[str, ModelConfig], build: Build, clips: MakeClips) -> None:
     with pytest.raises(ValueError, match="sample_steps=0"):
         build(variants["diffmavil"]).reconstruct(*clips(1), seed=1, offset=0, **KEEP, sample_steps=0)

@@ -57,8 +57,9 @@ def test_usage_errors_say_what_is_allowed(argv, said):
         (["--model.video.size", "97"], "multiple"),
         (["--mask.video.start", "1.5"], "(0, 1)"),
         (["--data.crop-scale", "0.9", "0.5"], "low <= high"),
+        (["--model.diffusion.first-step", "1001"], "diffusion.steps=1000"),
     ],
-    ids=["unknown", "steps", "precision", "size", "ratio", "crop"],
+    ids=["unknown", "steps", "precision", "size", "ratio", "crop", "first-step"],
 )
 def test_wrong_flags_exit_with_2_and_say_what_is_allowed(argv, said, capsys):
     with pytest.raises(SystemExit) as stopped:
