@@ -8,6 +8,7 @@ import torch
 
 from diffmavil.config import ModelConfig
 from diffmavil.model import DiffMAViL, Pictures
+from diffmavil.model.decoder import DiffusedPatch
 
 Build = Callable[[ModelConfig], DiffMAViL]
 MakeClips = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
@@ -113,13 +114,15 @@ def test_training_and_sampling_keep_to_the_noisy_end(
         assert len(times.unique()) > 4
 
     asked: list[int] = []
-    embed = model.video.decoder.masked.forward
+    masked = model.video.decoder.masked
+    assert isinstance(masked, DiffusedPatch)
+    embed = masked.forward
 
     def record(positions: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         asked.append(int(t[0]))
         return embed(positions, x_t, t)
 
-    monkeypatch.setattr(model.video.decoder.masked, "forward", record)
+    monkeypatch.setattr(masked, "forward", record)
     model.reconstruct(*batch, seed=1, offset=0, **KEEP, sample_steps=4)
     assert asked == [1000, 900, 800, 700]
 
