@@ -130,9 +130,9 @@ def _reconstructions(run_dir: Path, config: Config) -> list[dict[str, Any]]:
 
 
 _PICTURE_NOTE = (
-    "Original; visible patches; the masked patches diffused to x_t (at the timestep with as much signal as noise); and "
-    "the reconstruction of the masked patches, which starts from pure noise. Patches are predicted up to their mean "
-    "and contrast, which are the true ones here, as in MAE's visualisation."
+    "Original; visible patches; the masked patches diffused to x_t (of the timesteps in training the one nearest to as "
+    "much signal as noise); and the reconstruction of the masked patches, which starts from pure noise. Patches are "
+    "predicted up to their mean and contrast, which are the true ones here, as in MAE's visualisation."
 )
 
 

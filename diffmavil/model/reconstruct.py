@@ -115,7 +115,8 @@ def draw_pictures(
 
         pure_noise = diffuse(alpha_bar.new_zeros(()))
         predicted = ddim_sample(predict, pure_noise, alpha_bar, branch.times, steps)
-        noised = canvas.picture(canvas.unnormalise(diffuse(alpha_bar[(alpha_bar - 0.5).abs().argmin()])))
+        trained = alpha_bar[branch.times.start :]
+        noised = canvas.picture(canvas.unnormalise(diffuse(trained[(trained - 0.5).abs().argmin()])))
     else:
         predicted = branch.decoder(fused, ids_keep, ids_mask)
     return Pictures(
