@@ -151,8 +151,8 @@ class DiffusionConfig:
     """DDPM betas linear in 1e-4..0.02 (Ho et al. 2020), or the cosine schedule (Nichol and Dhariwal 2021)."""
     steps: int = 1000
     first_step: int = 1
-    """Timesteps are drawn evenly from first_step..steps. At the small ones x_t shows the patch, and predicting it asks
-    little of the encoder."""
+    """Timesteps are drawn evenly from first_step..steps; 1, all of them, is DDPM's. At the small ones x_t already shows
+    the patch."""
 
     def __post_init__(self) -> None:
         allowed = ("mask_token", "diffusion")
