@@ -162,6 +162,11 @@ class DiffusionConfig:
         in_process = f"in 1..diffusion.steps={self.steps}"
         require(1 <= self.first_step <= self.steps, "diffusion.first_step", self.first_step, in_process)
 
+    @property
+    def times(self) -> range:
+        """The timesteps of training: first_step..steps."""
+        return range(self.first_step, self.steps + 1)
+
 
 @dataclass(frozen=True)
 class ContrastConfig:

@@ -149,7 +149,7 @@ def reconstruct_heldout(run_dir: Path, config: Config) -> tuple[Reconstruction, 
         offset=0,
         keep_video=keep_count(config.mask.video, 1.0, config.model.video.tokens),
         keep_audio=keep_count(config.mask.audio, 1.0, config.model.audio.tokens),
-        sample_steps=_SAMPLE_STEPS,
+        sample_steps=min(_SAMPLE_STEPS, len(config.model.diffusion.times)),
     )
     return result, [Path(path).stem for path in batch.paths]
 

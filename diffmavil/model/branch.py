@@ -54,7 +54,7 @@ class Branch(nn.Module):
         self.decoder = Decoder(self.grid, input_config.patch_dim, config.encoder.width, decoder, diffused=self.diffused)
         if self.diffused:
             self.register_buffer("alpha_bar", alpha_bars(config.diffusion).float(), persistent=False)
-            self.times = range(config.diffusion.first_step, config.diffusion.steps + 1)
+            self.times = config.diffusion.times
 
     def decode_count(self, keep: int) -> int:
         """Masked patches that are decoded when `keep` are visible: the configured share, at least one."""

@@ -22,6 +22,7 @@ from diffmavil.evaluation.result import ClipCounts, Evaluation, read_evaluation
 from diffmavil.export import export_weights
 from diffmavil.model import DiffMAViL
 from diffmavil.presets import preset
+from diffmavil.report import write_report
 
 LABELLED = [f"{method}/{kind}" for method in ("probe", "knn") for kind in KINDS]
 RETRIEVAL = [f"{a}_to_{b}/recall@{k}" for a, b in (("audio", "video"), ("video", "audio")) for k in (1, 5)]
@@ -213,6 +214,14 @@ def test_command_writes_evaluation_features_and_report(run_dir, config, capsys):
     assert "report.html" in printed
     assert (run_dir / "report.html").exists()
     check_features_file(file, config)
+
+
+def test_report_of_a_model_with_a_single_timestep(tmp_path: Path, config: Config):
+    model = replace(config.model, diffusion=replace(config.model.diffusion, first_step=1000))
+    config = replace(config, model=model)
+    save_config(config, tmp_path / "config.yaml")
+    export_weights(untrained_model(config.model, seed=11), config, tmp_path / "model.safetensors")
+    assert "reconstruction" in write_report(tmp_path).read_text()
 
 
 def check_features_file(file: Path, config: Config) -> None:
