@@ -51,7 +51,7 @@ _SIZES: dict[str, ModelConfig] = {
         video_decoder=DecoderConfig(depth=2, width=128, heads=4),
         audio_decoder=DecoderConfig(depth=2, width=128, heads=4),
         fusion_depth=1,
-        # With the clearer half too, an encoder learnt less, in one run: benchmarks/LOG.md.
+        # With the clearer half too, an audio encoder learnt a little less: benchmarks/LOG.md.
         diffusion=DiffusionConfig(corruption="mask_token", first_step=500),
         # Minutes of training, not weeks: one view costs half, and contrast, which learns fastest, weighs more.
         contrast=ContrastConfig(inter_weight=1.0),
