@@ -39,15 +39,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.identity import identity
 from diffmavil.config import Config, DataConfig
+from diffmavil.config.presets import preset
+from diffmavil.data.clips import ClipSet
 from diffmavil.data.dataset import NothingUsable, TrainClips
 from diffmavil.data.decode import decode_clip
 from diffmavil.data.decoders import missing
 from diffmavil.data.loader import make_loader
-from diffmavil.data.sources import ClipSet, split_source
+from diffmavil.data.sources import split_source
 from diffmavil.data.transforms import random_framing
 from diffmavil.data.workers import process_context
 from diffmavil.prepare import main as prepare
-from diffmavil.presets import preset
 
 BATCH = 8
 

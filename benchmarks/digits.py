@@ -20,13 +20,13 @@ from diffmavil.config import AudioConfig, Config
 from diffmavil.data.audio import log_mel
 from diffmavil.data.stream import ClipStream
 from diffmavil.evaluation.probe import fit_probe
-from diffmavil.flops import forward_flops, meta_model
 from diffmavil.model import DiffMAViL
 from diffmavil.model.branch import Branch
 from diffmavil.model.embed import all_ids
-from diffmavil.optim import learning_rate, parameter_groups
-from diffmavil.planner import counts_at
-from diffmavil.step import use_bf16
+from diffmavil.model.flops import forward_flops, meta_model
+from diffmavil.training.optim import learning_rate, parameter_groups
+from diffmavil.training.planner import counts_at
+from diffmavil.training.step import use_bf16
 
 AUDIO = AudioConfig(frames=96, mels=64, patch=(8, 16))
 """Just under a second; digits are shorter but for a few, which are cut."""

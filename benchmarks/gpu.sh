@@ -82,7 +82,7 @@ cores="$(nproc)"
 side_by_side=()
 # Kernels are compiled on the host: processes side by side use its cores.
 if "$python" -c 'import xdist' 2> /dev/null; then side_by_side=(-n "$((cores < 8 ? cores : 8))"); fi
-gpu_tests=(tests/ops/test_gpu.py tests/csrc/test_cuda_gpu.py tests/train/test_step_on_gpu.py tests/data/test_augment.py)
+gpu_tests=(tests/ops/test_gpu.py tests/csrc/test_cuda_gpu.py tests/training/test_step_on_gpu.py tests/data/test_augment.py)
 
 correctness() {
     run_step build 200 "$python" setup.py -q build_ext --inplace

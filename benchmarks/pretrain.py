@@ -35,9 +35,9 @@ from rich.table import Table
 from benchmarks.identity import ROOT, identity
 from benchmarks.kernels import write
 from diffmavil.config import Config
-from diffmavil.flops import scheduled_flops
-from diffmavil.metrics import read_metrics
-from diffmavil.presets import PRESETS
+from diffmavil.config.presets import PRESETS
+from diffmavil.training.costs import scheduled_flops
+from diffmavil.training.metrics import read_metrics
 
 AUDIOSET_CLIPS = 2_000_000 * 20
 SETTINGS = ("preset", "pixels", "frames", "batch", "samples", "seed")

@@ -32,11 +32,12 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.identity import identity
 from benchmarks.kernels import write
 from diffmavil.config import Config
+from diffmavil.config.presets import PRESETS
 from diffmavil.data.loader import Batch
-from diffmavil.distributed import World
-from diffmavil.planner import plan
-from diffmavil.presets import PRESETS
-from diffmavil.step import TrainStep, random_clips
+from diffmavil.training.distributed import World
+from diffmavil.training.planner import plan
+from diffmavil.training.pretraining import Pretraining
+from diffmavil.training.step import TrainStep
 
 _WARM_UP = 5
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
@@ -73,8 +74,9 @@ def gaps(spans: Iterable[Span]) -> list[Gap]:
 
 def make_step(config: Config, device: torch.device, clips: int) -> tuple[TrainStep, Batch]:
     """The step that `diffmavil.train` makes of the config, and random clips for it."""
-    step = TrainStep(config, World(rank=0, size=1, device=device))
-    video, _ = random_clips(config, clips, device)
+    task = Pretraining(config, device)
+    step = TrainStep(task, config, World(rank=0, size=1, device=device))
+    video, _ = task.random_inputs(clips)
     wave = torch.randn(clips, config.model.audio.samples, generator=torch.Generator().manual_seed(1)).to(device)
     valid = torch.full((clips,), wave.shape[1], dtype=torch.int64, device=device)
     position = torch.arange(clips, device=device)

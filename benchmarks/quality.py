@@ -38,8 +38,8 @@ from benchmarks.digits import Digits, pretrain_and_probe, read_digits
 from benchmarks.identity import ROOT, identity
 from benchmarks.kernels import write
 from diffmavil.config import Config
-from diffmavil.flops import scheduled_flops
-from diffmavil.presets import PRESETS
+from diffmavil.config.presets import PRESETS
+from diffmavil.training.costs import scheduled_flops
 
 PRESETS_COMPARED = ("mavil-tiny", "diffmavil-tiny", "diffmavil-tiny-fast")
 BASE = PRESETS_COMPARED[0]

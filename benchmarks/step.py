@@ -34,11 +34,11 @@ from benchmarks.identity import identity
 from benchmarks.kernels import write
 from benchmarks.measure import Call, StepClock, Timing, interleave, make_clock
 from benchmarks.techniques import MAVIL, Bench, Part, Row, peer_rows, rows
-from diffmavil.flops import meta_model, mixed_flops
-from diffmavil.heap import keep_freed_memory
-from diffmavil.optim import make_optimizers
-from diffmavil.presets import PRESETS
-from diffmavil.step import use_bf16
+from diffmavil.config.presets import PRESETS
+from diffmavil.model.flops import meta_model, mixed_flops
+from diffmavil.training.heap import keep_freed_memory
+from diffmavil.training.optim import make_optimizers
+from diffmavil.training.step import use_bf16
 
 KEYS = ("row", "gflop_per_clip", "ms_per_clip", "clips_per_s", "tflops", "mfu", "peak_mib")
 """Of every row, in this order; device, commit, versions, date and what is needed to read them follow."""

@@ -7,29 +7,24 @@ clips, and audio-video retrieval, which needs no labels. `diffmavil.evaluation.r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import Progress
 
-from diffmavil import __version__
-from diffmavil.cli import CONFIG_FILE, RunError, UsageError, run_main
-from diffmavil.config import Config, DataConfig, require
-from diffmavil.data.loader import TooManyBadClips
-from diffmavil.data.sources import ClipSet, split_source
-from diffmavil.evaluation.features import extract, save_features, untrained_model
-from diffmavil.evaluation.judge import judge
+from diffmavil.config import DataConfig, require
+from diffmavil.config.cli import run_main
+from diffmavil.config.errors import RunError, TooManyBadClips, UsageError
+from diffmavil.config.files import CONFIG_FILE
+from diffmavil.data.sources import split_source
+from diffmavil.evaluation.evaluate import evaluate
 from diffmavil.evaluation.result import Evaluation
-from diffmavil.export import WEIGHTS_FILE, load_weights
-from diffmavil.model import DiffMAViL
-from diffmavil.report import write_report
+from diffmavil.model.weights import WEIGHTS_FILE, load_weights
+from diffmavil.reporting.page import write_report
 
 _NAMED = 10  # skipped clips that are printed
 
@@ -124,81 +119,6 @@ def parse(argv: Sequence[str]) -> Options:
     if options.features and not options.features.absolute().parent.is_dir():
         raise UsageError(f"--features {options.features}: its folder does not exist")
     return options
-
-
-def evaluate(
-    model: DiffMAViL,
-    config: Config,
-    train_clips: ClipSet,
-    heldout_clips: ClipSet,
-    *,
-    batch_size: int = 32,
-    crops: int = 1,
-    seed: int = 0,
-    weights: str = "",
-    features_file: Path | None = None,
-    console: Console | None = None,
-) -> Evaluation:
-    """Judge a model, in evaluation mode, and its untrained twin in one pass over the clips, on the model's device.
-
-    Args:
-        config: as the model was trained; its audio statistics and `data.workers` are used.
-        train_clips: those with labels serve linear probe and neighbours; the others are not decoded.
-        crops: crops in time of each clip; its features are their mean.
-        seed: of the untrained model and of the split that chooses the probe's l2.
-        weights: name of what is evaluated, for the record.
-        features_file: also write features, labels and paths there (`save_features`).
-        console: shows a progress bar, if it is a terminal.
-
-    Raises:
-        TooManyBadClips: no held-out clip, or no labelled training clip, could be decoded.
-    """
-    device = next(model.parameters()).device
-    models = {"trained": model, "untrained": untrained_model(config.model, seed, device)}
-    learn_from = train_clips.clips if any(clip.labels for clip in heldout_clips.clips) else []
-    labelled = replace(train_clips, clips=[clip for clip in learn_from if clip.labels])
-    with _progress(console) as track:
-        train, heldout = (
-            extract(models, config, clips, batch_size=batch_size, crops=crops, progress=track(name, len(clips)))
-            for name, clips in (("training clips", labelled), ("held-out clips", heldout_clips))
-        )
-    if features_file:
-        save_features(features_file, train, heldout)
-    found = judge(train, heldout, seed)
-    return Evaluation(
-        version=__version__,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        weights=weights,
-        seed=seed,
-        crops=crops,
-        score=found.score,
-        classes=found.classes,
-        sources={"train": train_clips.note, "heldout": heldout_clips.note},
-        clips=found.clips,
-        skipped=train.bad | heldout.bad,
-        neighbours=found.neighbours,
-        probe_l2=found.probe_l2,
-        results=found.results,
-        notes=[*found.notes, *_overlap(train_clips, heldout_clips)],
-    )
-
-
-def _overlap(train: ClipSet, heldout: ClipSet) -> list[str]:
-    seen = {(clip.path, clip.start) for clip in train.clips}
-    both = sum((clip.path, clip.start) in seen for clip in heldout.clips)
-    return [f"{both} held-out clips are training clips too: of new clips, the numbers say less."] if both else []
-
-
-@contextmanager
-def _progress(console: Console | None) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """Gives (what, total) -> (done so far) -> None; silent unless the console is a terminal."""
-    with Progress(console=console, transient=True, disable=console is None or not console.is_terminal) as bar:
-
-        def track(what: str, total: int) -> Callable[[int], None]:
-            task = bar.add_task(what, total=total)
-            return lambda done: bar.update(task, completed=done)
-
-        yield track
 
 
 def show(evaluation: Evaluation, console: Console) -> None:

@@ -5,29 +5,26 @@ Everything can be stopped at any instant; the same command goes on from there an
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from diffmavil.cli import RunError, UsageError, run_main
 from diffmavil.config import require
-from diffmavil.data.prepare.crew import Crew
-from diffmavil.data.prepare.files import CannotWrite
-from diffmavil.data.prepare.items import Item, read_catalog
-from diffmavil.data.prepare.pack import QUARANTINE_FILE, Layout, finish, pack_shard, unfinished
+from diffmavil.config.cli import run_main
+from diffmavil.config.errors import CannotWrite, RunError, UsageError
+from diffmavil.config.progress import tracking
+from diffmavil.data.prepare.items import read_catalog
+from diffmavil.data.prepare.job import Job
+from diffmavil.data.prepare.pack import QUARANTINE_FILE, Layout, unfinished
 from diffmavil.data.prepare.settings import Settings
-from diffmavil.data.prepare.spread import ray_available, run_on_ray
+from diffmavil.data.prepare.spread import ray_available
 from diffmavil.data.prepare.verify import verify
-from diffmavil.data.prepare.work import Worker
-from diffmavil.data.shards.index import DATASET_FILE, Description
+from diffmavil.data.shards.index import Description
 
 _NAMED = 20  # reasons that are printed
 
@@ -95,9 +92,8 @@ def main(argv: Sequence[str]) -> None:
 
 def check(out: Path, console: Console) -> None:
     """Print what is wrong with a prepared folder. Raises `RunError` if anything is."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("shards", total=None)
-        problems = verify(out, lambda done, total: bar.update(task, completed=done, total=total))
+    with tracking(console, "shards", None) as tracker:
+        problems = verify(out, tracker.update)
     for problem in problems:
         console.print(problem)
     if problems:
@@ -105,8 +101,8 @@ def check(out: Path, console: Console) -> None:
     console.print(f"{out}: every sample is there, whole, and nothing else")
 
 
-def prepare(options: Options, console: Console) -> Description | None:
-    """Do what is not done yet; the description of the set, or None while other parts are missing.
+def prepare(options: Options, console: Console) -> None:
+    """Do what is not done yet, and print what became of the set when nothing is missing.
 
     Raises:
         ValueError: the options do not fit what is there.
@@ -121,63 +117,15 @@ def prepare(options: Options, console: Console) -> Description | None:
         options.src, options.csv, split=options.split, names=options.classes, follow_links=options.follow_links
     )
     layout = Layout(options.out, catalog, options.settings)
-    layout.claim()
-    with _alone(layout, options.shard):
-        _work(options, layout, console)
-    missing = sum(1 for _ in unfinished(layout, 0, 1))
-    if missing:
+    job = Job(layout, *options.part, workers=options.workers, deadline=options.deadline, ray=options.ray)
+    description = job.run(console)
+    if description is None:
+        missing = sum(1 for _ in unfinished(layout, 0, 1))
         console.print(f"part {options.shard} is done; {missing} of {layout.shards} shards are left to other parts")
-        return None
-    if (layout.out / DATASET_FILE).exists():
-        description = Description.from_bytes((layout.out / DATASET_FILE).read_bytes())
-    else:
-        description = finish(layout)
+        return
     report(options.out, description, console)
     if not description.facts["clips"]:
         raise RunError(f"no clip could be used; {options.out / QUARANTINE_FILE} says why")
-    return description
-
-
-@contextmanager
-def _alone(layout: Layout, part: str) -> Iterator[None]:
-    """Hold the lock of a part; the kernel lets go of it when the process is killed."""
-    with (layout.state / f"part-{part.replace('/', '-of-')}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{layout.out}: another process prepares part {part}") from None
-        yield
-
-
-def _work(options: Options, layout: Layout, console: Console) -> None:
-    """Do every unfinished item of this part, shard by shard, and pack each shard when its last item is done."""
-    shards = list(unfinished(layout, *options.part))
-    total = sum(len(layout.items(shard)) for shard in shards)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("clips", total=total)
-        for shard in shards:
-            worker = Worker(options.settings, layout.staging(shard), options.deadline)
-            todo: list[Item] = []
-            for item in layout.items(shard):
-                if worker.done(item).exists():
-                    bar.advance(task)
-                elif item.reason:
-                    worker.leave(item, [], [item.reason])
-                    bar.advance(task)
-                else:
-                    todo.append(item)
-            for _ in _run(options, worker, todo):
-                bar.advance(task)
-            pack_shard(layout, shard)
-
-
-def _run(options: Options, worker: Worker, todo: list[Item]) -> Iterator[Item]:
-    if options.ray is not None and todo:
-        yield from run_on_ray(worker, todo, options.ray)
-    elif todo:
-        with Crew(worker, min(options.workers, len(todo))) as crew:
-            yield from crew.run(todo)
 
 
 def report(out: Path, description: Description, console: Console) -> None:

@@ -11,6 +11,7 @@ _OWN_PROCESS = {
 _LEFT_OUT = {name: use for name, use in _OWN_PROCESS.items() if os.environ.get(use[0]) != "1"}
 
 collect_ignore = list(_LEFT_OUT)
+pytest_plugins = ["tests.runs"]
 
 
 def pytest_report_header() -> list[str]:

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diffmavil.config import Config, DecoderName
+from diffmavil.data.clips import Clip, ClipSet
 from diffmavil.data.decode import BadClip, Decoded, decode_clip
 from diffmavil.data.decoders import Later
 from diffmavil.data.shards.store import Reader, StoreError
-from diffmavil.data.sources import Clip, ClipSet
 from diffmavil.data.stream import ClipStream
 from diffmavil.data.table import ClipTable
 from diffmavil.data.transforms import random_framing

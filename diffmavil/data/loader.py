@@ -17,9 +17,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from diffmavil.config import Config, require
+from diffmavil.config.errors import TooManyBadClips
+from diffmavil.data.clips import ClipSet
 from diffmavil.data.dataset import Batch, EvalClips, NothingUsable, TrainClips
 from diffmavil.data.decoders import Later, choose_decoder
-from diffmavil.data.sources import ClipSet
 from diffmavil.data.stream import batches
 from diffmavil.data.workers import (
     Event,
@@ -35,10 +36,6 @@ from diffmavil.data.workers import (
 FEWEST_TO_JUDGE = 20
 """Clips that must have been tried before the share of bad ones can stop a run."""
 _NAMED = 10
-
-
-class TooManyBadClips(RuntimeError):
-    """More clips than `data.max_bad_share` allows could not be used, or none could, or the storage failed."""
 
 
 class Loader:

@@ -11,72 +11,19 @@ import csv
 import hashlib
 import math
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from diffmavil.config import DataConfig
+from diffmavil.data.clips import Clip, ClipSet, Split
+from diffmavil.data.shards.prepared import is_prepared, read_prepared
+from diffmavil.data.synthetic import CLASSES, ensure_synthetic
 
 EXTENSIONS = (".mp4", ".webm", ".mkv", ".mpg", ".mpeg", ".avi", ".mov", ".m4v")
 HELD_OUT = 0.1
 """Share of the files held out when no held-out set is given."""
 FEWEST_FOR_SPLIT = 20
-
-
-class Stored(NamedTuple):
-    """Where a prepared clip lies: bytes of its mp4 and of its FLAC in a shard, and their CRC-32."""
-
-    root: str
-    shard: str
-    video: int
-    video_size: int
-    audio: int
-    audio_size: int
-    video_crc: int
-    audio_crc: int
-
-
-@dataclass(frozen=True)
-class Clip:
-    """`duration` seconds from second `start` of a file (None: from its start, to its end); indices of its classes.
-
-    A prepared clip has `stored`, its `path` is a name, and `origin` names the file it was cut from.
-    """
-
-    path: str
-    start: float | None = None
-    duration: float | None = None
-    labels: tuple[int, ...] = ()
-    stored: Stored | None = None
-    origin: str = ""
-
-
-@dataclass(frozen=True)
-class ClipSet:
-    """Clips and what is known of them together.
-
-    Attributes:
-        classes: names of the classes, in the order of their indices.
-        note: a sentence on where the clips come from.
-        audio_stats: mels -> (mean, std) of the log-mel, where that is known already.
-        parts: (clips, weight) of each of several sets, which lie one after the other in `clips`; empty: one set.
-    """
-
-    clips: list[Clip]
-    classes: list[str]
-    note: str = ""
-    audio_stats: dict[int, tuple[float, float]] = field(default_factory=dict)
-    parts: tuple[tuple[int, float], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-
-class Split(NamedTuple):
-    """Training and held-out clips, with one list of classes."""
-
-    train: ClipSet
-    held_out: ClipSet
 
 
 def open_source(data: DataConfig, split: Literal["train", "eval"] = "train") -> ClipSet:
@@ -154,8 +101,6 @@ def _file(clip: Clip) -> str:
 
 
 def _read(data: DataConfig, root: str, name: str, split: Literal["train", "eval"]) -> ClipSet:
-    from diffmavil.data.shards.prepared import is_prepared, read_prepared  # which makes clip sets too
-
     if root == "synthetic":
         return _read_synthetic(data, split)
     path = Path(root).expanduser()
@@ -172,8 +117,6 @@ def _read(data: DataConfig, root: str, name: str, split: Literal["train", "eval"
 
 
 def _read_synthetic(data: DataConfig, split: Literal["train", "eval"]) -> ClipSet:
-    from diffmavil.data.synthetic import CLASSES, ensure_synthetic
-
     clips = data.synthetic_train if split == "train" else data.synthetic_eval
     clipset = read_csv(Path(ensure_synthetic(Path(data.cache).expanduser(), split, clips, seed=0)) / "clips.csv")
     note = f"{clips} synthetic clips, {'training' if split == 'train' else 'held-out'} split"

@@ -17,11 +17,22 @@ import torch
 
 from diffmavil.config import AudioConfig, Config, require
 from diffmavil.data.audio import frames_in, log_mel
+from diffmavil.data.clips import Clip, ClipSet, Split
 from diffmavil.data.dataset import make_reader
 from diffmavil.data.decode import BadClip, Sample, decode_sound
 from diffmavil.data.shards.store import StoreError
-from diffmavil.data.sources import Clip, ClipSet
+from diffmavil.data.sources import split_source
 from diffmavil.data.stream import ClipStream
+
+
+def open_data(config: Config) -> tuple[Config, Split]:
+    """The config with the audio statistics of the training clips, and the clips.
+
+    Raises:
+        ValueError: no clips, or none whose sound can be measured.
+    """
+    split = split_source(config.data)
+    return resolve_audio_stats(config, split.train), split
 
 
 def resolve_audio_stats(config: Config, clipset: ClipSet) -> Config:

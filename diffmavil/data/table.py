@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from diffmavil.data.sources import Clip, Stored
+from diffmavil.data.clips import Clip, Stored
 
 
 class ClipTable:

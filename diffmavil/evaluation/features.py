@@ -15,10 +15,10 @@ from torch import Tensor
 from diffmavil import __version__
 from diffmavil.config import Config, ModelConfig
 from diffmavil.data.audio import LogMel
+from diffmavil.data.clips import ClipSet
 from diffmavil.data.loader import eval_batches
-from diffmavil.data.sources import ClipSet
 from diffmavil.model import DiffMAViL
-from diffmavil.step import use_bf16
+from diffmavil.training.step import use_bf16
 
 KINDS = ("audio", "video", "fused")
 

@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from diffmavil.cli import UsageError
+from diffmavil.config.errors import UsageError
 
 EVALUATION_FILE = "evaluation.json"
 Score = Literal["accuracy", "mAP"]

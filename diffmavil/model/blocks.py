@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffmavil.apex import fused_layer_norm
+from diffmavil.model.apex import fused_layer_norm
 from maekernels import Segments, attention
 from maekernels.attention import Backend
 

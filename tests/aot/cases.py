@@ -15,7 +15,7 @@ from gate import Case
 from torch import Tensor
 
 from diffmavil.config import ModelConfig
-from diffmavil.presets import preset
+from diffmavil.config.presets import preset
 from maekernels.add_noise import _launch_add_noise, _launch_add_noise_backward
 from maekernels.diffuse_patches import _launch_diffuse, _launch_diffuse_backward
 from maekernels.gather_tokens import _launch_gather

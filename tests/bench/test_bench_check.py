@@ -9,7 +9,7 @@ import maekernels
 from benchmarks.cases import CASES, Case
 from benchmarks.check import complaint, expected
 from benchmarks.problems import PROBLEMS, Output, Problem
-from diffmavil.presets import preset
+from diffmavil.config.presets import preset
 
 VIDEO = Case("video", "video", (4, 32, 48), (2, 16, 16), 24, 16, 0.75, cpu_batch=3, cuda_batch=3)
 IMAGE = Case("image", "image", (32, 48), (16, 16), 24, 16, 0.5, cpu_batch=3, cuda_batch=3)

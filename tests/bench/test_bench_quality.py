@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import quality
 from benchmarks.digits import AUDIO, HELD_OUT, pretrain_and_probe, read_digits
-from diffmavil.presets import preset
+from diffmavil.config.presets import preset
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks import eager, step
 from benchmarks.mavil_eager import EagerMAViL
 from diffmavil.config import AudioConfig, EncoderConfig, ModelConfig, VideoConfig
-from diffmavil.flops import scheduled_flops, techniques
-from diffmavil.presets import preset
+from diffmavil.config.presets import preset
+from diffmavil.training.costs import scheduled_flops, techniques
 
 SEED, OFFSET, KEEP_VIDEO, KEEP_AUDIO, BATCH = 3, 5, 6, 7, 4
 

@@ -18,12 +18,13 @@ from prepared_sets import prepare_here, write_clips
 
 from diffmavil.config import AudioConfig, Config, DataConfig, DecoderName, ModelConfig, TrainConfig, VideoConfig
 from diffmavil.data import decoders
+from diffmavil.data.clips import ClipSet
 from diffmavil.data.decode import decode_clip
 from diffmavil.data.decoders import choose_decoder, missing
 from diffmavil.data.loader import eval_batches, make_loader
 from diffmavil.data.media import Sample
 from diffmavil.data.shards.store import Reader
-from diffmavil.data.sources import ClipSet, split_source
+from diffmavil.data.sources import split_source
 from diffmavil.data.transforms import Framing
 
 CPU = torch.device("cpu")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from prepared_sets import prepare_here, write_clips
 
-from diffmavil.cli import UsageError
-from diffmavil.data.doctor import judge, main
+from diffmavil.config.errors import UsageError
+from diffmavil.data.bottleneck import judge
+from diffmavil.doctor import main
 
 CASES = {
     "decode": ((2, 8, 5000.0, 10.0, 900.0, None, 19.0), "decoding", "raise data.workers: 8 cores"),

@@ -18,10 +18,12 @@ import torch
 from clip_files import Painter, numbered, write_clip
 
 from diffmavil.config import AudioConfig, Config, DataConfig, ModelConfig, TrainConfig, VideoConfig
+from diffmavil.config.errors import TooManyBadClips
 from diffmavil.data import loader as loader_module
+from diffmavil.data.clips import ClipSet
 from diffmavil.data.dataset import Batch
-from diffmavil.data.loader import TooManyBadClips, eval_batches, make_loader
-from diffmavil.data.sources import ClipSet, open_source
+from diffmavil.data.loader import eval_batches, make_loader
+from diffmavil.data.sources import open_source
 
 CLIPS = 12
 MODEL = ModelConfig(

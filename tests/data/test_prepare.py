@@ -22,9 +22,8 @@ import pytest
 from clip_files import MEDIA, number_shown, rotate_clockwise, write_clip
 from prepared_sets import DEADLINE, contents, layout_of, prepare_here, work_through, write_clips
 
-from diffmavil.cli import UsageError
+from diffmavil.config.errors import CannotWrite, UsageError
 from diffmavil.data.prepare import work as work_module
-from diffmavil.data.prepare.files import CannotWrite
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.pack import pack_shard
 from diffmavil.data.prepare.settings import Settings

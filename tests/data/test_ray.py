@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from prepared_sets import contents, prepare_here, write_clips
 
-from diffmavil.cli import UsageError
+from diffmavil.config.errors import UsageError
 from diffmavil.prepare import main
 
 

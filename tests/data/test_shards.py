@@ -15,8 +15,10 @@ from clip_files import number_shown
 from prepared_sets import prepare_here, write_clips
 
 from diffmavil.config import AudioConfig, Config, DataConfig, ModelConfig, TrainConfig, VideoConfig
-from diffmavil.data.loader import TooManyBadClips, eval_batches, make_loader
-from diffmavil.data.sources import ClipSet, open_source, split_source
+from diffmavil.config.errors import TooManyBadClips
+from diffmavil.data.clips import ClipSet
+from diffmavil.data.loader import eval_batches, make_loader
+from diffmavil.data.sources import open_source, split_source
 from diffmavil.data.stats import measure_audio_stats, resolve_audio_stats
 from diffmavil.data.stream import MIX_BLOCK, ClipStream
 from diffmavil.data.table import ClipTable

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from diffmavil.config import DataConfig
-from diffmavil.data.sources import Clip, open_source, split_source
+from diffmavil.data.clips import Clip
+from diffmavil.data.sources import open_source, split_source
 from diffmavil.data.table import ClipTable
 
 

@@ -12,7 +12,8 @@ from clip_files import write_clip
 from diffmavil.config import AudioConfig, Config, DataConfig, ModelConfig
 from diffmavil.data import stats
 from diffmavil.data.audio import log_mel
-from diffmavil.data.sources import ClipSet, open_source
+from diffmavil.data.clips import ClipSet
+from diffmavil.data.sources import open_source
 from diffmavil.data.stats import measure_audio_stats, resolve_audio_stats
 
 AUDIO = AudioConfig(frames=96, mels=64)

@@ -15,7 +15,8 @@ import torch
 from prepared_sets import prepare_here, write_clips
 
 from diffmavil.config import AudioConfig, Config, DataConfig, ModelConfig, TrainConfig, VideoConfig
-from diffmavil.data.loader import TooManyBadClips, make_loader
+from diffmavil.config.errors import TooManyBadClips
+from diffmavil.data.loader import make_loader
 from diffmavil.data.shards.cache import RangeCache
 from diffmavil.data.shards.store import TRIES, LocalStore, RemoteStore, StoreError
 from diffmavil.data.sources import split_source

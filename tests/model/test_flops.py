@@ -10,9 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffmavil import flops
 from diffmavil.config import ModelConfig, RatioSchedule
-from diffmavil.flops import Cost, count_parameters, forward_flops, main, meta_model, scheduled_flops
+from diffmavil.config.presets import PRESETS, preset
+from diffmavil.flops import main
 from diffmavil.model import DiffMAViL
-from diffmavil.presets import PRESETS, preset
+from diffmavil.model.flops import count_parameters, forward_flops, meta_model
+from diffmavil.training.costs import Cost, scheduled_flops
 
 TABLE = {
     "MAViL": 240.6,

@@ -8,8 +8,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from diffmavil.config import ModelConfig
+from diffmavil.config.presets import PRESETS
 from diffmavil.model import DiffMAViL, Losses
-from diffmavil.presets import PRESETS
 
 Clips = tuple[torch.Tensor, torch.Tensor]
 Build = Callable[[ModelConfig], DiffMAViL]

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from diffmavil.config import DecoderName
+from diffmavil.data.clips import Clip
 from diffmavil.data.frames import Painter
-from diffmavil.data.sources import Clip
 from diffmavil.data.transforms import Framing
 
 if TYPE_CHECKING:

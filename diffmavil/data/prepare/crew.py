@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from diffmavil.data.prepare.files import CannotWrite
+from diffmavil.config.errors import CannotWrite
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.work import Worker
 from diffmavil.data.workers import process_context

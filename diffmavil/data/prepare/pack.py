@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from diffmavil.data.prepare.files import CannotWrite, to_json, write_whole
+from diffmavil.config.errors import CannotWrite
+from diffmavil.data.durable import sync_folder, to_json, write_whole
 from diffmavil.data.prepare.items import Catalog, Item
 from diffmavil.data.prepare.settings import Settings
 from diffmavil.data.prepare.work import BLOCK
 from diffmavil.data.shards.index import DATASET_FILE, INDEX_FILE, Description, make_index
-from diffmavil.durable import sync_folder
 
 QUARANTINE_FILE = "quarantine.csv"
 _END_OF_TAR = b"\0" * (2 * BLOCK)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffmavil.data.durable import to_json, write_whole
 from diffmavil.data.media import BadClip
-from diffmavil.data.prepare.files import to_json, write_whole
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.settings import Settings
 from diffmavil.data.prepare.transcode import Piece, transcode

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from diffmavil.data.clips import Clip, ClipSet, Stored
 from diffmavil.data.shards.index import DATASET_FILE, INDEX_FILE, Description, Index
 from diffmavil.data.shards.store import StoreError, is_remote, open_store
-from diffmavil.data.sources import Clip, ClipSet, Stored
 
 
 def is_prepared(root: str) -> bool:

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from diffmavil.data.clips import Clip, Stored
 from diffmavil.data.media import BadClip, Sample
 from diffmavil.data.shards.cache import RangeCache
-from diffmavil.data.sources import Clip, Stored
 
 TRIES = 6
 BACK_OFF = 0.5

@@ -28,9 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diffmavil.config import require
+from diffmavil.config.progress import tracking
 from diffmavil.data.synthetic.encode import encode_clip
 from diffmavil.data.synthetic.latents import (
     SECONDS,
@@ -210,20 +210,15 @@ def _make_in_processes(job: Job, missing: list[int], workers: int) -> Iterator[i
 
 def _follow(made: Iterator[int], title: str, total: int, progress: bool) -> None:
     """Consume the clips made, showing how far it is."""
-    console = Console(stderr=True)
-    if not progress:
-        for _ in made:
-            pass
-    elif console.is_terminal:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=console, transient=True) as bar:
-            for _ in bar.track(made, total=total, description=title):
-                pass
-    else:
-        print(f"{title}: making {total}", file=sys.stderr, flush=True)
-        for _ in made:
-            pass
-        print(f"{title}: {total} made", file=sys.stderr, flush=True)
+    console = Console(stderr=True, soft_wrap=True, highlight=False) if progress else None
+    quiet = console is None or console.is_terminal
+    if console is not None and not quiet:
+        console.print(f"{title}: making {total}")
+    with tracking(console, title, total) as tracker:
+        for done, _ in enumerate(made, 1):
+            tracker.update(done)
+    if console is not None and not quiet:
+        console.print(f"{title}: {total} made")
 
 
 def _make_view(job: Job, view: Path) -> None:

@@ -1,0 +1,88 @@
+"""From a command line to a resolved `Config`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tyro
+
+from diffmavil.config import Config
+from diffmavil.config.errors import RunError, UsageError
+from diffmavil.config.files import CONFIG_FILE, load_config
+from diffmavil.config.presets import DEFAULT_PRESET, PRESETS, preset
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run lives and whether it goes on."""
+
+    run_dir: Path | None = None
+    """Run folder: config.yaml, metrics.jsonl, checkpoints, report.html. Default: runs/PRESET-DATE-TIME."""
+    resume: bool = False
+    """Continue from the newest checkpoint in --run-dir, with its config; start anew if there is none yet."""
+
+
+@dataclass(frozen=True)
+class _Arguments(RunOptions, Config):
+    pass
+
+
+def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Run a command's `main`, turning its mistakes into messages and exit codes 2 (usage) and 1 (run)."""
+    try:
+        main(sys.argv[1:])
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def parse_train(argv: Sequence[str]) -> tuple[str, Config, RunOptions]:
+    """`[PRESET] [--run-dir D] [--resume] [--data.root DIR] ...` -> (preset's name, config, options).
+
+    Raises:
+        UsageError: unknown preset, or a value that the config does not allow.
+        SystemExit: code 2, after tyro printed what is wrong with the flags; code 0 after --help.
+    """
+    argv = list(argv)
+    named = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    try:
+        base = preset(named or DEFAULT_PRESET)
+        start = _resumed_config(argv)
+        if start is not None and named is not None:
+            raise UsageError(f"preset {named!r} beside --resume: the run folder's config.yaml decides; leave it out")
+        default = _Arguments(**_shallow(start or base))
+        args = tyro.cli(
+            _Arguments,
+            prog=f"python -m diffmavil.train [PRESET={DEFAULT_PRESET}]",
+            description=f"Pretrain an audio-video masked autoencoder.\n\nPRESET: {', '.join(PRESETS)}",
+            args=argv,
+            default=default,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    config = Config(**{f.name: getattr(args, f.name) for f in fields(Config)})
+    return named or DEFAULT_PRESET, config, RunOptions(run_dir=args.run_dir, resume=args.resume)
+
+
+def _resumed_config(argv: list[str]) -> Config | None:
+    """The saved config of the run that `--resume` names, before the other flags are parsed over it."""
+    if "--resume" not in argv:
+        return None
+    inline = [a.split("=", 1)[1] for a in argv if a.startswith("--run-dir=")]
+    spaced = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a == "--run-dir"]
+    if not inline + spaced:
+        raise UsageError("--resume needs --run-dir: which run is to go on?")
+    path = Path((inline + spaced)[-1]) / CONFIG_FILE
+    return load_config(path) if path.exists() else None
+
+
+def _shallow(config: Config) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields(config)}

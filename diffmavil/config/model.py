@@ -1,0 +1,215 @@
+"""Settings of the model: what it sees, its parts and its losses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from diffmavil.config.checks import require
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """What the video encoder sees: `frames` RGB frames of `size` x `size`, spread evenly over `seconds`."""
+
+    frames: int = 16
+    size: int = 224
+    seconds: float = 4.0
+    patch: tuple[int, int, int] = (2, 16, 16)
+    """Tubelet (time, height, width)."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        t, h, w = self.patch
+        require(min(self.patch) > 0, "video.patch", self.patch, "three positive sizes")
+        require(self.frames > 0 and self.frames % t == 0, "video.frames", self.frames, f"a multiple of patch[0]={t}")
+        require(
+            self.size > 0 and self.size % h == 0 and self.size % w == 0,
+            "video.size",
+            self.size,
+            f"a multiple of the patch's height {h} and width {w}",
+        )
+        require(self.seconds > 0, "video.seconds", self.seconds, "positive")
+        require(min(self.std) > 0, "video.std", self.std, "positive")
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Patches along (time, height, width)."""
+        t, h, w = self.patch
+        return self.frames // t, self.size // h, self.size // w
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def patch_dim(self) -> int:
+        return math.prod(self.patch) * 3
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    """What the audio encoder sees: Kaldi log-mel filterbanks, `frames` steps of 10 ms by `mels` bins."""
+
+    frames: int = 1024
+    mels: int = 128
+    sample_rate: int = 16_000
+    patch: tuple[int, int] = (16, 16)
+    """(time, mel)."""
+    mean: float | None = None
+    """Mean of the log-mel over the *dataset*; None: measured before training and written to the resolved config."""
+    std: float | None = None
+    """Standard deviation of the log-mel over the dataset. The input is (x - mean) / (2 std), as in AST and AudioMAE."""
+
+    def __post_init__(self) -> None:
+        f, m = self.patch
+        require(min(self.patch) > 0, "audio.patch", self.patch, "two positive sizes")
+        require(self.frames > 0 and self.frames % f == 0, "audio.frames", self.frames, f"a multiple of patch[0]={f}")
+        require(self.mels > 0 and self.mels % m == 0, "audio.mels", self.mels, f"a multiple of patch[1]={m}")
+        require(self.sample_rate == 16_000, "audio.sample_rate", self.sample_rate, "16000 (windows are 25 ms, 10 ms)")
+        require(self.std is None or self.std > 0, "audio.std", self.std, "positive, or None to measure it")
+        both = (self.mean is None) == (self.std is None)
+        require(both, "audio.mean, audio.std", (self.mean, self.std), "given together, or neither")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along (time, mel)."""
+        return self.frames // self.patch[0], self.mels // self.patch[1]
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def patch_dim(self) -> int:
+        return math.prod(self.patch)
+
+    @property
+    def samples(self) -> int:
+        """Waveform samples that make exactly `frames` windows of 25 ms every 10 ms."""
+        return (self.frames - 1) * (self.sample_rate // 100) + self.sample_rate // 40
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A pre-norm vision transformer; one for each modality, and the blocks of the fusion encoder alike."""
+
+    depth: int = 12
+    width: int = 768
+    heads: int = 12
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        require(self.depth > 0, "encoder.depth", self.depth, "positive")
+        require(
+            self.heads > 0 and self.width % self.heads == 0, "encoder.heads", self.heads, f"a divisor of {self.width}"
+        )
+        require(self.width % 4 == 0, "encoder.width", self.width, "a multiple of 4 (sin-cos positions)")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """One modality's decoder."""
+
+    depth: int = 8
+    width: int = 512
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    attention: Literal["self", "cross"] = "self"
+    """self: over visible and masked tokens together (MAE). cross: masked tokens query the visible (DiffMAViL)."""
+
+    def __post_init__(self) -> None:
+        require(self.depth > 0, "decoder.depth", self.depth, "positive")
+        require(
+            self.heads > 0 and self.width % self.heads == 0, "decoder.heads", self.heads, f"a divisor of {self.width}"
+        )
+        require(self.width % 4 == 0, "decoder.width", self.width, "a multiple of 4 (sin-cos positions)")
+        require(self.attention in ("self", "cross"), "decoder.attention", self.attention, "'self' or 'cross'")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """What stands at a masked position in the decoder."""
+
+    corruption: Literal["mask_token", "diffusion"] = "diffusion"
+    """mask_token: one learnt vector (MAE, MAViL). diffusion: the patch diffused to x_t (DiffMAViL)."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """DDPM betas linear in 1e-4..0.02 (Ho et al. 2020), or the cosine schedule (Nichol and Dhariwal 2021)."""
+    steps: int = 1000
+    first_step: int = 1
+    """Timesteps are drawn evenly from first_step..steps; 1, all of them, is DDPM's. At the small ones x_t already shows
+    the patch."""
+
+    def __post_init__(self) -> None:
+        allowed = ("mask_token", "diffusion")
+        require(self.corruption in allowed, "diffusion.corruption", self.corruption, f"one of {allowed}")
+        require(self.schedule in ("linear", "cosine"), "diffusion.schedule", self.schedule, "'linear' or 'cosine'")
+        require(self.steps > 1, "diffusion.steps", self.steps, "at least 2")
+        in_process = f"in 1..diffusion.steps={self.steps}"
+        require(1 <= self.first_step <= self.steps, "diffusion.first_step", self.first_step, in_process)
+
+    @property
+    def times(self) -> range:
+        """The timesteps of training: first_step..steps."""
+        return range(self.first_step, self.steps + 1)
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    """InfoNCE between audio and video of a clip (inter) and between two masked views of one modality (intra)."""
+
+    inter_weight: float = 0.1
+    inter_temperature: float = 0.1
+    intra_weight: float = 0.01
+    intra_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.inter_weight >= 0, "contrast.inter_weight", self.inter_weight, ">= 0")
+        require(self.intra_weight >= 0, "contrast.intra_weight", self.intra_weight, ">= 0")
+        require(self.inter_temperature > 0, "contrast.inter_temperature", self.inter_temperature, "positive")
+        require(self.intra_temperature > 0, "contrast.intra_temperature", self.intra_temperature, "positive")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture and its losses. Defaults: `mavil-base` as published."""
+
+    video: VideoConfig = VideoConfig()
+    audio: AudioConfig = AudioConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    fusion_depth: int = 2
+    video_decoder: DecoderConfig = DecoderConfig()
+    audio_decoder: DecoderConfig = DecoderConfig()
+    diffusion: DiffusionConfig = DiffusionConfig(corruption="mask_token")
+    contrast: ContrastConfig = ContrastConfig()
+    views: int = 2
+    """Independently masked views of each clip; the intra-modal contrast needs 2."""
+    decode_fraction: float = 1.0
+    """Share of the masked patches that is decoded (CrossMAE); the others cost nothing."""
+    norm_pix: bool = True
+    """Normalise each target patch by its own mean and standard deviation."""
+    video_weight: float = 1.0
+    audio_weight: float = 1.0
+    attention: Literal["auto", "sdpa", "math", "flash", "xformers"] = "auto"
+    """Whose attention kernels (`maekernels.attention`). auto: by capability; any other is used or is an error."""
+    norm: Literal["torch", "apex"] = "torch"
+    """LayerNorm of torch, or NVIDIA apex's fused one."""
+
+    def __post_init__(self) -> None:
+        require(self.fusion_depth >= 0, "model.fusion_depth", self.fusion_depth, ">= 0")
+        require(self.views in (1, 2), "model.views", self.views, "1 or 2")
+        require(0 < self.decode_fraction <= 1, "model.decode_fraction", self.decode_fraction, "in (0, 1]")
+        require(self.video_weight >= 0, "model.video_weight", self.video_weight, ">= 0")
+        require(self.audio_weight >= 0, "model.audio_weight", self.audio_weight, ">= 0")
+        kernels = ("auto", "sdpa", "math", "flash", "xformers")
+        require(self.attention in kernels, "model.attention", self.attention, f"one of {kernels}")
+        require(self.norm in ("torch", "apex"), "model.norm", self.norm, "'torch' or 'apex'")
+        partial = self.decode_fraction < 1
+        for name, decoder in (("video_decoder", self.video_decoder), ("audio_decoder", self.audio_decoder)):
+            allowed = "'cross' when model.decode_fraction < 1: self-attention mixes all positions"
+            require(not partial or decoder.attention == "cross", f"model.{name}.attention", decoder.attention, allowed)

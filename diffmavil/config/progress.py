@@ -1,0 +1,74 @@
+"""How far a long command is: a bar on a terminal; in a file, a line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_FIRST, _MOST = 10.0, 60.0  # seconds before the first line, and between two at most
+
+
+class Tracker(Protocol):
+    def update(self, done: int, total: int | None = None) -> None:
+        """`done` of `total` (None: as before) are finished."""
+        ...
+
+
+@contextmanager
+def tracking(console: Console | None, what: str, total: int | None) -> Iterator[Tracker]:
+    """Show how many of `total` things, named by `what`, are finished. None: nowhere; `total` None: not known yet."""
+    if console is None:
+        yield _Silent()
+    elif console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield _Bar(bar, what, total)
+    else:
+        yield _Lines(console, what, total)
+
+
+class _Silent:
+    def update(self, done: int, total: int | None = None) -> None:
+        pass
+
+
+class _Bar:
+    def __init__(self, bar: Progress, what: str, total: int | None) -> None:
+        self._bar, self._task = bar, bar.add_task(what, total=total)
+
+    def update(self, done: int, total: int | None = None) -> None:
+        self._bar.update(self._task, completed=done, total=total)
+
+
+class _Lines:
+    """The first after ten seconds, then less and less often, down to one a minute."""
+
+    def __init__(self, console: Console, what: str, total: int | None) -> None:
+        self._console, self._what, self._total = console, what, total
+        self._begin, self._due, self._before = time.monotonic(), _FIRST, None
+
+    def update(self, done: int, total: int | None = None) -> None:
+        self._total = total or self._total
+        if self._before is None:
+            self._before = done - 1 if done else 0  # what was finished before counts for no speed
+        spent = time.monotonic() - self._begin
+        if spent < self._due:
+            return
+        self._due = spent + min(spent, _MOST)
+        rate = (done - self._before) / spent
+        line = f"{self._what}: {done:,}" + (f" of {self._total:,}" if self._total else "") + f", {rate:.1f} a second"
+        if self._total and rate > 0:
+            line += f", {format_seconds((self._total - done) / rate)} to go"
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def format_seconds(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"

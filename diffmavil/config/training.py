@@ -1,0 +1,145 @@
+"""Settings of training: masking schedule, batches, optimiser and the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from diffmavil.config.checks import require
+
+
+@dataclass(frozen=True)
+class RatioSchedule:
+    """Share of tokens masked as a function of progress; falling or rising.
+
+    Rounded to `levels` distinct token counts, so that compiled graphs are reused.
+    """
+
+    kind: Literal["constant", "linear", "cosine", "step"] = "constant"
+    start: float = 0.8
+    end: float = 0.8
+    levels: int = 8
+
+    def __post_init__(self) -> None:
+        kinds = ("constant", "linear", "cosine", "step")
+        require(self.kind in kinds, "mask.kind", self.kind, f"one of {kinds}")
+        require(0 < self.start < 1, "mask.start", self.start, "in (0, 1)")
+        require(0 < self.end < 1, "mask.end", self.end, "in (0, 1)")
+        require(self.levels >= 1, "mask.levels", self.levels, ">= 1")
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    video: RatioSchedule = RatioSchedule()
+    audio: RatioSchedule = RatioSchedule()
+    mix: tuple[float, ...] = ()
+    """Added to the scheduled ratio, in turn by runs of 8 samples, e.g. -0.1 0 0.1: one batch then has several ratios
+    (AVSiam) and is computed packed. Empty: every sample has the scheduled ratio."""
+
+    def __post_init__(self) -> None:
+        require(all(-1 < shift < 1 for shift in self.mix), "mask.mix", self.mix, "shares between -1 and 1")
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How many clips a step takes while the curriculum changes their cost: `diffmavil.training.planner`.
+
+    `train.batch_size` is the nominal size: what a step takes where clips are dearest. `train.steps` times it is the
+    number of samples of the run under every rule.
+    """
+
+    rule: Literal["fixed", "flops", "memory", "measured"] = "fixed"
+    """fixed: always train.batch_size. flops: as many as cost what train.batch_size of the dearest clips cost. measured:
+    the same in seconds, by a short sweep before training. memory: as many as fit in batch.memory_gib."""
+    gflop: float | None = None
+    """For rule=flops: another budget, of one step with its backward pass, over all processes."""
+    memory_gib: float | None = None
+    """Of each process's device, for parameters, optimiser and activations. With any rule, a larger batch is
+    accumulated from several passes. None: no limit; with rule=memory on CUDA, 80 % of the device."""
+    multiple: int = 8
+    """Sizes are multiples of it, and it of the number of processes: 8 times the most processes ever used."""
+    largest: int = 65_536
+    """No step takes more clips."""
+    lr_rule: Literal["none", "linear", "sqrt"] = "none"
+    """The learning rate grows with (batch / train.batch_size) to the power of 0, 1 or 1/2."""
+    sizes: tuple[int, ...] = ()
+    """The plan, one size for each stretch of the curriculum. Empty: made before training; a resumed run keeps it."""
+    at_once: tuple[int, ...] = ()
+    """The plan: most clips that a process computes at once, for each stretch. Empty: the whole batch."""
+
+    def __post_init__(self) -> None:
+        rules = ("fixed", "flops", "memory", "measured")
+        require(self.rule in rules, "batch.rule", self.rule, f"one of {rules}")
+        require(self.gflop is None or self.gflop > 0, "batch.gflop", self.gflop, "positive")
+        require(self.gflop is None or self.rule == "flops", "batch.gflop", self.gflop, "None unless batch.rule=flops")
+        require(self.memory_gib is None or self.memory_gib > 0, "batch.memory_gib", self.memory_gib, "positive")
+        require(self.multiple >= 1, "batch.multiple", self.multiple, ">= 1")
+        require(self.largest >= self.multiple, "batch.largest", self.largest, f">= batch.multiple={self.multiple}")
+        scalings = ("none", "linear", "sqrt")
+        require(self.lr_rule in scalings, "batch.lr_rule", self.lr_rule, f"one of {scalings}")
+        for name, plan in (("batch.sizes", self.sizes), ("batch.at_once", self.at_once)):
+            require(all(size >= 1 for size in plan), name, plan, "positive")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    name: Literal["adamw", "muon", "apex_adam", "apex_lamb"] = "adamw"
+    """adamw: torch's fused AdamW. muon: torch's Muon for the matrices of the blocks, AdamW for the rest. apex_*: NVIDIA
+    apex's FusedAdam or FusedLAMB, or an error where it is not usable."""
+    lr: float = 2e-4
+    """Peak learning rate at the given batch size."""
+    min_lr: float = 0.0
+    warmup: float = 0.05
+    """Share of the samples over which the learning rate rises linearly."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    """Applied to matrices; biases, norms and single vectors are exempt."""
+    clip_grad: float = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    layer_decay: float = 1.0
+    """Each block below the fusion encoder learns this much slower than the one above; 1: all alike."""
+
+    def __post_init__(self) -> None:
+        names = ("adamw", "muon", "apex_adam", "apex_lamb")
+        require(self.name in names, "optim.name", self.name, f"one of {names}")
+        require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "in (0, 1]")
+        require(self.lr > 0, "optim.lr", self.lr, "positive")
+        require(0 <= self.min_lr <= self.lr, "optim.min_lr", self.min_lr, f"in [0, optim.lr={self.lr}]")
+        require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "in [0, 1)")
+        require(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "two numbers in [0, 1)")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, ">= 0")
+        require(self.clip_grad >= 0, "optim.clip_grad", self.clip_grad, ">= 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 1000
+    batch_size: int = 64
+    """Clips in one optimiser step, over all processes."""
+    seed: int = 0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 autocast on a GPU, or a CPU (AVX512-BF16, AMX), that computes in it; else fp32."""
+    compile: bool = False
+    """torch.compile of each kind of transformer block, for every shape of the curriculum, before the first step."""
+    cuda_graph: bool = False
+    """Record forward and backward once for each shape of the curriculum and replay them; one process on CUDA."""
+    recompute: bool = False
+    """Keep only the inputs of blocks for the backward pass and compute the rest again: less memory, more work."""
+    log_every: int = 10
+    """Steps between log lines; the only times the host waits for the device."""
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    max_nonfinite: int = 5
+    """Consecutive skipped steps after which the run stops."""
+    report: bool = True
+    """Write report.html at the end."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "train.steps", self.steps, ">= 1")
+        require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
+        require(0 <= self.seed < 2**63, "train.seed", self.seed, "in [0, 2^63)")
+        require(self.precision in ("auto", "bf16", "fp32"), "train.precision", self.precision, "auto, bf16 or fp32")
+        require(self.log_every >= 1, "train.log_every", self.log_every, ">= 1")
+        require(self.checkpoint_every >= 1, "train.checkpoint_every", self.checkpoint_every, ">= 1")
+        require(self.keep_checkpoints >= 1, "train.keep_checkpoints", self.keep_checkpoints, ">= 1")
+        require(self.max_nonfinite >= 1, "train.max_nonfinite", self.max_nonfinite, ">= 1")

@@ -1,0 +1,62 @@
+"""A clip, and the sets that clips come in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Stored(NamedTuple):
+    """Where a prepared clip lies: bytes of its mp4 and of its FLAC in a shard, and their CRC-32."""
+
+    root: str
+    shard: str
+    video: int
+    video_size: int
+    audio: int
+    audio_size: int
+    video_crc: int
+    audio_crc: int
+
+
+@dataclass(frozen=True)
+class Clip:
+    """`duration` seconds from second `start` of a file (None: from its start, to its end); indices of its classes.
+
+    A prepared clip has `stored`, its `path` is a name, and `origin` names the file it was cut from.
+    """
+
+    path: str
+    start: float | None = None
+    duration: float | None = None
+    labels: tuple[int, ...] = ()
+    stored: Stored | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """Clips and what is known of them together.
+
+    Attributes:
+        classes: names of the classes, in the order of their indices.
+        note: a sentence on where the clips come from.
+        audio_stats: mels -> (mean, std) of the log-mel, where that is known already.
+        parts: (clips, weight) of each of several sets, which lie one after the other in `clips`; empty: one set.
+    """
+
+    clips: list[Clip]
+    classes: list[str]
+    note: str = ""
+    audio_stats: dict[int, tuple[float, float]] = field(default_factory=dict)
+    parts: tuple[tuple[int, float], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+
+class Split(NamedTuple):
+    """Training and held-out clips, with one list of classes."""
+
+    train: ClipSet
+    held_out: ClipSet

@@ -1,0 +1,105 @@
+"""FLOPs of a forward pass, counted on the real modules.
+
+Counted: 2 per multiply-add, in the Linear layers and the two matmuls of attention, for the forward of one clip with all
+its views, read from the shapes of the real modules. Not counted: norms, activations, softmax, the contrast between
+clips (it depends on the batch, and is below 0.1 % of the rest). A training step costs three forwards.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple, cast
+
+import torch
+from torch import nn
+
+from diffmavil.config import ModelConfig
+from diffmavil.model.blocks import CrossBlock, SelfBlock
+from diffmavil.model.decoder import Decoder, DiffusedPatch
+from diffmavil.model.encoder import Encoder
+from diffmavil.model.mavil import DiffMAViL
+
+FORWARDS = 3
+"""A training step costs three forwards: the backward pass makes two products for each of the forward's."""
+
+
+class Flops(NamedTuple):
+    """FLOPs of one clip's forward, by part of the model."""
+
+    video_encoder: float
+    audio_encoder: float
+    fusion: float
+    video_decoder: float
+    audio_decoder: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable numbers in `model`."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@functools.cache
+def meta_model(config: ModelConfig) -> DiffMAViL:
+    """The real modules without memory behind them. Shared between callers: for reading only."""
+    with torch.device("meta"):
+        return DiffMAViL(config)
+
+
+def forward_flops(model: DiffMAViL, keep_video: int, keep_audio: int) -> Flops:
+    """Cost of one clip's forward with these numbers of visible tokens."""
+    video, audio = model.video, model.audio
+    fused = (keep_video + 1) + (keep_audio + 1)
+    one_view = Flops(
+        video_encoder=_encoder(video.encoder, keep_video),
+        audio_encoder=_encoder(audio.encoder, keep_audio),
+        fusion=sum(_self_block(cast(SelfBlock, block), fused) for block in model.fusion.blocks),
+        video_decoder=_decoder(video.decoder, keep_video, video.decode_count(keep_video)),
+        audio_decoder=_decoder(audio.decoder, keep_audio, audio.decode_count(keep_audio)),
+    )
+    return Flops(*(model.config.views * part for part in one_view))
+
+
+def mixed_flops(model: DiffMAViL, keep_video: int | tuple[int, ...], keep_audio: int | tuple[int, ...]) -> float:
+    """Cost of one clip's forward, the mean where runs of clips keep other numbers of tokens in turn."""
+    turns = max(len(keep) for keep in (keep_video, keep_audio, (0,)) if isinstance(keep, tuple))
+    video, audio = (keep if isinstance(keep, tuple) else (keep,) * turns for keep in (keep_video, keep_audio))
+    costs = [forward_flops(model, *counts).total for counts in zip(video, audio, strict=True)]
+    return sum(costs) / len(costs)
+
+
+def _linear(module: nn.Module, rows: int) -> float:
+    """All Linear layers of `module`, each applied to `rows` tokens."""
+    layers = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    return sum(2 * rows * layer.in_features * layer.out_features for layer in layers)
+
+
+def _self_block(block: SelfBlock, tokens: int) -> float:
+    return _linear(block, tokens) + 4 * tokens**2 * block.attn.proj.in_features
+
+
+def _cross_block(block: CrossBlock, queries: int, context: int) -> float:
+    attn = block.attn
+    linear = _linear(attn.q, queries) + _linear(attn.kv, context) + _linear(attn.proj, queries)
+    return linear + _linear(block.mlp, queries) + 4 * queries * context * attn.proj.in_features
+
+
+def _encoder(encoder: Encoder, keep: int) -> float:
+    blocks = sum(_self_block(cast(SelfBlock, block), keep + 1) for block in encoder.blocks)
+    return _linear(encoder.embed, keep) + blocks
+
+
+def _decoder(decoder: Decoder, keep: int, decoded: int) -> float:
+    context = keep + 1
+    cost = _linear(decoder.context, context) + _linear(decoder.head, decoded)
+    if isinstance(decoder.masked, DiffusedPatch):
+        cost += _linear(decoder.masked.proj, decoded) + _linear(decoder.masked.time, 1)
+    for block in decoder.blocks:
+        if isinstance(block, CrossBlock):
+            cost += _cross_block(block, decoded, context)
+        else:
+            cost += _self_block(cast(SelfBlock, block), context + decoded)
+    return cost

@@ -1,0 +1,164 @@
+"""`report.html`: one self-contained page about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from markupsafe import Markup
+
+from diffmavil import __version__
+from diffmavil.config import Config
+from diffmavil.config.files import CONFIG_FILE, load_config
+from diffmavil.config.progress import format_seconds
+from diffmavil.data.audio import LogMel
+from diffmavil.data.loader import eval_batches
+from diffmavil.data.sources import split_source
+from diffmavil.evaluation.result import read_evaluation
+from diffmavil.model import Pictures, Reconstruction
+from diffmavil.model.weights import WEIGHTS_FILE, load_weights
+from diffmavil.reporting import figures
+from diffmavil.training.curriculum import keep_count
+from diffmavil.training.metrics import Metrics, read_metrics
+
+REPORT_FILE = "report.html"
+_CLIPS = 4  # shown as reconstructions
+_SAMPLE_STEPS = 2  # more steps give one sharper sample, fewer the mean: clearer while the model is young
+
+_PANELS = {
+    "Losses": (
+        ("total", [("loss", "total")]),
+        ("reconstruction", [("loss/video", "video"), ("loss/audio", "audio")]),
+        ("contrast", [("loss/inter", "inter"), ("loss/intra", "intra")]),
+    ),
+    "Curriculum and schedule": (
+        ("mask ratio", [("mask_ratio/video", "video"), ("mask_ratio/audio", "audio")]),
+        ("batch size", [("batch_size", "clips")]),
+        ("learning rate", [("lr", "lr")]),
+    ),
+    "Throughput": (
+        ("clips/s", [("clips_per_second", "clips/s")]),
+        ("GFLOP/s", [("gflop_per_second", "GFLOP/s")]),
+        ("share of time waiting for data", [("data_wait", "wait")]),
+    ),
+}
+
+
+def write_report(run_dir: Path) -> Path:
+    """Draw the report of a run from what its folder holds; pictures need its exported weights.
+
+    Raises:
+        UsageError: the folder holds no run.
+    """
+    config = load_config(run_dir / CONFIG_FILE)
+    records = read_metrics(run_dir)
+    sections = []
+    if records:
+        for title, panels in _PANELS.items():
+            sections.append(_section(title, "", figures.svg(figures.curves(records, panels))))
+    if (run_dir / WEIGHTS_FILE).exists():
+        sections = _reconstructions(run_dir, config) + sections
+    evaluation = read_evaluation(run_dir)
+    page = _template().render(
+        title=f"DiffMAViL: {run_dir.resolve().name}",
+        lead=f"diffmavil {__version__}, torch {torch.__version__}",
+        summary=_summary(config, records),
+        evaluation=evaluation.section() if evaluation else None,
+        figures=sections,
+        config=(run_dir / CONFIG_FILE).read_text(),
+        folder=run_dir,
+    )
+    path = run_dir / REPORT_FILE
+    partial = path.with_suffix(".partial")
+    partial.write_text(page)
+    partial.rename(path)
+    return path
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("diffmavil.reporting", package_path="")
+    return jinja2.Environment(loader=loader, autoescape=True).get_template("page.html.j2")
+
+
+def _section(title: str, note: str, body: str) -> dict[str, Any]:
+    return {"title": title, "note": note, "body": Markup(body)}
+
+
+def _summary(config: Config, records: Sequence[Metrics]) -> list[tuple[str, str]]:
+    model = config.model
+    rows = [
+        ("data", config.data.root),
+        ("video", f"{model.video.frames} frames of {model.video.size}x{model.video.size} over {model.video.seconds} s"),
+        ("audio", f"log-mel {model.audio.frames}x{model.audio.mels}, mean {model.audio.mean}, std {model.audio.std}"),
+        ("masked patches", f"{model.diffusion.corruption}, {model.decode_fraction:.0%} of them decoded"),
+        ("decoders", f"video {model.video_decoder.attention}, audio {model.audio_decoder.attention}-attention"),
+        ("batch size", str(config.train.batch_size)),
+    ]
+    if records:
+        seconds = sum(r["seconds_per_step"] * n for r, n in zip(records, _steps(records), strict=True))
+        last = records[-1]
+        rows += [
+            ("steps", f"{last['step']:.0f} of {config.train.steps} ({last['samples']:.0f} samples)"),
+            ("training time", format_seconds(seconds)),
+            ("throughput", f"{last['samples'] / seconds:.1f} clips/s"),
+            ("steps skipped, clips skipped", f"{last['nonfinite_steps']:.0f}, {last['bad_clips']:.0f}"),
+        ]
+    return rows
+
+
+def _steps(records: Sequence[Metrics]) -> list[float]:
+    """Steps that each record speaks of."""
+    ends = [r["step"] for r in records]
+    return [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
+
+
+def _reconstructions(run_dir: Path, config: Config) -> list[dict[str, Any]]:
+    result, names = reconstruct_heldout(run_dir, config)
+    sections = []
+    for i, name in enumerate(names):
+        video = figures.frame_strips(_rows(result.video, i))
+        audio = figures.spectrogram_rows(_rows(result.audio, i))
+        if i == 0:
+            figures.save_png(video, run_dir / "reconstruction-video.png")
+            figures.save_png(audio, run_dir / "reconstruction-audio.png")
+        body = figures.png_tag(video, "frames") + figures.png_tag(audio, "spectrogram")
+        sections.append(_section(f"Held-out clip {name}", _PICTURE_NOTE if i == 0 else "", body))
+    return sections
+
+
+_PICTURE_NOTE = (
+    "Original; visible patches; the masked patches diffused to x_t (of the timesteps in training the one nearest to as "
+    "much signal as noise); and the reconstruction of the masked patches, which starts from pure noise. Patches are "
+    "predicted up to their mean and contrast, which are the true ones here, as in MAE's visualisation."
+)
+
+
+@torch.inference_mode()
+def reconstruct_heldout(run_dir: Path, config: Config) -> tuple[Reconstruction, list[str]]:
+    """Pictures of the first held-out clips, on the CPU, at the run's final mask ratio; and the clips' names."""
+    model, config = load_weights(run_dir / WEIGHTS_FILE)
+    clips = split_source(config.data).held_out
+    batch = next(iter(eval_batches(config, clips, batch_size=_CLIPS)))
+    result = model.reconstruct(
+        batch.video,
+        LogMel(config.model.audio)(batch.wave, batch.wave_valid),
+        seed=config.train.seed,
+        offset=0,
+        keep_video=keep_count(config.mask.video, 1.0, config.model.video.tokens),
+        keep_audio=keep_count(config.mask.audio, 1.0, config.model.audio.tokens),
+        sample_steps=min(_SAMPLE_STEPS, len(config.model.diffusion.times)),
+    )
+    return result, [Path(path).stem for path in batch.paths]
+
+
+def _rows(pictures: Pictures, i: int) -> list[tuple[str, Any]]:
+    rows = (
+        ("original", pictures.original),
+        ("visible", pictures.visible),
+        ("x_t", pictures.noised),
+        ("reconstruction", pictures.reconstruction),
+    )
+    return [(name, picture[i].numpy()) for name, picture in rows if picture is not None]

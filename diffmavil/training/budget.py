@@ -1,0 +1,238 @@
+"""What the plan of batches rests on: FLOPs, memory and measured times of each stretch of the curriculum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from diffmavil.config import BatchConfig, Config, require
+from diffmavil.model import DiffMAViL
+from diffmavil.model.blocks import Blocks
+from diffmavil.model.flops import FORWARDS, meta_model, mixed_flops
+from diffmavil.training.distributed import World
+from diffmavil.training.planner import (
+    Counts,
+    changes,
+    check_processes,
+    lr_scale,
+    passes,
+    plan,
+    stretch_counts,
+    timetable,
+)
+from diffmavil.training.pretraining import Pretraining, random_clips
+from diffmavil.training.step import TrainStep, use_bf16
+
+GIB = 2**30
+_OF_DEVICE = 0.8
+_REPEATS = 3
+
+
+def resolve_batches(config: Config, peers: World) -> Config:
+    """The config with `batch.sizes` and `batch.at_once`, unless the rule needs none or a plan was made before.
+
+    Raises:
+        ValueError: a budget that no clip fits in, sizes that the processes do not divide, or an unknown budget.
+    """
+    batch = config.batch
+    unlimited = batch.rule == "fixed" and batch.memory_gib is None
+    if not unlimited and not batch.sizes and not batch.at_once:
+        adaptive = batch.rule != "fixed"
+        ok = not adaptive or batch.multiple % peers.size == 0
+        require(ok, "batch.multiple", batch.multiple, f"a multiple of the {peers.size} processes")
+        config = replace(config, batch=peers.from_main(peers.main_first(lambda: _planned(config, peers))))
+    check_processes(config, peers.size)
+    return config
+
+
+def plan_batches(config: Config, peers: World) -> Config:
+    """As `resolve_batches`; a plan that was made, now or before, is printed."""
+    config = resolve_batches(config, peers)
+    if peers.main and (config.batch.sizes or config.batch.at_once):
+        console = Console()
+        # A log has no width of its own; 80 columns would fold the table.
+        (console if console.is_terminal else Console(width=120)).print(plan_table(config, peers.size))
+    return config
+
+
+def _planned(config: Config, peers: World) -> BatchConfig:
+    batch, nominal = config.batch, config.train.batch_size
+    counts = stretch_counts(config)
+    at_once = _fitting(config, counts, peers.device)
+    if batch.rule == "fixed":
+        return replace(batch, at_once=at_once)
+    if batch.rule == "memory":
+        wanted = [float(most * peers.size) for most in at_once]
+    elif batch.rule == "flops":
+        costs = [FORWARDS * mixed_flops(meta_model(config.model), *keep) for keep in counts]
+        budget = batch.gflop * 1e9 if batch.gflop else nominal * max(costs)
+        wanted = [budget / cost for cost in costs]
+    else:
+        wanted = _measured(config, counts, peers.device)
+    # A hair more, so that rounding does not cost the dearest stretch a whole multiple.
+    whole = [int(size * (1 + 1e-9)) // batch.multiple * batch.multiple for size in wanted]
+    most = batch.largest // batch.multiple * batch.multiple
+    return replace(batch, sizes=tuple(min(max(size, batch.multiple), most) for size in whole), at_once=at_once)
+
+
+def _fitting(config: Config, counts: list[tuple[Counts, Counts]], device: torch.device) -> tuple[int, ...]:
+    """Clips that fit in the memory budget at once, for each stretch; nothing without a budget."""
+    gib = config.batch.memory_gib
+    if gib is None:
+        if config.batch.rule != "memory":
+            return ()
+        require(device.type == "cuda", "batch.memory_gib", None, f"given for batch.rule='memory' on {device.type}")
+        gib = _OF_DEVICE * torch.cuda.get_device_properties(device).total_memory / GIB
+    found = []
+    for keep in counts:
+        fixed, clip = memory_bytes(config, *keep, device=device)
+        fits = int((gib * GIB - fixed) // clip)
+        require(fits >= 1, "batch.memory_gib", gib, f"{(fixed + clip) / GIB:.2f} or more, which one clip needs")
+        found.append(fits)
+    return tuple(found)
+
+
+def memory_bytes(config: Config, keep_video: Counts, keep_audio: Counts, *, device: torch.device) -> tuple[int, int]:
+    """Bytes of parameters, gradients and AdamW's moments, and of one clip with all that its backward pass needs.
+
+    The second is read from a forward of fake tensors, which take no memory and no time: every tensor that autograd
+    keeps, each memory once. Buffers of single kernels are not in it; leave a fifth for them.
+    """
+    one, two = _kept_bytes(config, keep_video, keep_audio, device)
+    weights = sum(p.numel() for p in meta_model(config.model).parameters())
+    return 16 * weights + (one - (two - one)), two - one
+
+
+def _kept_bytes(config: Config, keep_video: Counts, keep_audio: Counts, device: torch.device) -> tuple[int, int]:
+    """Of a batch of one clip, and of two."""
+    # On a GPU no kernel keeps attention weights; the fake tensors are on a CPU.
+    attention = "sdpa" if device.type == "cuda" else config.model.attention
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        kept[storage._cdata] = storage  # held, or its address could be used again
+        return x
+
+    with FakeTensorMode():
+        model = DiffMAViL(replace(config.model, attention=attention, norm="torch"))
+        for module in model.modules():
+            if isinstance(module, Blocks):
+                module.recompute = config.train.recompute
+        own = {p.untyped_storage()._cdata for p in [*model.parameters(), *model.buffers()]}
+        found = []
+        for clips in (1, 2):
+            kept.clear()
+            video, spec = random_clips(config, clips, torch.device("cpu"))
+            with (
+                torch.autocast("cpu", dtype=torch.bfloat16, enabled=use_bf16(config, device)),
+                torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
+            ):
+                losses = model(video, spec, seed=0, offset=0, keep_video=keep_video, keep_audio=keep_audio)
+            others = sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+            found.append(video.nbytes + spec.nbytes + others)
+            del losses
+        return found[0], found[1]
+
+
+def _measured(config: Config, counts: list[tuple[Counts, Counts]], device: torch.device) -> list[float]:
+    """Clips that take as long in each stretch as `train.batch_size` does in the dearest.
+
+    Seconds are fixed + clip * B, from two batch sizes; kept under `data.cache` for this device and config.
+    """
+    path = _cache_file(config, device)
+    try:
+        lines = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        lines = _sweep(config, counts, device)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(lines))
+    budget = max(fixed + clip * config.train.batch_size for fixed, clip in lines)
+    return [(budget - fixed) / clip for fixed, clip in lines]
+
+
+def _cache_file(config: Config, device: torch.device) -> Path:
+    """Named by all that the times depend on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu-{torch.get_num_threads()}"
+    train = replace(config.train, steps=1, seed=0)
+    facts = repr((name, torch.__version__, config.model, config.mask, train, config.batch.memory_gib))
+    digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    return Path(config.data.cache).expanduser() / "plans" / f"{digest}.json"
+
+
+def _sweep(config: Config, counts: list[tuple[Counts, Counts]], device: torch.device) -> list[tuple[float, float]]:
+    """(fixed, clip) seconds of a step of one process, for each stretch."""
+    known = replace(config.model.audio, mean=config.model.audio.mean or 0.0, std=config.model.audio.std or 1.0)
+    alone = replace(config, model=replace(config.model, audio=known))
+    step = TrainStep(Pretraining(alone, device), alone, World(rank=0, size=1, device=device))
+    few, many = max(2, config.train.batch_size // 4), max(4, config.train.batch_size)
+    found: dict[Any, tuple[float, float]] = {}
+    for keep in counts:
+        if keep not in found:
+            short, long = (_seconds(step, clips, keep, device) for clips in (few, many))
+            clip = max((long - short) / (many - few), 1e-9)
+            found[keep] = (max(long - clip * many, 0.0), clip)
+    return [found[keep] for keep in counts]
+
+
+def _seconds(step: TrainStep, clips: int, keep: tuple[Counts, Counts], device: torch.device) -> float:
+    now = plan(step.config, 0)._replace(keep_video=keep[0], keep_audio=keep[1], at_once=0)
+    inputs = step.task.random_inputs(clips)
+    times = []
+    for _ in range(1 + _REPEATS):
+        _wait(device)
+        begin = time.perf_counter()
+        step.one_pass(inputs, now, 0, 1.0)
+        step.drop_gradients()
+        _wait(device)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def plan_table(config: Config, processes: int) -> Table:
+    """The plan, a row for each stretch."""
+    table = Table(
+        title=f"plan: {timetable(config).samples:,} clips in {timetable(config).steps:,} steps, "
+        f"batch.rule={config.batch.rule}, batch.lr_rule={config.batch.lr_rule}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
+    for name in ("from step", "from clip", "visible video", "audio", "clips a step", "each process", "TFLOP", "lr"):
+        table.add_column(name, justify="right")
+    model = meta_model(config.model)
+    for step, now in changes(config):
+        local = now.batch_size // processes
+        rounds = len(passes(local, now.at_once))
+        table.add_row(
+            f"{step:,}",
+            f"{now.position:,}",
+            _shown(now.keep_video),
+            _shown(now.keep_audio),
+            f"{now.batch_size:,}",
+            f"{local:,}" if rounds == 1 else f"{local:,} in {rounds} passes",
+            f"{FORWARDS * now.batch_size * mixed_flops(model, now.keep_video, now.keep_audio) / 1e12:.3g}",
+            f"x {lr_scale(config, now.batch_size):.2f}",
+        )
+    return table
+
+
+def _shown(keep: Counts) -> str:
+    return ", ".join(map(str, keep)) if isinstance(keep, tuple) else str(keep)

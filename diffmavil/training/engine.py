@@ -1,0 +1,45 @@
+"""The training loop, for any task: resume, steps, records, checkpoints, a clean end on a signal."""
+
+from __future__ import annotations
+
+from diffmavil.config import Config
+from diffmavil.config.errors import usage_errors
+from diffmavil.data.clips import ClipSet
+from diffmavil.data.loader import make_loader
+from diffmavil.training.checkpoint import load_checkpoint, save_checkpoint
+from diffmavil.training.distributed import World
+from diffmavil.training.planner import Orders, plan, timetable
+from diffmavil.training.run import Run, StopSignals
+from diffmavil.training.step import TrainStep
+from diffmavil.training.task import Task
+from diffmavil.training.telemetry import Telemetry
+
+
+def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World) -> bool:
+    """Run the remaining steps of `run`; False when a signal ended them early, after a checkpoint.
+
+    Raises:
+        UsageError: an optimiser, kernels or a CUDA graph that cannot be had here.
+        RunError: too many bad clips, a run that has diverged, or a checkpoint that does not fit.
+    """
+    with usage_errors():
+        step = TrainStep(task, config, peers)
+    done = load_checkpoint(run.checkpoint, step.state) if run.checkpoint else 0
+    steps = timetable(config).steps
+    orders = Orders(config, done, peers.rank, peers.size)
+    loader = make_loader(config, clips, orders=orders, batch_size=orders.largest, device=peers.device)
+    if config.train.compile or config.train.cuda_graph:
+        run = run.noting(step.warm_up())
+    with StopSignals() as stop, Telemetry(run, config, peers, step, loader, done) as telemetry, loader:
+        for batch in loader:
+            now = plan(config, done)
+            result = step(batch, now, offset=now.position + peers.rank * (now.batch_size // peers.size))
+            done += 1
+            last = done == steps
+            stopping = peers.any(stop.requested)
+            telemetry.after_step(done, now, result, flush=last or stopping)
+            if last or stopping or done % config.train.checkpoint_every == 0:
+                save_checkpoint(run.folder, done, step.state, config, peers)
+            if stopping:
+                break
+    return done == steps

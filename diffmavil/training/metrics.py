@@ -1,0 +1,101 @@
+"""What a run says: metrics.jsonl, TensorBoard events, and one live line (plain lines when not on a terminal)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from diffmavil.config.progress import format_seconds
+
+METRICS_FILE = "metrics.jsonl"
+Metrics = dict[str, float]
+
+
+def read_metrics(run_dir: Path) -> list[Metrics]:
+    """The records of a run; a last line cut off by a kill is left out."""
+    path = run_dir / METRICS_FILE
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class RunLog:
+    """Writes each record to every place; on resume, records past the checkpoint are dropped first."""
+
+    def __init__(self, run_dir: Path, *, resumed_step: int, total_steps: int) -> None:
+        kept = [r for r in read_metrics(run_dir) if r["step"] <= resumed_step]
+        path = run_dir / METRICS_FILE
+        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        self._file = path.open("a")
+        self._board = SummaryWriter(run_dir / "tensorboard", purge_step=resumed_step + 1 if resumed_step else None)
+        self._total = total_steps
+        self.console = Console()
+        self._live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+
+    def __enter__(self) -> RunLog:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+        self._file.close()
+        self._board.close()
+
+    def say(self, message: str) -> None:
+        """One line above the live line."""
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def record(self, metrics: Metrics, eta_seconds: float) -> None:
+        self._file.write(json.dumps(metrics) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        step = int(metrics["step"])
+        for name, value in metrics.items():
+            if name != "step":
+                self._board.add_scalar(name, value, step)
+        line = progress_line(metrics, self._total, eta_seconds)
+        if self._live:
+            self._live.update(Text(line))
+        else:
+            self.say(line)
+
+
+def progress_line(m: Metrics, total_steps: int, eta_seconds: float) -> str:
+    """The state of a run in one line."""
+    parts_of_loss = [f"{name.removeprefix('loss/')} {m[name]:.3f}" for name in m if name.startswith("loss/")]
+    ratios = [f"{m[name]:.3f}" for name in m if name.startswith("mask_ratio/")]
+    parts = [
+        f"step {m['step']:.0f}/{total_steps}",
+        f"loss {m['loss']:.4f}" + (f" ({' '.join(parts_of_loss)})" if parts_of_loss else ""),
+        *([f"mask {'/'.join(ratios)}"] if ratios else []),
+        f"batch {m['batch_size']:.0f}",
+        f"lr {m['lr']:.2e}",
+        f"{m['clips_per_second']:.1f} clips/s",
+        _rate(m["gflop_per_second"]),
+        f"data wait {m['data_wait']:.0%}",
+        f"ETA {format_seconds(eta_seconds)}",
+    ]
+    if m["nonfinite_steps"]:
+        parts.append(f"{m['nonfinite_steps']:.0f} steps skipped (non-finite)")
+    if m["bad_clips"]:
+        parts.append(f"{m['bad_clips']:.0f} bad clips")
+    return " | ".join(parts)
+
+
+def _rate(gflop_per_second: float) -> str:
+    return f"{gflop_per_second / 1000:.1f} TFLOP/s" if gflop_per_second >= 1000 else f"{gflop_per_second:.0f} GFLOP/s"

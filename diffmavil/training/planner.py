@@ -1,0 +1,198 @@
+"""Adaptive batches: how many clips each step takes, as a pure function of (config, step).
+
+Fewer visible tokens make a clip cheaper, and with the same work a step can take more of them. The samples of a run,
+`train.steps * train.batch_size`, are cut into the stretches of the curriculum, in each of which the counts of visible
+tokens stay the same and so does the batch. What a plan rests on (cost, memory, measured times) is worked out once,
+before training (`diffmavil.training.budget`), and written into the config as `batch.sizes` and `batch.at_once`; from
+then on positions, ratios, batches and learning rates follow from the config and the number of the step alone.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from diffmavil.config import Config, MaskConfig, require
+from diffmavil.training.curriculum import keep_count, mixed_counts
+from diffmavil.training.optim import learning_rate
+
+Counts = int | tuple[int, ...]
+
+
+class Plan(NamedTuple):
+    """What the schedules say at one step."""
+
+    progress: float
+    """Share of the run's samples seen before it."""
+    position: int
+    """Of its first sample."""
+    keep_video: Counts
+    keep_audio: Counts
+    lr: float
+    batch_size: int
+    """Over all processes."""
+    at_once: int
+    """Most clips that a process computes at once; 0: all of its batch."""
+
+
+class Stretch(NamedTuple):
+    """Steps that take the same number of clips."""
+
+    first_step: int
+    first_position: int
+    batch_size: int
+    at_once: int
+
+
+class Timetable(NamedTuple):
+    stretches: tuple[Stretch, ...]
+    steps: int
+    samples: int
+    """`train.steps * train.batch_size`; the last step may end past it."""
+
+
+def stretch_count(mask: MaskConfig) -> int:
+    """Equal parts of the samples within which neither modality's ratio changes."""
+    return math.lcm(mask.video.levels, mask.audio.levels)
+
+
+def counts_at(config: Config, progress: float) -> tuple[Counts, Counts]:
+    """Visible tokens (video, audio) at `progress`."""
+    mask, video, audio = config.mask, config.model.video.tokens, config.model.audio.tokens
+    if not mask.mix:
+        return keep_count(mask.video, progress, video), keep_count(mask.audio, progress, audio)
+    return mixed_counts(mask.video, mask.mix, progress, video), mixed_counts(mask.audio, mask.mix, progress, audio)
+
+
+def stretch_counts(config: Config) -> list[tuple[Counts, Counts]]:
+    """Visible tokens (video, audio) of each stretch."""
+    parts = stretch_count(config.mask)
+    return [counts_at(config, (i + 0.5) / parts) for i in range(parts)]
+
+
+@lru_cache(maxsize=8)
+def timetable(config: Config) -> Timetable:
+    """Where each stretch begins.
+
+    Raises:
+        ValueError: a plan for another number of stretches than the masking schedule has.
+    """
+    nominal = config.train.batch_size
+    samples, parts = config.train.steps * nominal, stretch_count(config.mask)
+    sizes = config.batch.sizes or (nominal,) * parts
+    at_once = config.batch.at_once or (0,) * parts
+    for name, plan in (("batch.sizes", sizes), ("batch.at_once", at_once)):
+        require(len(plan) == parts, name, plan, f"{parts} numbers, one for each stretch of the masking schedule")
+    stretches, step, position = [], 0, 0
+    for i, (size, most) in enumerate(zip(sizes, at_once, strict=True)):
+        steps = max(0, -(-(-(-samples * (i + 1) // parts) - position) // size))
+        if steps:
+            stretches.append(Stretch(step, position, size, most))
+        step, position = step + steps, position + steps * size
+    return Timetable(tuple(_joined(stretches)), step, samples)
+
+
+def _joined(stretches: list[Stretch]) -> Iterator[Stretch]:
+    """Neighbours alike become one."""
+    last = None
+    for stretch in stretches:
+        if last is None or last[2:] != stretch[2:]:
+            yield stretch
+            last = stretch
+
+
+def plan(config: Config, step: int) -> Plan:
+    """The schedules at `step`, which may be the number of steps: what would come after the last."""
+    table = timetable(config)
+    index = bisect.bisect_right([s.first_step for s in table.stretches], step) - 1
+    stretch = table.stretches[index]
+    position = stretch.first_position + (step - stretch.first_step) * stretch.batch_size
+    nominal = config.train.batch_size
+    progress = min(position / table.samples, 1.0)
+    video, audio = counts_at(config, progress)
+    # Half a step further than progress, so that the first learning rate of a warm-up is not 0.
+    seen = min((position + stretch.batch_size) / (table.samples + nominal), 1.0)
+    return Plan(
+        progress=progress,
+        position=position,
+        keep_video=video,
+        keep_audio=audio,
+        lr=learning_rate(config.optim, seen) * lr_scale(config, stretch.batch_size),
+        batch_size=stretch.batch_size,
+        at_once=stretch.at_once,
+    )
+
+
+def lr_scale(config: Config, batch_size: int) -> float:
+    """How much faster a step of this size learns than one of `train.batch_size`."""
+    power = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[config.batch.lr_rule]
+    return (batch_size / config.train.batch_size) ** power
+
+
+def passes(clips: int, at_once: int) -> list[slice]:
+    """A process's clips of one step, cut into as few passes as `at_once` (0: no limit) allows, nearly equal."""
+    count = -(-clips // at_once) if at_once else 1
+    ends = [clips * i // count for i in range(count + 1)]
+    return [slice(first, last) for first, last in itertools.pairwise(ends)]
+
+
+def check_processes(config: Config, processes: int) -> None:
+    """Every step divides over the processes. Raises `ValueError`."""
+    for stretch in timetable(config).stretches:
+        size = stretch.batch_size
+        name = "batch.sizes" if config.batch.sizes else "train.batch_size"
+        require(size % processes == 0, name, size, f"a multiple of the {processes} processes it is divided over")
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Positions of one rank's clips for the steps from `first_step` to the last; starts anew each time."""
+
+    config: Config
+    first_step: int
+    rank: int
+    processes: int
+
+    def __iter__(self) -> Iterator[range]:
+        for step in range(self.first_step, timetable(self.config).steps):
+            now = plan(self.config, step)
+            local = now.batch_size // self.processes
+            first = now.position + self.rank * local
+            yield range(first, first + local)
+
+    @property
+    def largest(self) -> int:
+        """Most clips of one step on this rank."""
+        return max(s.batch_size for s in timetable(self.config).stretches) // self.processes
+
+
+def changes(config: Config) -> list[tuple[int, Plan]]:
+    """The first step of each run of steps that are alike but for position and learning rate, and its plan."""
+    table = timetable(config)
+    found: list[tuple[int, Plan]] = []
+    step, parts = 0, stretch_count(config.mask)
+    for i in range(parts):
+        # The first step that begins inside part i: no earlier than where part i begins.
+        begin = -(-table.samples * i // parts)
+        index = max(0, bisect.bisect_right([s.first_position for s in table.stretches], begin) - 1)
+        stretch = table.stretches[index]
+        step = stretch.first_step + -(-(begin - stretch.first_position) // stretch.batch_size)
+        if step < table.steps:
+            now = plan(config, step)
+            if not found or _shape(found[-1][1]) != _shape(now):
+                found.append((step, now))
+    return found
+
+
+def shapes(config: Config) -> list[Plan]:
+    """One plan for each shape that a step of the run has."""
+    return list({_shape(now): now for _, now in changes(config)}.values())
+
+
+def _shape(now: Plan) -> tuple[Counts, Counts, int, int]:
+    return now.keep_video, now.keep_audio, now.batch_size, now.at_once

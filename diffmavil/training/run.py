@@ -1,0 +1,85 @@
+"""The run folder: created once, refused when taken, found again on resume."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from diffmavil.config import Config
+from diffmavil.config.cli import RunOptions
+from diffmavil.config.errors import UsageError
+from diffmavil.config.files import CONFIG_FILE, differences, load_config, save_config
+from diffmavil.training.checkpoint import checkpoints
+from diffmavil.training.distributed import World
+from diffmavil.training.metrics import read_metrics
+from diffmavil.training.planner import check_processes
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    checkpoint: Path | None
+    """The checkpoint to continue from; None: start anew."""
+    notes: tuple[str, ...] = ()
+    """What the user should know, to be printed once."""
+
+    def noting(self, note: str) -> Run:
+        return replace(self, notes=(*self.notes, note))
+
+
+def open_run(preset: str, config: Config, options: RunOptions, world: World) -> Run:
+    """The folder of this run, the same on every rank.
+
+    Raises:
+        UsageError: the folder already holds a run and `--resume` was not given, or the batch does not divide.
+    """
+    try:
+        check_processes(config, world.size)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    default = Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = world.from_main(options.run_dir or default)
+    saved = checkpoints(folder)
+    if options.resume:
+        checkpoint = saved[-1] if saved else None
+        if checkpoint is None:
+            return Run(folder, None, (f"{folder} holds no checkpoint yet: starting from step 0",))
+        changed = differences(load_config(folder / CONFIG_FILE), config)
+        return Run(folder, checkpoint, tuple(f"changed on resume: {line}" for line in changed))
+    if saved or read_metrics(folder):  # a start that failed before the first step is in nobody's way
+        raise UsageError(f"--run-dir {folder}: already holds a run; add --resume to continue it, or choose another")
+    world.barrier()  # every rank has looked before one of them writes
+    return Run(folder, None)
+
+
+def write_run(run: Run, config: Config, world: World) -> None:
+    """Create the folder with the resolved config."""
+    if world.main:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        save_config(config, run.folder / CONFIG_FILE)
+    world.barrier()
+
+
+class StopSignals:
+    """SIGTERM (a scheduler's) and the first Ctrl-C ask for a checkpoint and a clean end; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> StopSignals:
+        self._old = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True

@@ -1,0 +1,158 @@
+"""One optimisation step: forward, backward, clip, update. No I/O and no wait for the device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from diffmavil.config import Config
+from diffmavil.data.dataset import Batch
+from diffmavil.model.blocks import Blocks
+from diffmavil.training.checkpoint import TrainState
+from diffmavil.training.compiling import compile_blocks, graphs_compiled
+from diffmavil.training.distributed import World
+from diffmavil.training.graphs import GraphedPasses
+from diffmavil.training.optim import LR_SCALE, make_optimizers, skips_on_device
+from diffmavil.training.planner import Plan, passes, shapes
+from diffmavil.training.task import Task
+
+
+class StepResult(NamedTuple):
+    """Scalars on the device; reading one waits for it."""
+
+    scalars: torch.Tensor
+    """As `Task.names` names them."""
+    grad_norm: torch.Tensor
+
+
+class TrainStep:
+    """A task's model, its optimiser and the arithmetic of one step.
+
+    A step whose gradient is not finite leaves parameters and optimiser state untouched: the fused optimiser reads the
+    flag on the device, for another the host waits for it. `nonfinite` counts all such steps, `nonfinite_run` those in a
+    row.
+
+    Raises:
+        ValueError: an optimiser or a CUDA graph that cannot be had here.
+    """
+
+    def __init__(self, task: Task, config: Config, world: World) -> None:
+        self.task, self.config = task, config
+        self.device, self.world = world.device, world
+        self.model = task.model
+        self.optimizers = make_optimizers(self.model, config.optim)
+        self.autocast = use_bf16(config, world.device)
+        self.nonfinite = torch.zeros((), device=world.device)
+        self.nonfinite_run = torch.zeros((), device=world.device)
+        counters = {"nonfinite": self.nonfinite, "nonfinite_run": self.nonfinite_run}
+        self.state = TrainState(self.model, self.optimizers, counters)
+        for module in self.model.modules():
+            if isinstance(module, Blocks):
+                module.recompute = config.train.recompute
+        if config.train.compile:
+            compile_blocks(self.model, config)
+        self._forward: Callable[..., tuple[Tensor, ...]] = self.model
+        self._graphs = GraphedPasses(task, world) if config.train.cuda_graph else None
+        if world.size > 1:
+            self._forward = DistributedDataParallel(
+                self.model,
+                device_ids=[world.device.index] if world.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+                broadcast_buffers=False,  # positions and schedules are the same everywhere from the start
+            )
+
+    def __call__(self, batch: Batch, now: Plan, offset: int) -> StepResult:
+        """Train on this rank's `batch`, whose first clip is sample `offset` of the run."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = now.lr * group[LR_SCALE]
+        scalars = self.gradients(batch, now, offset)
+        grad_norm = self._clip()
+        self._update(grad_norm)
+        return StepResult(scalars, grad_norm)
+
+    def gradients(self, batch: Batch, now: Plan, offset: int) -> Tensor:
+        """Forward and backward of this rank's clips, in several passes if they do not fit at once: the task's scalars.
+
+        The contrast of a pass knows the clips of that pass, over all ranks.
+        """
+        inputs = self.task.inputs(batch)
+        parts = passes(len(batch), now.at_once)
+        total = torch.zeros((), device=self.device)
+        for i, rows in enumerate(parts):
+            share = (rows.stop - rows.start) / len(batch)
+            with self._syncs(i + 1 == len(parts)):
+                scalars = self.one_pass(tuple(x[rows] for x in inputs), now, offset + rows.start, share)
+            total = scalars if len(parts) == 1 else total + scalars * share
+        return total
+
+    def _syncs(self, last: bool) -> AbstractContextManager[None]:
+        """Ranks exchange gradients after the last pass only."""
+        if last or not isinstance(self._forward, DistributedDataParallel):
+            return nullcontext()
+        return self._forward.no_sync()
+
+    def one_pass(self, inputs: tuple[Tensor, ...], now: Plan, offset: int, share: float) -> Tensor:
+        """Adds `share` times the gradient of the loss to that of the parameters; gives the task's scalars."""
+        arguments = self.task.arguments(now, offset)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            if self._graphs is not None:
+                return self._graphs(inputs, arguments, share)
+            scalars = self._forward(*inputs, **arguments)
+        (scalars[0] if share == 1 else scalars[0] * share).backward()
+        return torch.stack([scalar.detach() for scalar in scalars])
+
+    def drop_gradients(self) -> None:
+        for parameter in self.model.parameters():
+            parameter.grad = None
+
+    def warm_up(self) -> str:
+        """Forward and backward of every shape that the run will have, without an update: what is compiled or recorded
+        then is. Returns what it did, in words.
+        """
+        begin, found = time.perf_counter(), shapes(self.config)
+        for now in found:
+            for rows in passes(now.batch_size // self.world.size, now.at_once):
+                inputs = self.task.random_inputs(rows.stop - rows.start)
+                self.one_pass(inputs, now, now.position, 1.0 if now.at_once == 0 else 0.5)
+            self.drop_gradients()
+        seconds = time.perf_counter() - begin
+        what = f"{graphs_compiled()} graphs compiled, " if self.config.train.compile else ""
+        return f"{what}every shape of the curriculum ({len(found)}) run once: {seconds:.0f} s before the first step"
+
+    def _clip(self) -> torch.Tensor:
+        parameters = list(self.model.parameters())
+        limit = self.config.optim.clip_grad
+        if limit > 0:
+            return nn.utils.clip_grad_norm_(parameters, limit)
+        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+    def _update(self, grad_norm: torch.Tensor) -> None:
+        # The norm is that of the all-reduced gradient, so every rank decides alike.
+        bad = (~torch.isfinite(grad_norm)).float()
+        for optimizer in self.optimizers:
+            if skips_on_device(optimizer):
+                optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by fused AdamW, as GradScaler sets it
+                optimizer.grad_scale = None  # type: ignore[attr-defined]
+                optimizer.step()
+            elif not bad:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.nonfinite.add_(bad)
+        self.nonfinite_run.add_(bad).mul_(bad)
+
+
+def use_bf16(config: Config, device: torch.device) -> bool:
+    """bf16 autocast: on request, or by default on a GPU or CPU whose matmul units compute in it."""
+    if config.train.precision != "auto":
+        return config.train.precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,51 @@
+"""What the engine asks of a task: from a batch to losses and metrics. The rest is the same for every task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from diffmavil.data.dataset import Batch
+from diffmavil.training.planner import Plan
+
+
+class Task(Protocol):
+    """What is learnt from clips; `diffmavil.training.pretraining` is one.
+
+    Attributes:
+        model: what is trained, on its device. `model(*inputs, **arguments)` gives scalars: first the loss that is
+            minimised, then what else is to be recorded.
+        names: of those scalars, as they stand in metrics.jsonl: "loss" first.
+    """
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the model reads of a batch; the first axis of each tensor is that of the clips."""
+        ...
+
+    def random_inputs(self, clips: int) -> tuple[Tensor, ...]:
+        """Noise in the shapes of `inputs`, for warming up and for measuring."""
+        ...
+
+    def arguments(self, now: Plan, offset: int) -> dict[str, Any]:
+        """Keyword arguments of the model for clips of which the first is sample `offset` of the run."""
+        ...
+
+    def draw(self, inputs: tuple[Tensor, ...], arguments: Mapping[str, Any]) -> Any:
+        """Everything random of a forward pass, the model's argument `draws`: what a CUDA graph must not hold."""
+        ...
+
+    def flops(self, now: Plan) -> float:
+        """Of the forward pass of one clip."""
+        ...
+
+    def metrics(self, now: Plan) -> dict[str, float]:
+        """What the schedules say, for the record."""
+        ...

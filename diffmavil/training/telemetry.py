@@ -1,0 +1,105 @@
+"""Turns what happens in the loop into metrics, waiting for the device only once every `train.log_every` steps."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+import torch
+
+from diffmavil.config import Config
+from diffmavil.config.errors import RunError
+from diffmavil.data.loader import Loader
+from diffmavil.model.flops import FORWARDS
+from diffmavil.training.distributed import World
+from diffmavil.training.metrics import Metrics, RunLog
+from diffmavil.training.planner import Plan, timetable
+from diffmavil.training.run import Run
+from diffmavil.training.step import StepResult, TrainStep
+
+
+class Telemetry:
+    """Sums losses on the device, reads them at each logging interval, and stops a run that has diverged."""
+
+    def __init__(self, run: Run, config: Config, world: World, step: TrainStep, loader: Loader, done: int) -> None:
+        self.config, self.world, self.step, self.loader = config, world, step, loader
+        self._log = RunLog(run.folder, resumed_step=done, total_steps=timetable(config).steps) if world.main else None
+        self._notes = run.notes
+        self._sums = torch.zeros(len(step.task.names) + 2, device=world.device)
+        self._named_bad: set[str] = set()
+        self._reset(done)
+
+    def _reset(self, done: int) -> None:
+        self._sums.zero_()
+        self._first, self._clips, self._gflop, self._wait = done, 0, 0.0, self.loader.data_wait
+        self._start = time.perf_counter()
+
+    def __enter__(self) -> Telemetry:
+        if self._log:
+            self._log.__enter__()
+        for note in self._notes:
+            self.say(note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._log:
+            self._log.__exit__(kind, error, trace)
+
+    def say(self, message: str) -> None:
+        if self._log:
+            self._log.say(message)
+
+    def after_step(self, done: int, now: Plan, result: StepResult, *, flush: bool) -> None:
+        """Count one step; on the logging interval, or when `flush`, read and record.
+
+        Raises:
+            RunError: too many non-finite steps in a row.
+        """
+        values = torch.cat([result.scalars, result.grad_norm.reshape(1), torch.ones_like(result.grad_norm).reshape(1)])
+        self._sums += torch.where(torch.isfinite(result.grad_norm), values, 0)  # a skipped step has no loss
+        self._gflop += FORWARDS * self.step.task.flops(now) * now.batch_size / 1e9
+        self._clips += now.batch_size
+        if not flush and done % self.config.train.log_every:
+            return
+        *scalars, grad_norm, skipped, in_a_row = self._read()
+        self._name_bad_clips()
+        if self._log:
+            metrics = self._metrics(done, now, scalars)
+            metrics |= {"grad_norm": grad_norm, "nonfinite_steps": skipped, "bad_clips": len(self._named_bad)}
+            remaining = timetable(self.config).steps - done
+            self._log.record(metrics, eta_seconds=remaining * metrics["seconds_per_step"])
+        if in_a_row >= self.config.train.max_nonfinite:
+            raise RunError(
+                f"step {done}: the gradient was not finite in {in_a_row:.0f} steps in a row, which were skipped; "
+                "lower optim.lr, set optim.clip_grad, or use --train.precision fp32"
+            )
+        self._reset(done)
+
+    def _read(self) -> list[float]:
+        """Means over the interval's good steps and the ranks, and the counters: the one wait for the device."""
+        means = self.world.mean(self._sums[:-1] / self._sums[-1].clamp(min=1))
+        return torch.cat([means, torch.stack([self.step.nonfinite, self.step.nonfinite_run])]).tolist()
+
+    def _metrics(self, done: int, now: Plan, scalars: list[float]) -> Metrics:
+        seconds, steps = time.perf_counter() - self._start, done - self._first
+        return {
+            "step": done,
+            "samples": now.position + now.batch_size,
+            **dict(zip(self.step.task.names, scalars, strict=True)),
+            "lr": now.lr,
+            **self.step.task.metrics(now),
+            "batch_size": now.batch_size,
+            "seconds_per_step": seconds / steps,
+            "clips_per_second": self._clips / seconds,
+            "gflop_per_second": self._gflop / seconds,
+            "data_wait": min((self.loader.data_wait - self._wait) / seconds, 1.0),
+        }
+
+    def _name_bad_clips(self) -> None:
+        for bad in self.world.gather(dict(self.loader.bad)):
+            for path, reason in bad.items():
+                if path not in self._named_bad:
+                    self._named_bad.add(path)
+                    self.say(f"skipped {path}: {reason}")

@@ -1,0 +1,72 @@
+"""Short trainings of a very small model on a very small generated set, as a user would start them: fixtures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    *("--model.video.size", "32", "--model.video.frames", "4"),
+    *("--model.audio.frames", "64", "--model.audio.mels", "32"),
+    *("--model.encoder.depth", "1", "--model.encoder.width", "48", "--model.encoder.heads", "3"),
+    *("--model.video-decoder.depth", "1", "--model.video-decoder.width", "32"),
+    *("--model.audio-decoder.depth", "1", "--model.audio-decoder.width", "32"),
+    *("--data.synthetic-train", "24", "--data.synthetic-eval", "24", "--data.workers", "0"),
+    *("--train.steps", "8", "--train.batch-size", "4", "--train.log-every", "1"),
+    *("--train.precision", "fp32"),  # bf16 rounds too coarsely to compare one process with two
+    "--train.no-report",
+)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One generated set for all tests of a session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def train_command(cache: Path) -> Callable[..., list[str]]:
+    def command(run_dir: Path, *flags: str, preset: str | None = "diffmavil-tiny", nproc: int = 1) -> list[str]:
+        launcher = ["-m"]
+        if nproc > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc), "-m"]
+        named = [preset] if preset else []
+        settings = ["--run-dir", str(run_dir), "--data.cache", str(cache), *SMALL, *flags]
+        return [sys.executable, *launcher, "diffmavil.train", *named, *settings]
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+
+
+@pytest.fixture(scope="session")
+def train(
+    train_command: Callable[..., list[str]], environment: dict[str, str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a training to its end and return what it printed."""
+
+    def run(run_dir: Path, *flags: str, code: int = 0, **how: object) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            train_command(run_dir, *flags, **how), capture_output=True, text=True, env=environment, timeout=240
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def losses(run_dir: Path) -> dict[int, Sequence[float]]:
+    """Step -> every loss of that step."""
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {r["step"]: [v for k, v in r.items() if k.startswith("loss")] for r in records}

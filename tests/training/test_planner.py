@@ -1,0 +1,221 @@
+"""Adaptive batches: every step follows from (config, step), and the samples of a run are seen once, in order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+from diffmavil.config import BatchConfig, Config, MaskConfig, RatioSchedule
+from diffmavil.config.presets import PRESETS
+from diffmavil.model.flops import meta_model, mixed_flops
+from diffmavil.training.budget import memory_bytes, plan_table, resolve_batches
+from diffmavil.training.distributed import World
+from diffmavil.training.planner import Orders, changes, check_processes, passes, plan, shapes, stretch_counts, timetable
+from diffmavil.training.pretraining import Pretraining, random_clips
+from diffmavil.training.step import TrainStep
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+TINY = PRESETS["diffmavil-tiny"]
+FALLING, RISING = RatioSchedule("linear", 0.9, 0.6, levels=4), RatioSchedule("step", 0.7, 0.8, levels=2)
+
+
+def adaptive(steps: int = 50, batch_size: int = 16, **batch: object) -> Config:
+    config = replace(TINY, train=replace(TINY.train, steps=steps, batch_size=batch_size))
+    return replace(config, mask=MaskConfig(video=FALLING, audio=RISING), batch=BatchConfig(**batch))  # type: ignore[arg-type]
+
+
+def test_fixed_batches_are_the_schedules_of_steps_to_the_last_bit():
+    config = TINY
+    for step in (0, 1, 99, 100, 333, 799):
+        now = plan(config, step)
+        assert now.position == step * 32
+        assert now.progress == step / config.train.steps
+        assert (now.batch_size, now.at_once) == (32, 0)
+    assert timetable(config).steps == config.train.steps
+
+
+@pytest.mark.parametrize("sizes", [(48, 40, 24, 16), (16, 16, 32, 8), (8, 800, 8, 8)], ids=str)
+def test_steps_follow_one_another_and_end_with_the_samples(sizes):
+    config = adaptive(rule="flops", sizes=sizes)
+    table, position = timetable(config), 0
+    for step in range(table.steps):
+        now = plan(config, step)
+        assert now.position == position < table.samples == 800
+        assert now.batch_size in sizes
+        assert now.keep_video in {keep for keep, _ in stretch_counts(config)}
+        position += now.batch_size
+    assert table.samples <= position < table.samples + max(sizes)
+    assert plan(config, table.steps).progress == 1
+
+
+def test_the_batch_belongs_to_the_stretch_where_a_step_begins():
+    config = adaptive(rule="flops", sizes=(48, 40, 24, 16))
+    seen = {now.keep_video: now.batch_size for now in (plan(config, s) for s in range(timetable(config).steps))}
+    assert list(seen.values()) == [48, 40, 24, 16]
+    assert list(seen) == [keep for keep, _ in stretch_counts(config)]
+
+
+def test_one_position_is_seen_once_by_any_number_of_processes():
+    config = adaptive(rule="flops", sizes=(48, 40, 24, 16))
+    alone = [list(order) for order in Orders(config, 3, rank=0, processes=1)]
+    ranks = [list(Orders(config, 3, rank=rank, processes=4)) for rank in range(4)]
+    assert [[i for part in step for i in part] for step in zip(*ranks, strict=True)] == alone
+    assert alone[0][0] == plan(config, 3).position
+    assert Orders(config, 0, 0, 4).largest == 12
+
+
+def test_flops_a_step_stay_within_the_budget_and_fill_it():
+    config = resolve_batches(adaptive(batch_size=64, rule="flops", multiple=2), ALONE)
+    model = meta_model(config.model)
+    costs = [mixed_flops(model, *keep) for keep in stretch_counts(config)]
+    budget = 64 * max(costs)
+    for size, cost in zip(config.batch.sizes, costs, strict=True):
+        assert size * cost <= budget * (1 + 1e-6) < (size + 2) * cost
+    assert min(config.batch.sizes) == 64
+    assert resolve_batches(config, ALONE) is config  # a plan that is there is kept
+
+
+@pytest.mark.parametrize(("rule", "power"), [("none", 0.0), ("linear", 1.0), ("sqrt", 0.5)])
+def test_the_learning_rate_follows_the_batch(rule, power):
+    sizes = (64, 32, 32, 16)
+    scaled = adaptive(rule="flops", sizes=sizes, lr_rule=rule)
+    plain = adaptive(rule="flops", sizes=sizes)
+    for step in (0, 5, 20, timetable(plain).steps - 1):
+        ours, base = plan(scaled, step), plan(plain, step)
+        assert ours.lr == pytest.approx(base.lr * (base.batch_size / 16) ** power)
+
+
+@pytest.mark.parametrize(("clips", "at_once", "count"), [(16, 0, 1), (16, 16, 1), (17, 16, 2), (10, 3, 4)])
+def test_passes_cover_the_clips_once_and_none_is_too_large(clips, at_once, count):
+    parts = passes(clips, at_once)
+    assert [i for part in parts for i in range(clips)[part]] == list(range(clips))
+    assert len(parts) == count
+    assert not at_once or max(p.stop - p.start for p in parts) <= at_once
+
+
+def test_several_passes_give_the_gradient_of_one():
+    """Without contrast, which knows the clips of a pass alone, the sum over passes is the whole."""
+    contrast = replace(TINY.model.contrast, inter_weight=0.0, intra_weight=0.0)
+    audio = replace(TINY.model.audio, mean=0.0, std=1.0)
+    model = replace(TINY.model, contrast=contrast, audio=audio)
+    config = replace(TINY, model=model, train=replace(TINY.train, precision="fp32"))
+    gradients = []
+    for at_once in (0, 3):
+        step = TrainStep(Pretraining(config, ALONE.device), config, ALONE)
+        inputs = step.task.random_inputs(8)
+        now = plan(config, 0)
+        for rows in passes(8, at_once):
+            step.one_pass(tuple(x[rows] for x in inputs), now, 7 + rows.start, (rows.stop - rows.start) / 8)
+        gradients.append([p.grad for p in step.model.parameters()])
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
+
+
+def test_memory_of_a_clip_is_what_autograd_keeps():
+    """Fake tensors tell what a real forward keeps, and recomputing blocks keeps far less."""
+    config = replace(TINY, train=replace(TINY.train, precision="fp32"))
+    _, clip = memory_bytes(config, 40, 20, device=ALONE.device)
+    kept: dict[int, torch.Tensor] = {}
+    counts = []
+    for clips in (1, 2):
+        torch.manual_seed(0)
+        model = meta_model.__wrapped__(config.model).to_empty(device="cpu")
+        own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+        kept.clear()
+
+        def pack(x: torch.Tensor, own: set[int] = own) -> torch.Tensor:
+            if x.untyped_storage().data_ptr() not in own:
+                kept[x.untyped_storage().data_ptr()] = x
+            return x
+
+        video, spec = random_clips(config, clips, ALONE.device)
+        for parameter in model.parameters():
+            torch.nn.init.zeros_(parameter)
+        for name, buffer in model.named_buffers():
+            buffer.fill_(0.5 if name.endswith("alpha_bar") else 0)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            losses = model(video, spec, seed=0, offset=0, keep_video=40, keep_audio=20)
+        counts.append(video.nbytes + spec.nbytes + sum(x.untyped_storage().nbytes() for x in kept.values()))
+        del losses
+    assert clip == pytest.approx(counts[1] - counts[0], rel=0.02)
+    recomputed = replace(config, train=replace(config.train, recompute=True))
+    assert memory_bytes(recomputed, 40, 20, device=ALONE.device)[1] < 0.5 * clip
+
+
+def test_a_memory_budget_cuts_a_step_into_passes_and_sizes_a_batch(monkeypatch):
+    config, gib = adaptive(), (100 + 10.5 * 7) / 2**30
+    counts = [keep[0] for keep in stretch_counts(config)]
+    monkeypatch.setattr(
+        "diffmavil.training.budget.memory_bytes",
+        lambda config, keep_video, keep_audio, device: (100, 7 * (1 + counts.index(keep_video))),
+    )
+    cut = resolve_batches(adaptive(memory_gib=gib), ALONE)
+    assert cut.batch.sizes == ()
+    assert cut.batch.at_once == (10, 5, 3, 2)
+    filled = resolve_batches(adaptive(rule="memory", memory_gib=gib, multiple=2), ALONE)
+    assert filled.batch.sizes == (10, 4, 2, 2)
+    assert filled.batch.at_once == (10, 5, 3, 2)
+    with pytest.raises(ValueError, match=r"batch\.memory_gib=1e-07: must be .* or more, which one clip needs"):
+        resolve_batches(adaptive(memory_gib=1e-7), ALONE)
+    with pytest.raises(ValueError, match=r"batch\.memory_gib=None: must be given for batch\.rule='memory' on cpu"):
+        resolve_batches(adaptive(rule="memory"), ALONE)
+
+
+def test_a_measured_plan_is_kept_and_read_again(tmp_path, monkeypatch):
+    config = adaptive(batch_size=8, rule="measured", multiple=1)
+    config = replace(config, data=replace(config.data, cache=str(tmp_path)))
+    swept = []
+
+    def sweep(config, counts, device):
+        swept.append(counts)
+        return [(0.1, 0.01 * (i + 1)) for i in range(len(counts))]
+
+    monkeypatch.setattr("diffmavil.training.budget._sweep", sweep)
+    plans = [resolve_batches(config, ALONE).batch.sizes for _ in range(2)]
+    assert plans[0] == plans[1] == (32, 16, 10, 8)  # each takes 0.1 + 0.04 * 8 seconds
+    assert len(swept) == 1
+    other = replace(config, model=replace(config.model, fusion_depth=2))
+    resolve_batches(other, ALONE)
+    assert len(swept) == 2
+
+
+def test_the_sweep_measures_every_stretch():
+    from diffmavil.training.budget import _sweep
+
+    config = adaptive(batch_size=4)
+    config = replace(config, mask=MaskConfig(video=replace(FALLING, levels=2), audio=RISING))
+    lines = _sweep(config, stretch_counts(config), ALONE.device)
+    assert len(lines) == 2
+    assert all(fixed >= 0 and clip > 0 for fixed, clip in lines)
+
+
+def test_the_table_shows_every_change(capsys):
+    config = resolve_batches(adaptive(batch_size=64, rule="flops"), ALONE)
+    Console(width=150).print(plan_table(config, 2))
+    out = capsys.readouterr().out
+    for step, now in changes(config):
+        assert f"{step:,}" in out
+        assert str(now.batch_size) in out
+    assert len(shapes(config)) == len(changes(config)) == 4
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "message"),
+    [
+        ({"rule": "flops", "sizes": (24, 24, 12, 12)}, 8, r"batch\.sizes=12: must be a multiple of the 8 processes"),
+        ({"rule": "flops", "sizes": (16, 16)}, 1, r"batch\.sizes=\(16, 16\): must be 4 numbers"),
+        ({}, 3, r"train\.batch_size=16: must be a multiple of the 3 processes"),
+    ],
+    ids=["sizes", "stretches", "fixed"],
+)
+def test_plans_that_do_not_fit_are_named(batch, processes, message):
+    with pytest.raises(ValueError, match=message):
+        check_processes(adaptive(**batch), processes)
+
+
+def test_a_multiple_that_the_processes_do_not_divide_is_named():
+    with pytest.raises(ValueError, match=r"batch\.multiple=8: must be a multiple of the 3 processes"):
+        resolve_batches(adaptive(rule="flops"), World(0, 3, torch.device("cpu")))
