@@ -16,6 +16,7 @@ from torch import Tensor
 
 from maekernels._checks import check_backend, check_float, check_ids, check_range
 from maekernels._native import PYTHON_CPU
+from maekernels._tokens import flat_rows
 from maekernels._triton import jit, register_cuda, row_tile
 
 if TYPE_CHECKING:
@@ -37,11 +38,6 @@ def gather_tokens(x: Tensor, ids: Tensor, *, backend: str | None = None) -> Tens
     check_ids(ids, x.shape[0], x.device)
     check_backend(backend, x.device)
     return (_reference if backend == "torch" else _gather_tokens)(x, ids)
-
-
-def flat_rows(ids: Tensor, length: int) -> Tensor:
-    """Row numbers in [B * N, D], int64 [B * K]."""
-    return (torch.arange(ids.shape[0], device=ids.device)[:, None] * length + ids).flatten()
 
 
 def _reference(x: Tensor, ids: Tensor) -> Tensor:
@@ -93,9 +89,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    from maekernels.scatter_tokens import _scatter_tokens
-
-    return _scatter_tokens(grad, ctx.saved_tensors[0], ctx.length, 0.0, None), None
+    # Each op is the other's gradient: by its registered name, or their files would import each other.
+    scatter = torch.ops.maekernels.scatter_tokens.default
+    return scatter(grad, ctx.saved_tensors[0], ctx.length, 0.0, None), None
 
 
 _gather_tokens.register_autograd(_backward, setup_context=_setup_context)

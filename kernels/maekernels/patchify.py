@@ -36,8 +36,8 @@ from maekernels._pixels import (
     scale_and_shift,
     scatter_patches,
 )
+from maekernels._tokens import launch_inverse
 from maekernels._triton import jit, register_cuda
-from maekernels.scatter_tokens import _launch_inverse
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -163,7 +163,7 @@ def _launch_patchify_backward(
     dim, total = cut.patch_dim, len(x) * cut.tokens
     tile = patch_tile(dim, whole=False)
     if out.numel():
-        inverse, grad = _launch_inverse(ids, cut.tokens), grad.contiguous()
+        inverse, grad = launch_inverse(ids, cut.tokens), grad.contiguous()
         _patchify_backward_kernel[(tile.programs(total, dim),)](
             grad, inverse, out, total, ids.shape[1], **args, N=cut.tokens, P=dim, **tile.meta
         )

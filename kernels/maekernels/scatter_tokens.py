@@ -20,8 +20,9 @@ from torch import Tensor
 
 from maekernels._checks import check, check_backend, check_float, check_ids, check_range, describe
 from maekernels._native import PYTHON_CPU
-from maekernels._triton import cdiv, jit, next_power_of_2, register_cuda, row_tile
-from maekernels.gather_tokens import _gather_tokens, flat_rows
+from maekernels._tokens import flat_rows, launch_inverse
+from maekernels._triton import cdiv, jit, register_cuda, row_tile
+from maekernels.gather_tokens import _gather_tokens
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -61,22 +62,6 @@ def _reference(values: Tensor, ids: Tensor, length: int, number: float, row: Ten
     else:
         out = row.expand(batch * length, dim).contiguous()
     return out.index_copy(0, flat_rows(ids, length), values.flatten(0, 1)).view(batch, length, dim)
-
-
-@jit
-def _inverse_kernel(ids_ptr, inverse_ptr, N, K, BLOCK: tl.constexpr):
-    """One sample's inverse of ids: k at inverse[ids[k]], -1 elsewhere."""
-    batch = tl.program_id(0).to(tl.int64)
-    ids_ptr += batch * K
-    inverse_ptr += batch * N
-    for first in range(0, N, BLOCK):
-        n = first + tl.arange(0, BLOCK)
-        tl.store(inverse_ptr + n, tl.full([BLOCK], -1, tl.int32), mask=n < N)
-    tl.debug_barrier()  # the same addresses are written again, by other threads of this program
-    for first in range(0, K, BLOCK):
-        k = first + tl.arange(0, BLOCK)
-        token = tl.load(ids_ptr + k, mask=k < K, other=0)
-        tl.store(inverse_ptr + token, k, mask=k < K)
 
 
 @jit
@@ -129,23 +114,13 @@ def _fill_grad_kernel(
     tl.store(partial_ptr + tl.program_id(0) * D + d, tl.sum(total, axis=0), mask=d < D)
 
 
-def _launch_inverse(ids: Tensor, length: int) -> Tensor:
-    """int32 [B, length]: k where ids[b, k] is the token, -1 where no id is."""
-    ids = ids.contiguous()
-    inverse = ids.new_empty((len(ids), length), dtype=torch.int32)
-    if inverse.numel():
-        block = min(1024, next_power_of_2(length))
-        _inverse_kernel[(len(ids),)](ids, inverse, length, ids.shape[1], BLOCK=block)
-    return inverse
-
-
 def _launch_scatter(values: Tensor, ids: Tensor, length: int, number: float, row: Tensor | None) -> Tensor:
     batch, _, dim = values.shape
     values = values if values.stride(2) == 1 else values.contiguous()
     out = values.new_empty((batch, length, dim))
     tile = row_tile(dim, 8192 // out.element_size())
     if out.numel():
-        inverse, (sb, sk, _) = _launch_inverse(ids, length), values.stride()
+        inverse, (sb, sk, _) = launch_inverse(ids, length), values.stride()
         fill = values if row is None else row.contiguous()
         _scatter_kernel[(tile.programs(batch * length, dim),)](
             values, inverse, fill, out, batch * length, length, number, sb, sk,
@@ -163,7 +138,7 @@ def _launch_fill_grad(grad: Tensor, ids: Tensor) -> Tensor:
     parts = cdiv(batch * length, part)
     partial = grad.new_empty((parts, dim), dtype=torch.float32)
     if partial.numel():
-        inverse, (sb, sn, _) = _launch_inverse(ids, length), grad.stride()
+        inverse, (sb, sn, _) = launch_inverse(ids, length), grad.stride()
         _fill_grad_kernel[(parts, cdiv(dim, tile.chunk))](
             grad, inverse, partial, batch * length, length, sb, sn, D=dim, PART=part, **tile.meta
         )

@@ -7,11 +7,11 @@ import torch
 from sanitizer import unbacked_zeros
 from torch import Tensor
 
+from maekernels._tokens import launch_inverse
 from maekernels.gather_tokens import _gather_tokens, _launch_gather
 from maekernels.scatter_tokens import (
     _fill_grad,
     _launch_fill_grad,
-    _launch_inverse,
     _launch_scatter,
     _scatter_tokens,
 )
@@ -29,7 +29,7 @@ def make(batch: int, length: int, dim: int, dtype: torch.dtype = torch.float32) 
 @EVERY
 def test_inverse(batch, length, dim, keep):
     ids = random_ids(batch, length, keep)
-    inverse = _launch_inverse(ids, length)
+    inverse = launch_inverse(ids, length)
     for row, places in zip(inverse.tolist(), ids.tolist(), strict=True):
         expected = {n: k for k, n in enumerate(places)}
         assert row == [expected.get(n, -1) for n in range(length)]
