@@ -75,6 +75,8 @@ cuda-report: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m diffmavil.train --run-dir $(DEMO_DIR) --resume
+	@test -e $(DEMO_DIR)/model.safetensors || \
+		{ echo "the training was stopped before its end: make demo goes on from where it was" >&2; exit 1; }
 	$(BIN)/python -m diffmavil.evaluate --run-dir $(DEMO_DIR)
 
 clean:

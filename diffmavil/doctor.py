@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from diffmavil.config import AugmentConfig, Config, DataConfig, require
-from diffmavil.config.cli import run_main
-from diffmavil.config.errors import RunError, TooManyBadClips, UsageError
+from diffmavil.config.cli import parse_flags, run_main
+from diffmavil.config.errors import RunError, UsageError
 from diffmavil.config.presets import preset
 from diffmavil.data.bottleneck import Diagnosis, diagnose
 from diffmavil.data.decode import BadClip
@@ -49,11 +49,11 @@ class Options:
 def main(argv: Sequence[str]) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     try:
-        options = tyro.cli(Options, prog="python -m diffmavil.doctor", args=list(argv))
+        options = parse_flags(Options, argv, prog="python -m diffmavil.doctor")
         found = diagnose(_config(options), options.seconds)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    except (TooManyBadClips, BadClip, StoreError) as error:
+    except (BadClip, StoreError) as error:
         raise RunError(str(error)) from error
     console.print(json.dumps(asdict(found)) if options.json else _table(found))
     if not options.json:
