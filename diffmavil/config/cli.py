@@ -67,7 +67,7 @@ def parse_flags(
         ValueError: values that the dataclass does not allow.
         SystemExit: code 2, after tyro printed what is wrong with the flags; code 0 after --help.
     """
-    given = {} if default is None else {"default": default}
+    given: Any = {} if default is None else {"default": default}
     return tyro.cli(kind, prog=prog, description=description, args=list(argv), registry=_REGISTRY, **given)
 
 

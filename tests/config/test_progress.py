@@ -38,10 +38,10 @@ def test_lines_come_less_and_less_often_down_to_one_a_minute(clock: Clock):
 def test_what_was_done_before_counts_for_no_speed(clock: Clock):
     out = io.StringIO()
     with tracking(Console(file=out), "clips", 1000) as tracker:
-        tracker.update(900)
+        tracker.found(900)
         clock.now = 10.0
-        tracker.update(909)
-    assert out.getvalue() == "clips: 909 of 1,000, 1.0 a second, 1:31 to go\n"
+        tracker.update(910)
+    assert out.getvalue() == "clips: 910 of 1,000, 1.0 a second, 1:30 to go\n"
 
 
 def test_a_short_command_says_nothing(clock: Clock):

@@ -224,5 +224,5 @@ def test_sizes_divide_over_processes_that_the_multiple_does_not():
 
 
 def test_too_many_processes_for_the_largest_batch_are_named():
-    with pytest.raises(ValueError, match=r"batch\.largest=16: must be >= 24, a multiple of .* the 3 processes"):
+    with pytest.raises(ValueError, match=r"batch\.largest=16: must be >= 24, which 3 processes divide"):
         resolve_batches(adaptive(rule="flops", largest=16), World(rank=0, size=3, device=ALONE.device))
