@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     with world() as peers:
         if peers.device.type == "cpu":
             keep_freed_memory()
-        run = open_run(preset, config, options, peers)
+        run, config = open_run(preset, config, options, peers)
         with usage_errors():
             config, split = peers.main_first(lambda: open_data(config))
             config = plan_batches(config, peers)

@@ -68,7 +68,11 @@ class BatchConfig:
     at_once: tuple[int, ...] = ()
     """The plan: most clips that a process computes at once, for each stretch. Empty: the whole batch."""
 
+    begin: tuple[int, int] = (0, 0)
+    """(step, sample) from which these sizes hold: where a run was resumed with others."""
+
     def __post_init__(self) -> None:
+        require(min(self.begin) >= 0, "batch.begin", self.begin, "a step and a sample, >= 0")
         rules = ("fixed", "flops", "memory", "measured")
         require(self.rule in rules, "batch.rule", self.rule, f"one of {rules}")
         require(self.gflop is None or self.gflop > 0, "batch.gflop", self.gflop, "positive")

@@ -22,6 +22,7 @@ from diffmavil.data.clips import ClipSet
 from diffmavil.data.dataset import Batch, EvalClips, NothingUsable, TrainClips
 from diffmavil.data.decoders import Later, choose_decoder
 from diffmavil.data.stream import batches
+from diffmavil.data.tally import Tally
 from diffmavil.data.workers import (
     Event,
     Unshared,
@@ -33,8 +34,6 @@ from diffmavil.data.workers import (
     unshared,
 )
 
-FEWEST_TO_JUDGE = 20
-"""Clips that must have been tried before the share of bad ones can stop a run."""
 _NAMED = 10
 
 
@@ -44,8 +43,7 @@ class Loader:
     Leaving the iteration early, `close` and the end of a `with` block end the decoding processes.
 
     Attributes:
-        bad: file -> reason, of every clip so far that could not be used.
-        tried: number of distinct clips opened so far.
+        tally: the clips opened so far, and those that could not be used.
         data_wait: seconds spent waiting for batches so far.
     """
 
@@ -59,12 +57,9 @@ class Loader:
         max_bad_share: float,
     ) -> None:
         self.device = torch.device(device)
-        self.bad: dict[str, str] = {}
-        self.tried = 0
+        self.tally = Tally(len(dataset))
         self.data_wait = 0.0
         self.max_bad_share = max_bad_share
-        self._seen = bytearray(len(dataset))  # for each clip 1: it was opened, 2: it was bad
-        self._bad_count = 0
         self._good = 0
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._loader = _data_loader(dataset, orders, config, batch_size, pinned=self._side is not None)
@@ -74,6 +69,11 @@ class Loader:
         self._live: list[Any] = []
         self._stop = dataset.stop
         weakref.finalize(self, _end_processes, self._live, self._stop)
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """File -> reason, of every clip so far that could not be used."""
+        return self.tally.reasons
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
@@ -88,7 +88,7 @@ class Loader:
                     yield self._move(batch)
         finally:
             self.close()
-        if self.tried and not self._good:
+        if self.tally.tried and not self._good:
             raise TooManyBadClips(self._complaint("no clip could be used"))
 
     def _next(self, incoming: Iterator[Batch | NothingUsable | Unshared]) -> Batch | None:
@@ -115,17 +115,10 @@ class Loader:
 
     def _count(self, batch: Batch | NothingUsable) -> None:
         """Count what was tried and what was bad; stop when it is too much."""
-        for clip in batch.opened.tried:
-            self.tried += self._seen[clip] == 0
-            self._seen[clip] = max(self._seen[clip], 1)
-        for bad in batch.opened.bad:
-            self._bad_count += self._seen[bad.clip] < 2
-            self._seen[bad.clip] = 2
-            self.bad.setdefault(bad.path, bad.reason)
+        self.tally.count(batch.opened.tried, batch.opened.bad)
         self._good += len(batch)
-        enough = self.tried >= min(FEWEST_TO_JUDGE, len(self._seen))
-        if self._good and enough and self._bad_count > self.max_bad_share * self.tried:
-            share = f"{self._bad_count} of the {self.tried} clips tried could not be used"
+        if self._good and self.tally.too_many(self.max_bad_share):
+            share = f"{self.tally.bad} of the {self.tally.tried} clips tried could not be used"
             raise TooManyBadClips(self._complaint(f"{share}, more than data.max_bad_share={self.max_bad_share:g}"))
 
     def _complaint(self, what: str) -> str:

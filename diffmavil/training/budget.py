@@ -194,7 +194,7 @@ def _sweep(config: Config, counts: list[tuple[Counts, Counts]], device: torch.de
 
 
 def _seconds(step: TrainStep, clips: int, keep: tuple[Counts, Counts], device: torch.device) -> float:
-    now = plan(step.config, 0)._replace(keep_video=keep[0], keep_audio=keep[1], at_once=0)
+    now = plan(step.config, step.config.batch.begin[0])._replace(keep_video=keep[0], keep_audio=keep[1], at_once=0)
     inputs = step.task.random_inputs(clips)
     times = []
     for _ in range(1 + _REPEATS):

@@ -1,48 +1,80 @@
-"""Checkpoints: `torch.distributed.checkpoint` folders, written whole or not at all, the newest N kept.
+"""Checkpoints: folders of safetensors and JSON, written whole or not at all, with checksums, the newest N kept.
 
-A checkpoint holds parameters, optimiser state, counters and the resolved config. Everything else (data order, masks,
-noise, schedules) is a function of the config and the step, so resuming needs nothing more.
+A checkpoint `step-XXXXXXXX` holds
+
+    shard-*.safetensors   parameters, optimiser state and counters, by `torch.distributed.checkpoint`
+    state.json            where the run is (step, samples seen), which clips were bad, the optimisers' settings
+    config.yaml           the resolved config
+    checksums.json        size and SHA-256 of each of these files
+
+Everything else (data order, masks, noise, schedules) is a function of the config and the step, so resuming needs
+nothing more. Nothing that is read is unpickled: torch's default format, in which a checkpoint's metadata can hold code,
+is read by `diffmavil.training.old_checkpoints` with nothing but the types that belong into it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from diffmavil.config import Config
 from diffmavil.config.errors import RunError
-from diffmavil.config.files import config_to_yaml
-from diffmavil.data.durable import sync_folder
+from diffmavil.config.files import CONFIG_FILE, config_to_yaml
+from diffmavil.data.durable import sync_folder, write_whole
 from diffmavil.training.distributed import World
+from diffmavil.training.old_checkpoints import complaint_about_old, is_old, load_old
 
-_PREFIX = "step-"
+_NAME = re.compile(r"step-(\d{8,})")
+_STATE_FILE, _CHECKSUMS_FILE = "state.json", "checksums.json"
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    return sorted((run_dir / "checkpoints").glob(f"{_PREFIX}*"))
+    """Checkpoints of a run, oldest first, damaged ones included. Copies under other names are not among them."""
+    found = (path for path in (run_dir / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
+    return sorted(found, key=checkpoint_step)
 
 
 def checkpoint_step(path: Path) -> int:
-    return int(path.name.removeprefix(_PREFIX))
+    """The number of steps done."""
+    return int(path.name.removeprefix("step-"))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        step: steps done.
+        position: samples seen: the place in the stream of the next one. None: an old checkpoint, which does not say.
+        clips: `Tally.as_json`: the clips tried so far, and which of them were bad.
+    """
+
+    step: int = 0
+    position: int | None = 0
+    clips: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """What a checkpoint holds beside the config."""
+    """What a checkpoint holds beside config and progress."""
 
     model: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
@@ -54,19 +86,27 @@ class TrainState:
         return {"model": model, "optimizer": optimizer, "counters": dict(self.counters)}
 
 
-def save_checkpoint(run_dir: Path, step: int, state: TrainState, config: Config, world: World) -> Path:
-    """Write `checkpoints/step-XXXXXXXX` after `step` steps: to a hidden folder, flushed to disk, then renamed."""
-    final = run_dir / "checkpoints" / f"{_PREFIX}{step:08d}"
+def save_checkpoint(run_dir: Path, progress: Progress, state: TrainState, config: Config, world: World) -> Path:
+    """Write `checkpoints/step-XXXXXXXX`: to a hidden folder, flushed to disk, then renamed. Every rank calls it."""
+    final = run_dir / "checkpoints" / f"step-{progress.step:08d}"
     partial = final.with_name(f".{final.name}.partial")
     if world.main:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     world.barrier()
+    tensors, others = _split(state.tree())
     with _quietly():
-        save(state.tree(), storage_writer=FileSystemWriter(partial, sync_files=True))
+        save(tensors, storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True))
+    world.barrier()
     if world.main:
-        (partial / "config.yaml").write_text(config_to_yaml(config))
-        sync_folder(partial)
+        where = {"step": progress.step, "position": progress.position, "clips": progress.clips}
+        (partial / _STATE_FILE).write_text(json.dumps({**where, "others": others}))
+        (partial / CONFIG_FILE).write_text(config_to_yaml(config))
+        files = sorted(partial.iterdir())
+        for file in files:
+            _flush(file)
+        sums = {file.name: [file.stat().st_size, _sha256(file)] for file in files}
+        write_whole(partial / _CHECKSUMS_FILE, json.dumps(sums, indent=1).encode())
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         sync_folder(final.parent)
@@ -76,22 +116,119 @@ def save_checkpoint(run_dir: Path, step: int, state: TrainState, config: Config,
     return final
 
 
-def load_checkpoint(path: Path, state: TrainState) -> int:
-    """Fill `state` in place; return the number of steps done.
+def complaint(path: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None: every byte is what was written."""
+    if is_old(path):
+        return complaint_about_old(path)
+    try:
+        sums = json.loads((path / _CHECKSUMS_FILE).read_bytes())
+        for name, (size, digest) in sums.items():
+            file = path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size:,} bytes, written were {size:,}"
+            if _sha256(file) != digest:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"{_CHECKSUMS_FILE} cannot be read: {error}"
+    return None if {_STATE_FILE, CONFIG_FILE} <= sums.keys() else f"{_CHECKSUMS_FILE} names too few files"
+
+
+def newest_whole(run_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is not damaged, and a line on each newer one that is.
+
+    Raises:
+        RunError: there are checkpoints, and all of them are damaged.
+    """
+    damaged = []
+    found = checkpoints(run_dir)
+    for path in reversed(found):
+        wrong = complaint(path)
+        if wrong is None:
+            return path, damaged
+        damaged.append(f"{path.name} is damaged and left out: {wrong}")
+    if found:
+        raise RunError(f"{run_dir / 'checkpoints'}: no checkpoint is whole:\n" + "\n".join(f"  {x}" for x in damaged))
+    return None, []
+
+
+def read_progress(path: Path) -> Progress:
+    """Where the run was at a checkpoint that `complaint` finds nothing wrong with."""
+    if is_old(path):
+        return Progress(checkpoint_step(path), position=None)
+    found = json.loads((path / _STATE_FILE).read_bytes())
+    return Progress(found["step"], found["position"], found["clips"])
+
+
+def load_checkpoint(path: Path, state: TrainState) -> None:
+    """Fill `state` in place. Every rank calls it.
 
     Raises:
         RunError: the checkpoint does not fit the model (another preset?) or is damaged.
     """
     tree = state.tree()
     try:
-        with _quietly():
-            load(tree, checkpoint_id=path)
-    except (CheckpointException, RuntimeError, ValueError, KeyError, OSError) as error:
+        if is_old(path):
+            with _quietly():
+                load_old(tree, path)
+        else:
+            tensors, others = _split(tree)
+            saved = json.loads((path / _STATE_FILE).read_bytes())["others"]
+            if saved.keys() != others.keys():
+                raise ValueError(f"other optimisers: {', '.join(sorted(saved.keys() ^ others.keys()))}")
+            with _quietly():
+                load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
+            _fill(tree, tensors, saved)
+    except (CheckpointException, SafetensorError, RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
         raise RunError(f"{path}: cannot be loaded into this model: {error}") from error
     set_state_dict(state.model, state.optimizers, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"])
     for name, value in state.counters.items():
         value.copy_(tree["counters"][name])
-    return checkpoint_step(path)
+
+
+def _split(tree: Any, prefix: str = "") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The leaves of nested dicts and lists by their path: tensors, which safetensors holds, and what JSON does.
+
+    Numbers become tensors of one element: a slice of a safetensors file has an axis.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    others: dict[str, Any] = {}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in items:
+        path = f"{prefix}{key}"
+        if isinstance(value, torch.Tensor):
+            tensors[path] = value.reshape(1) if value.dim() == 0 else value
+        elif isinstance(value, dict) or (isinstance(value, list) and any(isinstance(x, dict) for x in value)):
+            below = _split(value, f"{path}/")
+            tensors |= below[0]
+            others |= below[1]
+        else:
+            others[path] = value
+    return tensors, others
+
+
+def _fill(tree: Any, tensors: dict[str, torch.Tensor], others: dict[str, Any], prefix: str = "") -> None:
+    """The reverse of `_split`: puts the leaves into `tree`, which has their places."""
+    items = list(tree.items() if isinstance(tree, dict) else enumerate(tree))
+    for key, value in items:
+        path = f"{prefix}{key}"
+        if isinstance(value, torch.Tensor):
+            tree[key] = tensors[path].reshape(value.shape)
+        elif path in others:
+            tree[key] = tuple(others[path]) if isinstance(value, tuple) else others[path]
+        else:
+            _fill(value, tensors, others, f"{path}/")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as data:
+        os.fsync(data.fileno())
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -46,16 +46,23 @@ class World:
         """
         if self.control is None:
             return work()
+        result = self.main_only(work)
+        return result if self.main else work()
+
+    def main_only(self, work: Callable[[], T]) -> T:
+        """What `work()` gives on rank 0, on every rank; a failure there is raised on every rank."""
+        if self.control is None:
+            return work()
         result, error = None, None
         if self.main:
             try:
                 result = work()
             except Exception as caught:  # every kind: it is raised again below, here and on the peers
                 error = caught
-        error = self.from_main(error)
+        result, error = self.from_main((result, error))
         if error is not None:
             raise error
-        return work() if result is None else result
+        return cast(T, result)
 
     def from_main(self, value: T) -> T:
         """Rank 0's `value` on every rank."""

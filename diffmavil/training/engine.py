@@ -6,7 +6,7 @@ from diffmavil.config import Config
 from diffmavil.config.errors import usage_errors
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.loader import make_loader
-from diffmavil.training.checkpoint import load_checkpoint, save_checkpoint
+from diffmavil.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from diffmavil.training.distributed import World
 from diffmavil.training.planner import Orders, plan, timetable
 from diffmavil.training.run import Run, StopSignals
@@ -24,10 +24,12 @@ def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World) -> b
     """
     with usage_errors():
         step = TrainStep(task, config, peers)
-    done = load_checkpoint(run.checkpoint, step.state) if run.checkpoint else 0
-    steps = timetable(config).steps
+    if run.checkpoint:
+        load_checkpoint(run.checkpoint, step.state)
+    done, steps = run.progress.step, timetable(config).steps
     orders = Orders(config, done, peers.rank, peers.size)
     loader = make_loader(config, clips, orders=orders, batch_size=orders.largest, device=peers.device)
+    loader.tally.add(run.progress.clips)
     if config.train.compile or config.train.cuda_graph:
         run = run.noting(step.warm_up())
     with StopSignals() as stop, Telemetry(run, config, peers, step, loader, done) as telemetry, loader:
@@ -39,7 +41,10 @@ def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World) -> b
             stopping = peers.any(stop.requested)
             telemetry.after_step(done, now, result, flush=last or stopping)
             if last or stopping or done % config.train.checkpoint_every == 0:
-                save_checkpoint(run.folder, done, step.state, config, peers)
+                for counted in peers.gather(loader.tally.as_json()):
+                    loader.tally.add(counted)
+                progress = Progress(done, now.position + now.batch_size, loader.tally.as_json())
+                save_checkpoint(run.folder, progress, step.state, config, peers)
             if stopping and not last:
                 telemetry.say(f"stopped by a signal after step {done} of {steps}; --resume goes on from there")
                 break

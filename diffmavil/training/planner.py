@@ -13,7 +13,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -77,7 +77,7 @@ def stretch_counts(config: Config) -> list[tuple[Counts, Counts]]:
 
 @lru_cache(maxsize=8)
 def timetable(config: Config) -> Timetable:
-    """Where each stretch begins.
+    """Where each stretch begins, from `batch.begin` on.
 
     Raises:
         ValueError: a plan for another number of stretches than the masking schedule has.
@@ -88,7 +88,7 @@ def timetable(config: Config) -> Timetable:
     at_once = config.batch.at_once or (0,) * parts
     for name, plan in (("batch.sizes", sizes), ("batch.at_once", at_once)):
         require(len(plan) == parts, name, plan, f"{parts} numbers, one for each stretch of the masking schedule")
-    stretches, step, position = [], 0, 0
+    stretches, (step, position) = [], config.batch.begin
     for i, (size, most) in enumerate(zip(sizes, at_once, strict=True)):
         steps = max(0, -(-(-(-samples * (i + 1) // parts) - position) // size))
         if steps:
@@ -107,8 +107,15 @@ def _joined(stretches: list[Stretch]) -> Iterator[Stretch]:
 
 
 def plan(config: Config, step: int) -> Plan:
-    """The schedules at `step`, which may be the number of steps: what would come after the last."""
+    """The schedules at `step`, which may be the number of steps: what would come after the last.
+
+    Raises:
+        ValueError: a step before `batch.begin`, of which the config knows nothing.
+    """
     table = timetable(config)
+    require(step >= config.batch.begin[0], "step", step, f">= {config.batch.begin[0]}, where batch.begin lies")
+    if not table.stretches:
+        table = table._replace(stretches=(Stretch(*config.batch.begin, config.train.batch_size, 0),))
     index = bisect.bisect_right([s.first_step for s in table.stretches], step) - 1
     stretch = table.stretches[index]
     position = stretch.first_position + (step - stretch.first_step) * stretch.batch_size
@@ -149,6 +156,33 @@ def check_processes(config: Config, processes: int) -> None:
         require(size % processes == 0, name, size, f"a multiple of the {processes} processes it is divided over")
 
 
+def continued(old: Config, new: Config, step: int, position: int | None) -> Config:
+    """`new`, changed so that a run of `old` that has done `step` steps goes on at its place in the stream of samples.
+
+    Another batch size leaves the samples of the run as they are, unless the number of steps was changed too, and a plan
+    made for the old one is made anew.
+
+    position: of the next sample; None: where `old` says that it is.
+    """
+    position = plan(old, step).position if position is None else position
+    if new.train.batch_size != old.train.batch_size:
+        if new.train.steps == old.train.steps:
+            steps = -(-old.train.steps * old.train.batch_size // new.train.batch_size)
+            new = replace(new, train=replace(new.train, steps=steps))
+        kept = {name: () for name in ("sizes", "at_once") if getattr(new.batch, name) == getattr(old.batch, name)}
+        new = replace(new, batch=replace(new.batch, **kept))
+    try:
+        same = timetable(new) == timetable(old) or plan(new, step).position == position
+    except ValueError:  # its plan is for another schedule: what is wrong is said where it is used
+        same = True
+    return new if same and not _planless(old, new) else replace(new, batch=replace(new.batch, begin=(step, position)))
+
+
+def _planless(old: Config, new: Config) -> bool:
+    """Whether a plan was dropped, which will be made anew with sizes not known yet."""
+    return bool(old.batch.sizes) and not new.batch.sizes
+
+
 @dataclass(frozen=True)
 class Orders:
     """Positions of one rank's clips for the steps from `first_step` to the last; starts anew each time."""
@@ -178,7 +212,7 @@ def changes(config: Config) -> list[tuple[int, Plan]]:
     step, parts = 0, stretch_count(config.mask)
     for i in range(parts):
         # The first step that begins inside part i: no earlier than where part i begins.
-        begin = -(-table.samples * i // parts)
+        begin = max(-(-table.samples * i // parts), config.batch.begin[1])
         index = max(0, bisect.bisect_right([s.first_position for s in table.stretches], begin) - 1)
         stretch = table.stretches[index]
         step = stretch.first_step + -(-(begin - stretch.first_position) // stretch.batch_size)

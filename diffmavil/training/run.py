@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType, TracebackType
 
 from diffmavil.config import Config
 from diffmavil.config.cli import RunOptions
-from diffmavil.config.errors import UsageError
+from diffmavil.config.errors import UsageError, usage_errors
 from diffmavil.config.files import CONFIG_FILE, differences, load_config, save_config
-from diffmavil.training.checkpoint import checkpoints
+from diffmavil.training.checkpoint import Progress, checkpoints, newest_whole, read_progress
 from diffmavil.training.distributed import World
 from diffmavil.training.metrics import read_metrics
-from diffmavil.training.planner import check_processes
+from diffmavil.training.planner import check_processes, continued
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Run:
     folder: Path
     checkpoint: Path | None
     """The checkpoint to continue from; None: start anew."""
+    progress: Progress = field(default_factory=Progress)
+    """Where it continues."""
     notes: tuple[str, ...] = ()
     """What the user should know, to be printed once."""
 
@@ -30,29 +32,39 @@ class Run:
         return replace(self, notes=(*self.notes, note))
 
 
-def open_run(preset: str, config: Config, options: RunOptions, world: World) -> Run:
-    """The folder of this run, the same on every rank.
+def open_run(preset: str, config: Config, options: RunOptions, world: World) -> tuple[Run, Config]:
+    """The folder of this run, the same on every rank, and its config, which on resume knows where the run was.
 
     Raises:
         UsageError: the folder already holds a run and `--resume` was not given, or the batch does not divide.
+        RunError: all of its checkpoints are damaged.
     """
-    try:
-        check_processes(config, world.size)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     default = Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = world.from_main(options.run_dir or default)
-    saved = checkpoints(folder)
-    if options.resume:
-        checkpoint = saved[-1] if saved else None
-        if checkpoint is None:
-            return Run(folder, None, (f"{folder} holds no checkpoint yet: starting from step 0",))
-        changed = differences(load_config(folder / CONFIG_FILE), config)
-        return Run(folder, checkpoint, tuple(f"changed on resume: {line}" for line in changed))
-    if saved or read_metrics(folder):  # a start that failed before the first step is in nobody's way
+    run = _resumed(folder, world) if options.resume else _new(folder, world)
+    if run.checkpoint is not None:
+        old = load_config(run.checkpoint / CONFIG_FILE)
+        with usage_errors():
+            config = continued(old, config, run.progress.step, run.progress.position)
+        for line in differences(old, config):
+            run = run.noting(f"changed on resume: {line}")
+    with usage_errors():
+        check_processes(config, world.size)
+    return run, config
+
+
+def _new(folder: Path, world: World) -> Run:
+    if checkpoints(folder) or read_metrics(folder):  # a start that failed before the first step is in nobody's way
         raise UsageError(f"--run-dir {folder}: already holds a run; add --resume to continue it, or choose another")
     world.barrier()  # every rank has looked before one of them writes
     return Run(folder, None)
+
+
+def _resumed(folder: Path, world: World) -> Run:
+    checkpoint, damaged = world.main_only(lambda: newest_whole(folder))
+    if checkpoint is None:
+        return Run(folder, None, notes=(f"{folder} holds no checkpoint yet: starting from step 0",))
+    return Run(folder, checkpoint, read_progress(checkpoint), tuple(damaged))
 
 
 def write_run(run: Run, config: Config, world: World) -> None:

@@ -155,7 +155,7 @@ def test_a_bad_clip_gives_its_place_to_another(mixed: ClipSet) -> None:
     bad = {clip.path for clip in mixed.clips if "bad" in Path(clip.path).name}
     assert set(loader.bad) == bad
     assert all("cannot be decoded" in reason for reason in loader.bad.values())
-    assert loader.tried == len(mixed)
+    assert loader.tally.tried == len(mixed)
     assert not bad & set(join(batches)["paths"])
     assert join(batches)["position"].tolist() == list(range(32))  # type: ignore[union-attr]
 
@@ -164,7 +164,7 @@ def test_too_many_bad_clips_stop_the_run(mixed: ClipSet) -> None:
     loader = make_loader(config(max_bad_share=0.1), mixed)
     with pytest.raises(TooManyBadClips, match=r"could not be used, more than data\.max_bad_share=0\.1") as caught:
         take(loader, 20)
-    assert loader.tried == len(mixed)  # all of 15 were tried before it was judged
+    assert loader.tally.tried == len(mixed)  # all of 15 were tried before it was judged
     assert str(caught.value).count("cannot be decoded") == 3
 
 
@@ -227,7 +227,7 @@ def test_workers_change_nothing(mixed: ClipSet, shared: bool, monkeypatch: pytes
     helped = make_loader(config(2, max_bad_share=1.0), mixed, start_position=8)
     assert_same(take(alone, 5), take(helped, 5))
     assert helped.bad == alone.bad
-    assert helped.tried == alone.tried
+    assert helped.tally.tried == alone.tally.tried
     assert not multiprocessing.active_children()
 
 

@@ -13,7 +13,17 @@ from diffmavil.config.presets import PRESETS
 from diffmavil.model.flops import meta_model, mixed_flops
 from diffmavil.training.budget import memory_bytes, plan_table, resolve_batches
 from diffmavil.training.distributed import World
-from diffmavil.training.planner import Orders, changes, check_processes, passes, plan, shapes, stretch_counts, timetable
+from diffmavil.training.planner import (
+    Orders,
+    changes,
+    check_processes,
+    continued,
+    passes,
+    plan,
+    shapes,
+    stretch_counts,
+    timetable,
+)
 from diffmavil.training.pretraining import Pretraining, random_clips
 from diffmavil.training.step import TrainStep
 
@@ -226,3 +236,44 @@ def test_sizes_divide_over_processes_that_the_multiple_does_not():
 def test_too_many_processes_for_the_largest_batch_are_named():
     with pytest.raises(ValueError, match=r"batch\.largest=16: must be >= 24, which 3 processes divide"):
         resolve_batches(adaptive(rule="flops", largest=16), World(rank=0, size=3, device=ALONE.device))
+
+
+@pytest.mark.parametrize("batch", [{}, {"sizes": (16, 20, 24, 28)}], ids=["fixed", "planned"])
+def test_a_run_goes_on_at_its_place_with_another_batch_size(batch):
+    old = adaptive(**batch)
+    new = continued(old, replace(old, train=replace(old.train, batch_size=40)), 17, None)
+    position = plan(old, 17).position
+    assert new.batch.begin == (17, position)
+    assert new.batch.sizes == ()  # a plan for 16 is none for 40
+    assert timetable(new).samples == timetable(old).samples == 800
+    seen = [i for order in Orders(new, 17, 0, 1) for i in order]
+    assert seen[0] == position
+    assert seen == list(range(position, position + len(seen)))
+    assert 800 <= seen[-1] + 1 < 800 + 40
+    assert plan(new, 17).progress == position / 800
+    assert {step for step, _ in changes(new)} <= set(range(17, timetable(new).steps))
+    with pytest.raises(ValueError, match="step=16: must be >= 17"):
+        plan(new, 16)
+
+
+def test_a_run_that_goes_on_as_it_was_has_nothing_to_remember():
+    old = adaptive(sizes=(16, 20, 24, 28))
+    assert continued(old, old, 17, None) == old
+    longer = replace(adaptive(), train=replace(old.train, steps=80))
+    assert continued(adaptive(), longer, 17, None) == longer
+    slower = replace(old, optim=replace(old.optim, lr=1e-5))
+    assert continued(old, slower, 17, None) == slower
+
+
+def test_a_longer_run_of_planned_batches_goes_on_at_its_place():
+    old = adaptive(sizes=(16, 20, 24, 28))
+    new = continued(old, replace(old, train=replace(old.train, steps=80)), 30, None)
+    assert plan(new, 30).position == plan(old, 30).position
+    assert timetable(new).samples == 80 * 16
+
+
+def test_a_finished_run_stays_finished():
+    old = adaptive()
+    new = continued(old, replace(old, train=replace(old.train, batch_size=40)), 50, None)
+    assert list(Orders(new, 50, 0, 1)) == []
+    assert (plan(new, 50).progress, timetable(new).steps) == (1.0, 50)

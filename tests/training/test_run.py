@@ -17,6 +17,7 @@ from diffmavil.config.presets import PRESETS
 from diffmavil.model import DiffMAViL
 from diffmavil.model.weights import export_weights, load_weights
 from diffmavil.training.checkpoint import checkpoints
+from diffmavil.training.metrics import read_metrics
 from diffmavil.training.pretraining import random_clips
 from tests.runs import losses
 
@@ -190,6 +191,40 @@ def test_two_processes_resume_from_one(whole_run, train, tmp_path):
     one, two = losses(whole_run), losses(folder)
     for step in one:
         assert two[step] == pytest.approx(one[step], rel=2e-4, abs=2e-4), step
+
+
+def test_a_resume_with_another_batch_sees_every_sample_once(whole_run, train, tmp_path):
+    """Half of the run with batches of 4, the rest of its 32 samples with batches of 8; a further resume keeps to it."""
+    folder = tmp_path / "run"
+    train(folder, "--train.checkpoint-every", "4")
+    shutil.rmtree(folder / "checkpoints" / "step-00000008")
+    done = train(folder, "--resume", "--train.batch-size", "8", "--train.checkpoint-every", "1", preset=None)
+    assert "changed on resume: train.batch_size: 4 -> 8" in done.stdout
+    records = read_metrics(folder)
+    assert [(r["step"], r["samples"]) for r in records] == [
+        *((step, 4 * step) for step in range(1, 5)),
+        *((4 + step, 16 + 8 * step) for step in range(1, 3)),
+    ]
+    shutil.rmtree(folder / "checkpoints" / "step-00000006")
+    done = train(folder, "--resume", "--train.batch-size", "8", "--train.steps", "4", preset=None)
+    assert "changed on resume: train" not in done.stdout
+    assert read_metrics(folder)[-1]["loss"] == records[-1]["loss"]
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(whole_run, train, tmp_path):
+    folder = tmp_path / "run"
+    train(folder, "--train.checkpoint-every", "4")
+    (folder / "model.safetensors").unlink()
+    tensors = next((folder / "checkpoints" / "step-00000008").glob("*.safetensors"))
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    done = train(folder, "--resume", preset=None)
+    assert "step-00000008 is damaged and left out: " in done.stdout
+    assert losses(folder) == losses(whole_run)
+    for tensors in (folder / "checkpoints").glob("*/*.safetensors"):
+        tensors.write_bytes(b"")
+    done = train(folder, "--resume", preset=None, code=1)
+    assert "no checkpoint is whole" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_divergence_stops_the_run_with_a_message(train, tmp_path):

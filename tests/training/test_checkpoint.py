@@ -1,0 +1,202 @@
+"""Checkpoints: every bit comes back, damage is found, foreign names are left alone, and no pickle is obeyed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from diffmavil.config import Config, EncoderConfig
+from diffmavil.config.errors import RunError
+from diffmavil.config.presets import PRESETS
+from diffmavil.training.checkpoint import (
+    Progress,
+    TrainState,
+    checkpoints,
+    complaint,
+    load_checkpoint,
+    newest_whole,
+    read_progress,
+    save_checkpoint,
+)
+from diffmavil.training.distributed import World
+from diffmavil.training.planner import plan
+from diffmavil.training.pretraining import Pretraining
+from diffmavil.training.step import TrainStep
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+
+
+def config(optimizer: str = "adamw") -> Config:
+    tiny = PRESETS["diffmavil-tiny"]
+    audio = replace(tiny.model.audio, mean=0.0, std=1.0)
+    model = replace(tiny.model, audio=audio, encoder=EncoderConfig(depth=1, width=48, heads=3))
+    train = replace(tiny.train, batch_size=4, precision="fp32", keep_checkpoints=2)
+    return replace(tiny, model=model, train=train, optim=replace(tiny.optim, name=optimizer))
+
+
+def trained(of: Config, steps: int = 2) -> TrainStep:
+    step = TrainStep(Pretraining(of, ALONE.device), of, ALONE)
+    for number in range(steps):
+        step.one_pass(step.task.random_inputs(2), plan(of, number), 0, 1.0)
+        step._update(step._clip())
+    return step
+
+
+def leaves(state: TrainState) -> dict[str, Any]:
+    found = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, dict | list):
+            for key, below in value.items() if isinstance(value, dict) else enumerate(value):
+                walk(below, f"{path}/{key}")
+        else:
+            found[path] = value
+
+    walk(state.tree(), "")
+    return found
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_bit_comes_back(tmp_path: Path, optimizer: str):
+    of = config(optimizer)
+    step, fresh = trained(of), trained(of, steps=0)
+    progress = Progress(2, 8, {"clips": 3, "tried": "4A==", "bad": "AA==", "reasons": {"a": "b"}})
+    path = save_checkpoint(tmp_path, progress, step.state, of, ALONE)
+    assert complaint(path) is None
+    assert read_progress(path) == progress
+    load_checkpoint(path, fresh.state)
+    ours, theirs = leaves(fresh.state), leaves(step.state)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value) if isinstance(value, torch.Tensor) else ours[name] == value, name
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGE = {
+    "a bit": lambda path: flip(next(path.glob("*.safetensors"))),
+    "cut off": lambda path: os.truncate(next(path.glob("*.safetensors")), 1000),
+    "no tensors": lambda path: next(path.glob("*.safetensors")).unlink(),
+    "no state": lambda path: (path / "state.json").unlink(),
+    "another config": lambda path: flip(path / "config.yaml"),
+    "no checksums": lambda path: (path / "checksums.json").unlink(),
+    "no json": lambda path: (path / "checksums.json").write_text("[1"),
+    "json of something else": lambda path: (path / "checksums.json").write_text("[1]"),
+    "half the checksums": lambda path: (path / "checksums.json").write_text("{}"),
+}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    for number in (2, 4):
+        save_checkpoint(folder, Progress(number, 4 * number), trained(config()).state, config(), ALONE)
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=list(DAMAGE))
+def test_a_damaged_checkpoint_is_left_out_for_the_one_before(two: Path, tmp_path: Path, damage):
+    run = shutil.copytree(two, tmp_path / "run")
+    damage(run / "checkpoints" / "step-00000004")
+    found, said = newest_whole(run)
+    assert found == run / "checkpoints" / "step-00000002"
+    assert len(said) == 1
+    assert said[0].startswith("step-00000004 is damaged and left out: ")
+    damage(run / "checkpoints" / "step-00000002")
+    with pytest.raises(RunError, match=r"(?s)no checkpoint is whole.*step-00000004.*step-00000002"):
+        newest_whole(run)
+
+
+def test_foreign_names_are_no_checkpoints_and_stay(two: Path, tmp_path: Path):
+    run = shutil.copytree(two, tmp_path / "run")
+    folder = run / "checkpoints"
+    for name in ("step-00000004.bak", "step-9", "step-00000009x", "best"):
+        shutil.copytree(folder / "step-00000004", folder / name)
+    (folder / "step-00000007").write_text("a file")
+    assert [path.name for path in checkpoints(run)] == ["step-00000002", "step-00000004"]
+    save_checkpoint(run, Progress(6, 24), trained(config()).state, config(), ALONE)
+    assert {path.name for path in folder.iterdir()} == {
+        *("step-00000004", "step-00000006"),
+        *("step-00000004.bak", "step-9", "step-00000009x", "best", "step-00000007"),
+    }
+
+
+def test_another_model_is_a_message(two: Path):
+    other = replace(config(), model=replace(config().model, encoder=EncoderConfig(depth=1, width=96, heads=3)))
+    with pytest.raises(RunError, match="step-00000004: cannot be loaded into this model"):
+        load_checkpoint(two / "checkpoints" / "step-00000004", trained(other, steps=0).state)
+    with pytest.raises(RunError, match="other optimisers"):
+        load_checkpoint(two / "checkpoints" / "step-00000004", trained(config("muon"), steps=0).state)
+
+
+def old_checkpoint(run: Path, state: TrainState, **planted: Any) -> Path:
+    """As version 0.1.0 wrote it."""
+    path = run / "checkpoints" / "step-00000002"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save({**state.tree(), **planted}, storage_writer=FileSystemWriter(path))
+    return path
+
+
+def test_an_old_checkpoint_still_loads(tmp_path: Path):
+    step, fresh = trained(config()), trained(config(), steps=0)
+    path = old_checkpoint(tmp_path, step.state)
+    assert newest_whole(tmp_path) == (path, [])
+    assert read_progress(path) == Progress(2, None)
+    load_checkpoint(path, fresh.state)
+    for name, value in leaves(step.state).items():
+        found = leaves(fresh.state)[name]
+        assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value, name
+    os.truncate(path / "__0_0.distcp", 5000)
+    assert complaint(path) == "__0_0.distcp is cut off"
+
+
+class Planted:
+    """Whoever unpickles it runs its code."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def test_code_in_the_metadata_of_a_checkpoint_is_not_run(two: Path, tmp_path: Path):
+    mark = tmp_path / "it-ran"
+    old = old_checkpoint(tmp_path / "old", trained(config()).state)
+    new = shutil.copytree(two, tmp_path / "new") / "checkpoints" / "step-00000004"
+    for path in (old, new):
+        (path / ".metadata").write_bytes(pickle.dumps(Planted(mark)))
+        said = complaint(path)
+        assert said is not None
+        assert "which is no part of a checkpoint" in said
+        with pytest.raises(RunError, match="which is no part of a checkpoint"):
+            load_checkpoint(path, trained(config(), steps=0).state)
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(Planted(mark)))
+    assert mark.exists()  # it would have
+
+
+def test_code_in_the_settings_of_an_old_checkpoint_is_not_run(tmp_path: Path):
+    mark = tmp_path / "it-ran"
+    step = trained(config())
+    step.optimizers[0].param_groups[0]["weight_decay"] = Planted(mark)
+    path = old_checkpoint(tmp_path, step.state)
+    mark.unlink(missing_ok=True)  # torch copies what it saves
+    with pytest.raises(RunError, match="cannot be loaded into this model"):
+        load_checkpoint(path, trained(config(), steps=0).state)
+    assert not mark.exists()
