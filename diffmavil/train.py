@@ -13,6 +13,7 @@ from diffmavil.training.budget import plan_batches
 from diffmavil.training.distributed import world
 from diffmavil.training.engine import fit
 from diffmavil.training.heap import keep_freed_memory
+from diffmavil.training.planner import mix_notes
 from diffmavil.training.pretraining import Pretraining
 from diffmavil.training.run import open_run, write_run
 
@@ -28,6 +29,8 @@ def main(argv: Sequence[str]) -> None:
             config = plan_batches(config, peers)
         write_run(run, config, peers)
         run = run.noting(f"training: {split.train.note}; held out: {split.held_out.note}")
+        for note in mix_notes(config):
+            run = run.noting(note)
         with usage_errors():
             task = Pretraining(config, peers.device)
         finished = fit(task, run, config, split.train, peers)

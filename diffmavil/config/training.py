@@ -35,8 +35,11 @@ class MaskConfig:
     mix: tuple[float, ...] = ()
     """Added to the scheduled ratio, in turn by runs of 8 samples, e.g. -0.1 0 0.1: one batch then has several ratios
     (AVSiam) and is computed packed. Empty: every sample has the scheduled ratio."""
+    least_visible: float = 0.05
+    """Share of the tokens that `mix` leaves visible at least, or what the schedule leaves if that is less."""
 
     def __post_init__(self) -> None:
+        require(0 <= self.least_visible < 1, "mask.least_visible", self.least_visible, "in [0, 1)")
         require(all(-1 < shift < 1 for shift in self.mix), "mask.mix", self.mix, "shares between -1 and 1")
 
 

@@ -38,6 +38,24 @@ class Losses(NamedTuple):
     intra: Tensor
 
 
+class Pooled(NamedTuple):
+    """What the contrast reads of clips: pooled encoder outputs `[B, V, D]`, float32."""
+
+    audio: Tensor
+    video: Tensor
+
+
+class Coupled(NamedTuple):
+    """The contrast of the clips of one pass with those of all passes, worked out beforehand (`DiffMAViL.couple`)."""
+
+    audio: Tensor
+    """`[B, V, D]`: its gradient with respect to the pooled audio, of a loss that is the mean over this pass's clips."""
+    video: Tensor
+    inter: Tensor
+    """Scalar, of all passes."""
+    intra: Tensor
+
+
 class Features(NamedTuple):
     """What unmasked clips look like to the model. Pooled: the mean over tokens without CLS, float32."""
 
@@ -75,6 +93,7 @@ class DiffMAViL(nn.Module):
         keep_video: Keep,
         keep_audio: Keep,
         draws: Draws | None = None,
+        coupled: Coupled | None = None,
     ) -> Losses:
         """Pretraining losses of a batch.
 
@@ -89,6 +108,7 @@ class DiffMAViL(nn.Module):
             keep_video, keep_audio: visible tokens; at least one visible and one masked. Several counts: runs of samples
                 take them in turn (`diffmavil.model.draws`).
             draws: what `draw` gave for these arguments; None: drawn here.
+            coupled: the contrast, where clips of other passes take part in it; None: of this batch.
 
         Raises:
             ValueError: shapes that do not match the config, or impossible counts.
@@ -99,7 +119,8 @@ class DiffMAViL(nn.Module):
         specs, videos = ([x[span.first : span.last] for span in cut] for x in (spec, video))
         audio_tokens = self.audio.encode_all(specs, [drawn.masks.keep for drawn in draws.audio])
         video_tokens = self.video.encode_all(videos, [drawn.masks.keep for drawn in draws.video])
-        inter, intra = self._contrast(audio_tokens, video_tokens)
+        pooled = self._pool(audio_tokens, video_tokens)
+        inter, intra = self._contrast(pooled) if coupled is None else (coupled.inter, coupled.intra)
         fused = self.fusion(audio_tokens, video_tokens)
         audio_loss = self.audio.loss([audio for audio, _ in fused], specs, draws.audio)
         video_loss = self.video.loss([video for _, video in fused], videos, draws.video)
@@ -110,6 +131,10 @@ class DiffMAViL(nn.Module):
             + config.contrast.inter_weight * inter
             + config.contrast.intra_weight * intra
         )
+        if coupled is not None:
+            # Nothing is added to the value, and the gradient of all passes' contrast to that of this one.
+            reach = (pooled.audio * coupled.audio).sum() + (pooled.video * coupled.video).sum()
+            total = total + (reach - reach.detach())
         return Losses(total, video_loss, audio_loss, inter, intra)
 
     @torch.no_grad()
@@ -171,12 +196,49 @@ class DiffMAViL(nn.Module):
             audio=draw_pictures(self.audio, fused_audio, spec, audio_ids, seed, offset, sample_steps),
         )
 
-    def _contrast(self, audio_tokens: Sequence[Tensor], video_tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        config = self.config.contrast
-        audio, video = (
-            rearrange(torch.cat([pool(span) for span in tokens]), "(b v) d -> b v d", v=self.config.views)
-            for tokens in (audio_tokens, video_tokens)
+    def pooled(
+        self, video: Tensor, spec: Tensor, *, seed: int, offset: int, keep_video: Keep, keep_audio: Keep
+    ) -> Pooled:
+        """What the contrast reads of a batch that `forward` would be given with these arguments."""
+        self._check_inputs(video, spec)
+        tokens: dict[str, list[Tensor]] = {"audio": [], "video": []}
+        for span in spans(video.shape[0], offset, keep_audio, keep_video):
+            rows, first = slice(span.first, span.last), offset + span.first
+            for name, branch, x, keep in (
+                ("audio", self.audio, spec[rows], span.keep_audio),
+                ("video", self.video, video[rows], span.keep_video),
+            ):
+                views = [branch.mask_view(len(x), keep, view, seed, first, x.device) for view in range(branch.views)]
+                tokens[name].append(branch.encode(x, torch.stack([ids.ids_keep for ids in views], dim=1)))
+        return self._pool(tokens["audio"], tokens["video"])
+
+    def couple(self, passes: Sequence[Pooled]) -> list[Coupled]:
+        """The contrast of a batch that is computed in several passes, as if it were one (gradient caching, Gao et al.
+        2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"): for each of them what it adds.
+        """
+        config, clips = self.config.contrast, [len(one.audio) for one in passes]
+        with torch.enable_grad():
+            whole = Pooled(*(torch.cat(parts).detach().requires_grad_() for parts in zip(*passes, strict=True)))
+            inter, intra = self._contrast(whole)
+            total = config.inter_weight * inter + config.intra_weight * intra
+            grads = torch.autograd.grad(total, whole) if total.requires_grad else [torch.zeros_like(x) for x in whole]
+        # The loss of a pass is the mean over its clips, and weighs as much as they are of all.
+        more = [sum(clips) / count for count in clips]
+        return [
+            Coupled(audio * times, video * times, inter.detach(), intra.detach())
+            for times, audio, video in zip(more, *(grad.split(clips) for grad in grads), strict=True)
+        ]
+
+    def _pool(self, audio_tokens: Sequence[Tensor], video_tokens: Sequence[Tensor]) -> Pooled:
+        return Pooled(
+            *(
+                rearrange(torch.cat([pool(span) for span in tokens]), "(b v) d -> b v d", v=self.config.views)
+                for tokens in (audio_tokens, video_tokens)
+            )
         )
+
+    def _contrast(self, pooled: Pooled) -> tuple[Tensor, Tensor]:
+        config, (audio, video) = self.config.contrast, pooled
         inter = intra = audio.new_zeros(())
         if config.inter_weight > 0:
             inter = inter_modal(audio, video, config.inter_temperature)

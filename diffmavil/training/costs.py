@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 from typing import NamedTuple
@@ -28,14 +27,14 @@ def scheduled_flops(config: ModelConfig, mask: MaskConfig) -> Flops:
     """Cost of one clip's forward, averaged over the masking schedule."""
     model = meta_model(replace(config, views=1))  # the same modules, whatever the number of views
     stretches = math.lcm(mask.video.levels, mask.audio.levels)
+    mixed = mask if mask.mix else replace(mask, mix=(0.0,))
     costs = []
-    for i, shift in itertools.product(range(stretches), mask.mix or (0.0,)):
-        progress = (i + 0.5) / stretches
-        counts = (
-            mixed_counts(schedule, (shift,), progress, tokens)[0]
+    for i in range(stretches):
+        video, audio = (
+            mixed_counts(mixed, schedule, (i + 0.5) / stretches, tokens)
             for schedule, tokens in ((mask.video, config.video.tokens), (mask.audio, config.audio.tokens))
         )
-        costs.append(forward_flops(model, *counts))
+        costs += [forward_flops(model, *counts) for counts in zip(video, audio, strict=True)]
     return Flops(*(config.views * sum(part) / len(costs) for part in zip(*costs, strict=True)))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from diffmavil.config import RatioSchedule
+from diffmavil.config import MaskConfig, RatioSchedule
 
 
 def mask_ratio(schedule: RatioSchedule, progress: float) -> float:
@@ -38,7 +39,31 @@ def level_progress(schedule: RatioSchedule) -> list[float]:
     return [(level + 0.5) / schedule.levels for level in range(schedule.levels)]
 
 
-def mixed_counts(schedule: RatioSchedule, mix: tuple[float, ...], progress: float, tokens: int) -> tuple[int, ...]:
-    """Visible tokens at `progress` of the runs of samples that take the shifts of `mix` in turn."""
-    ratio = mask_ratio(schedule, progress)
-    return tuple(min(max(round((1 - ratio - shift) * tokens), 1), tokens - 1) for shift in mix)
+def mixed_counts(mask: MaskConfig, schedule: RatioSchedule, progress: float, tokens: int) -> tuple[int, ...]:
+    """Visible tokens at `progress` of the runs of samples that take the shifts of `mask.mix` in turn.
+
+    schedule: `mask.video` or `mask.audio`.
+    """
+    ratio, scheduled = mask_ratio(schedule, progress), keep_count(schedule, progress, tokens)
+    least = min(scheduled, max(1, round(mask.least_visible * tokens)))
+    return tuple(min(max(round((1 - ratio - shift) * tokens), least), tokens - 1) for shift in mask.mix)
+
+
+def raised_counts(mask: MaskConfig, schedule: RatioSchedule, tokens: int) -> str | None:
+    """What `mask.least_visible` changes of `mask.mix` over the run, in words; None: nothing."""
+    free = replace(mask, least_visible=0.0)
+    found = [
+        (kept, wanted)
+        for progress in level_progress(schedule)
+        for kept, wanted in zip(
+            mixed_counts(mask, schedule, progress, tokens), mixed_counts(free, schedule, progress, tokens), strict=True
+        )
+    ]
+    raised = [(kept, wanted) for kept, wanted in found if kept > wanted]
+    if not raised:
+        return None
+    kept, wanted = min(raised, key=lambda pair: pair[1])
+    return (
+        f"mask.mix would leave {wanted} of {tokens} tokens visible: mask.least_visible={mask.least_visible:g} leaves "
+        f"{kept}, for {len(raised) / len(found):.0%} of the clips"
+    )

@@ -62,9 +62,9 @@ class _Recorded:
         )
 
         def work() -> None:
-            *read, draws = self.inputs
+            read, draws, coupled = self.inputs
             with autocast:
-                scalars = model(*read, **arguments, draws=draws)
+                scalars = model(*read, **arguments, draws=draws, coupled=coupled or None)
             self.grads = torch.autograd.grad(scalars[0] * share, parameters)
             self.scalars = torch.stack([scalar.detach() for scalar in scalars])
 
@@ -95,9 +95,11 @@ class GraphedPasses:
         self._record = record or CudaRecorder()
         self._recorded: dict[Any, _Recorded] = {}
 
-    def __call__(self, inputs: tuple[Tensor, ...], arguments: dict[str, Any], share: float) -> Tensor:
+    def __call__(
+        self, inputs: tuple[Tensor, ...], arguments: dict[str, Any], share: float, coupled: Any = None
+    ) -> Tensor:
         """Adds `share` times the gradient of the loss to that of the parameters; gives the task's scalars."""
-        model, read = self.task.model, (*inputs, self.task.draw(inputs, arguments))
+        model, read = self.task.model, (inputs, self.task.draw(inputs, arguments), coupled or ())
         # Where runs of samples begin shows in the shapes of what was drawn.
         shape = (*(tuple(x.shape) for x in pytree.tree_leaves(read)), share)
         if shape not in self._recorded:

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from diffmavil.config import Config, MaskConfig, require
-from diffmavil.training.curriculum import keep_count, mixed_counts
+from diffmavil.training.curriculum import keep_count, mixed_counts, raised_counts
 from diffmavil.training.optim import learning_rate
 
 Counts = int | tuple[int, ...]
@@ -66,7 +66,17 @@ def counts_at(config: Config, progress: float) -> tuple[Counts, Counts]:
     mask, video, audio = config.mask, config.model.video.tokens, config.model.audio.tokens
     if not mask.mix:
         return keep_count(mask.video, progress, video), keep_count(mask.audio, progress, audio)
-    return mixed_counts(mask.video, mask.mix, progress, video), mixed_counts(mask.audio, mask.mix, progress, audio)
+    return mixed_counts(mask, mask.video, progress, video), mixed_counts(mask, mask.audio, progress, audio)
+
+
+def mix_notes(config: Config) -> list[str]:
+    """What `mask.least_visible` changes, a line for each modality that it changes anything for."""
+    mask, model = config.mask, config.model
+    said = {
+        "video": raised_counts(mask, mask.video, model.video.tokens),
+        "audio": raised_counts(mask, mask.audio, model.audio.tokens),
+    }
+    return [f"{name}: {what}" for name, what in said.items() if what]
 
 
 def stretch_counts(config: Config) -> list[tuple[Counts, Counts]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from diffmavil.data.dataset import Batch
 from diffmavil.model import DiffMAViL
 from diffmavil.model.draws import Draws
 from diffmavil.model.flops import mixed_flops
+from diffmavil.model.mavil import Coupled
 from diffmavil.training.planner import Counts, Plan
 from maekernels.philox import fold_in
 
@@ -51,6 +52,10 @@ class Pretraining:
 
     def draw(self, inputs: tuple[Tensor, ...], arguments: Mapping[str, Any]) -> Draws:
         return self.model.draw(*inputs, **arguments)
+
+    def couple(self, passes: Sequence[tuple[tuple[Tensor, ...], dict[str, Any]]]) -> list[Coupled]:
+        """The contrast of all passes together."""
+        return self.model.couple([self.model.pooled(*inputs, **arguments) for inputs, arguments in passes])
 
     def flops(self, now: Plan) -> float:
         return mixed_flops(self.model, now.keep_video, now.keep_audio)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,16 +80,21 @@ class TrainStep:
     def gradients(self, batch: Batch, now: Plan, offset: int) -> Tensor:
         """Forward and backward of this rank's clips, in several passes if they do not fit at once: the task's scalars.
 
-        The contrast of a pass knows the clips of that pass, over all ranks.
+        What clips of several passes have to do with each other, such as the contrast, is worked out first: how a step
+        is cut changes nothing but its memory, and costs one more forward of the encoders.
         """
         inputs = self.task.inputs(batch)
         parts = passes(len(batch), now.at_once)
+        if len(parts) == 1:
+            return self.one_pass(inputs, now, offset, 1.0)
+        cut = [(tuple(x[rows] for x in inputs), offset + rows.start) for rows in parts]
+        with torch.no_grad(), self._autocast():
+            coupled = self.task.couple([(part, self.task.arguments(now, first)) for part, first in cut])
         total = torch.zeros((), device=self.device)
-        for i, rows in enumerate(parts):
-            share = (rows.stop - rows.start) / len(batch)
+        for i, ((part, first), own) in enumerate(zip(cut, coupled, strict=True)):
+            share = len(part[0]) / len(batch)
             with self._syncs(i + 1 == len(parts)):
-                scalars = self.one_pass(tuple(x[rows] for x in inputs), now, offset + rows.start, share)
-            total = scalars if len(parts) == 1 else total + scalars * share
+                total = total + share * self.one_pass(part, now, first, share, own)
         return total
 
     def _syncs(self, last: bool) -> AbstractContextManager[None]:
@@ -98,15 +103,21 @@ class TrainStep:
             return nullcontext()
         return self._forward.no_sync()
 
-    def one_pass(self, inputs: tuple[Tensor, ...], now: Plan, offset: int, share: float) -> Tensor:
-        """Adds `share` times the gradient of the loss to that of the parameters; gives the task's scalars."""
+    def one_pass(self, inputs: tuple[Tensor, ...], now: Plan, offset: int, share: float, coupled: Any = None) -> Tensor:
+        """Adds `share` times the gradient of the loss to that of the parameters; gives the task's scalars.
+
+        coupled: what `Task.couple` gave for this pass; None: it is the only one.
+        """
         arguments = self.task.arguments(now, offset)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+        with self._autocast():
             if self._graphs is not None:
-                return self._graphs(inputs, arguments, share)
-            scalars = self._forward(*inputs, **arguments)
+                return self._graphs(inputs, arguments, share, coupled)
+            scalars = self._forward(*inputs, **arguments, coupled=coupled)
         (scalars[0] if share == 1 else scalars[0] * share).backward()
         return torch.stack([scalar.detach() for scalar in scalars])
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast)
 
     def drop_gradients(self) -> None:
         for parameter in self.model.parameters():
@@ -118,9 +129,15 @@ class TrainStep:
         """
         begin, found = time.perf_counter(), shapes(self.config)
         for now in found:
-            for rows in passes(now.batch_size // self.world.size, now.at_once):
-                inputs = self.task.random_inputs(rows.stop - rows.start)
-                self.one_pass(inputs, now, now.position, 1.0 if now.at_once == 0 else 0.5)
+            parts = passes(now.batch_size // self.world.size, now.at_once)
+            drawn = [self.task.random_inputs(rows.stop - rows.start) for rows in parts]
+            coupled: Sequence[Any] = [None]
+            if len(parts) > 1:
+                with torch.no_grad(), self._autocast():
+                    arguments = self.task.arguments(now, now.position)
+                    coupled = self.task.couple([(inputs, arguments) for inputs in drawn])
+            for inputs, own in zip(drawn, coupled, strict=True):
+                self.one_pass(inputs, now, now.position, 1.0 if len(parts) == 1 else 0.5, own)
             self.drop_gradients()
         seconds = time.perf_counter() - begin
         what = f"{graphs_compiled()} graphs compiled, " if self.config.train.compile else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -40,6 +40,13 @@ class Task(Protocol):
 
     def draw(self, inputs: tuple[Tensor, ...], arguments: Mapping[str, Any]) -> Any:
         """Everything random of a forward pass, the model's argument `draws`: what a CUDA graph must not hold."""
+        ...
+
+    def couple(self, passes: Sequence[tuple[tuple[Tensor, ...], dict[str, Any]]]) -> Sequence[Any]:
+        """What each of several passes of a step needs to know of the others' clips: the model's argument `coupled`.
+
+        passes: inputs and arguments of each; gradients are off.
+        """
         ...
 
     def flops(self, now: Plan) -> float:

@@ -121,16 +121,17 @@ def test_compiled_code_lies_in_the_cache_of_the_config(tmp_path, monkeypatch):
 
     config = small()
     config = replace(config, data=replace(config.data, cache=str(tmp_path)))
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
     ours, users = str(tmp_path / "inductor"), str(tmp_path / "users")
     for before, after in ((None, ours), (default_cache_dir(), ours), (users, users)):
         if before is None:
             monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
         else:
             monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", before)
-        compile_blocks(DiffMAViL(config.model), config)
+        # A setting that monkeypatch restores is hidden afterwards.
+        with torch._dynamo.config.patch(optimize_ddp=True):
+            compile_blocks(DiffMAViL(config.model), config)
+            assert not torch._dynamo.config.optimize_ddp
         assert cache_dir() == after
-    assert not torch._dynamo.config.optimize_ddp
 
 
 def test_a_step_copies_nothing_from_the_host():

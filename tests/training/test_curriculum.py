@@ -1,9 +1,10 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 
-from diffmavil.config import RatioSchedule
-from diffmavil.training.curriculum import keep_count, level_progress, mask_ratio
+from diffmavil.config import MaskConfig, RatioSchedule
+from diffmavil.training.curriculum import keep_count, level_progress, mask_ratio, mixed_counts, raised_counts
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "step"])
@@ -55,3 +56,22 @@ def test_one_token_is_always_visible_and_one_masked():
 def test_progress_outside_the_run_is_refused(progress):
     with pytest.raises(ValueError, match="progress"):
         mask_ratio(RatioSchedule(), progress)
+
+
+def test_a_mix_leaves_the_least_that_may_be_visible_and_says_so():
+    falling = RatioSchedule("linear", 0.9, 0.8)
+    mask = MaskConfig(video=falling, audio=falling, mix=(-0.1, 0.0, 0.1))
+    assert mixed_counts(mask, falling, 0.0, 512) == (102, 51, 26)  # 5 % where 0 would be left
+    assert mixed_counts(mask, falling, 1.0, 512) == (154, 102, 51)
+    said = raised_counts(mask, falling, 512)
+    assert said is not None
+    assert said.startswith("mask.mix would leave 1 of 512 tokens visible: mask.least_visible=0.05 leaves 26, for ")
+    assert mixed_counts(replace(mask, least_visible=0.0), falling, 0.0, 512) == (102, 51, 1)
+    assert raised_counts(replace(mask, least_visible=0.0), falling, 512) is None
+    assert raised_counts(replace(mask, mix=()), falling, 512) is None
+
+
+def test_what_the_schedule_leaves_is_never_raised():
+    few = RatioSchedule("constant", 0.98)
+    mask = MaskConfig(video=few, audio=few, mix=(0.0, 0.01))
+    assert mixed_counts(mask, few, 0.5, 1000) == (20, 20)

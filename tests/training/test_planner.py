@@ -10,6 +10,7 @@ from rich.console import Console
 
 from diffmavil.config import BatchConfig, Config, MaskConfig, RatioSchedule
 from diffmavil.config.presets import PRESETS
+from diffmavil.data.dataset import Batch
 from diffmavil.model.flops import meta_model, mixed_flops
 from diffmavil.training.budget import memory_bytes, plan_table, resolve_batches
 from diffmavil.training.distributed import World
@@ -106,22 +107,29 @@ def test_passes_cover_the_clips_once_and_none_is_too_large(clips, at_once, count
     assert not at_once or max(p.stop - p.start for p in parts) <= at_once
 
 
-def test_several_passes_give_the_gradient_of_one():
-    """Without contrast, which knows the clips of a pass alone, the sum over passes is the whole."""
-    contrast = replace(TINY.model.contrast, inter_weight=0.0, intra_weight=0.0)
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("mix", [(), (-0.1, 0.05)], ids=["plain", "mixed"])
+def test_several_passes_give_the_losses_and_the_gradient_of_one(views, mix):
+    """The contrast knows the clips of all passes, however many the memory allows at once."""
+    contrast = replace(TINY.model.contrast, inter_weight=1.0, intra_weight=0.5)
     audio = replace(TINY.model.audio, mean=0.0, std=1.0)
-    model = replace(TINY.model, contrast=contrast, audio=audio)
-    config = replace(TINY, model=model, train=replace(TINY.train, precision="fp32"))
-    gradients = []
-    for at_once in (0, 3):
+    model = replace(TINY.model, contrast=contrast, audio=audio, views=views)
+    config = replace(TINY, model=model, train=replace(TINY.train, precision="fp32"), mask=replace(TINY.mask, mix=mix))
+    found = []
+    for at_once in (0, 3, 1):
         step = TrainStep(Pretraining(config, ALONE.device), config, ALONE)
-        inputs = step.task.random_inputs(8)
-        now = plan(config, 0)
-        for rows in passes(8, at_once):
-            step.one_pass(tuple(x[rows] for x in inputs), now, 7 + rows.start, (rows.stop - rows.start) / 8)
-        gradients.append([p.grad for p in step.model.parameters()])
-    for whole, parts in zip(*gradients, strict=True):
-        torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-6)
+        video, _ = step.task.random_inputs(8)
+        wave = torch.randn(8, model.audio.samples, generator=torch.Generator().manual_seed(0))
+        batch = Batch(video, wave, torch.full((8,), wave.shape[1]), [()] * 8, torch.arange(8), [""] * 8)
+        losses = step.gradients(batch, plan(config, 0)._replace(at_once=at_once), 7)
+        found.append((losses, [p.grad for p in step.model.parameters()]))
+    (losses, whole), *others = found
+    assert losses[3] > 1.5  # of 8 clips: ln 8 is 2.1, and of a clip alone it would be 0
+    assert losses[4] > 1.5 or views == 1
+    for parts_losses, parts in others:
+        torch.testing.assert_close(parts_losses, losses, rtol=1e-4, atol=1e-5)
+        for one, other in zip(parts, whole, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-6)
 
 
 def test_memory_of_a_clip_is_what_autograd_keeps():
