@@ -9,7 +9,8 @@ from pathlib import Path
 import tyro
 
 from diffmavil.config.cli import run_main
-from diffmavil.config.errors import UsageError
+from diffmavil.config.errors import UsageError, usage_errors
+from diffmavil.config.folders import check_writable, expanded
 from diffmavil.reporting.page import write_report
 
 
@@ -20,10 +21,12 @@ class _Arguments:
 
 
 def main(argv: Sequence[str]) -> None:
-    args = tyro.cli(_Arguments, prog="python -m diffmavil.report", args=list(argv))
+    args = expanded(tyro.cli(_Arguments, prog="python -m diffmavil.report", args=list(argv)))
     if not args.run_dir.is_dir():
         raise UsageError(f"--run-dir {args.run_dir}: no such folder")
-    print(write_report(args.run_dir))
+    with usage_errors():
+        check_writable("--run-dir", args.run_dir)
+        print(write_report(args.run_dir))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import tyro
 from diffmavil.config import Config
 from diffmavil.config.errors import RunError, UsageError
 from diffmavil.config.files import CONFIG_FILE, load_config
+from diffmavil.config.folders import expand, expanded
 from diffmavil.config.presets import DEFAULT_PRESET, PRESETS, preset
 
 
@@ -59,12 +60,14 @@ def parse_train(argv: Sequence[str]) -> tuple[str, Config, RunOptions]:
         if start is not None and named is not None:
             raise UsageError(f"preset {named!r} beside --resume: the run folder's config.yaml decides; leave it out")
         default = _Arguments(**_shallow(start or base))
-        args = tyro.cli(
-            _Arguments,
-            prog=f"python -m diffmavil.train [PRESET={DEFAULT_PRESET}]",
-            description=f"Pretrain an audio-video masked autoencoder.\n\nPRESET: {', '.join(PRESETS)}",
-            args=argv,
-            default=default,
+        args = expanded(
+            tyro.cli(
+                _Arguments,
+                prog=f"python -m diffmavil.train [PRESET={DEFAULT_PRESET}]",
+                description=f"Pretrain an audio-video masked autoencoder.\n\nPRESET: {', '.join(PRESETS)}",
+                args=argv,
+                default=default,
+            )
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -80,7 +83,7 @@ def _resumed_config(argv: list[str]) -> Config | None:
     spaced = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a == "--run-dir"]
     if not inline + spaced:
         raise UsageError("--resume needs --run-dir: which run is to go on?")
-    path = Path((inline + spaced)[-1]) / CONFIG_FILE
+    path = expand((inline + spaced)[-1]) / CONFIG_FILE
     return load_config(path) if path.exists() else None
 
 

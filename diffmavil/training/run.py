@@ -10,8 +10,9 @@ from types import FrameType, TracebackType
 
 from diffmavil.config import Config
 from diffmavil.config.cli import RunOptions
-from diffmavil.config.errors import UsageError
+from diffmavil.config.errors import UsageError, usage_errors
 from diffmavil.config.files import CONFIG_FILE, differences, load_config, save_config
+from diffmavil.config.folders import check_writable
 from diffmavil.training.checkpoint import checkpoints
 from diffmavil.training.distributed import World
 from diffmavil.training.metrics import read_metrics
@@ -34,14 +35,15 @@ def open_run(preset: str, config: Config, options: RunOptions, world: World) -> 
     """The folder of this run, the same on every rank.
 
     Raises:
-        UsageError: the folder already holds a run and `--resume` was not given, or the batch does not divide.
+        UsageError: the folder cannot be written, or already holds a run and `--resume` was not given, or the batch does
+            not divide.
     """
-    try:
-        check_processes(config, world.size)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     default = Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = world.from_main(options.run_dir or default)
+    with usage_errors():
+        check_processes(config, world.size)
+        # One process tries for all: they would be in each other's way.
+        world.main_first(lambda: not world.main or check_writable("--run-dir", folder))
     saved = checkpoints(folder)
     if options.resume:
         checkpoint = saved[-1] if saved else None
