@@ -123,7 +123,7 @@ def _step_speed(config: Config, clips: int, device: torch.device, seconds: float
 
 
 def slower(found: Diagnosis, step: float | None) -> str | None:
-    """ "loading" or "step"; None when the step was not measured."""
+    """Which of "loading" and "step"; None when the step was not measured."""
     if step is None:
         return None
     return "loading" if found.together < step else "step"

@@ -128,8 +128,8 @@ def judge(
     more = f"raise data.workers: {cores} cores are here, {workers} processes use them" if workers < cores else ""
     if read is None:
         return limit, (
-            "prepare the clips once (python -m diffmavil.prepare SRC OUT) and train on OUT: small pictures with keyframes"
-            f" close together take less to decode{'; until then, ' + more if more else ''}"
+            "prepare the clips once (python -m diffmavil.prepare SRC OUT) and train on OUT: small pictures whose "
+            f"keyframes are close together take less to decode{'; until then, ' + more if more else ''}"
         )
     if more:
         return limit, more
