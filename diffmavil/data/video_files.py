@@ -22,10 +22,12 @@ _NAMED = 8
 
 @dataclass(frozen=True)
 class Found:
-    """Attributes:
-    videos: relative paths, sorted.
-    others: suffix -> how many files have it that were not looked at.
-    closed: folders that cannot be read.
+    """What lies in a folder and below.
+
+    Attributes:
+        videos: relative paths, sorted.
+        others: suffix -> how many files have it that were not looked at.
+        closed: folders that cannot be read.
     """
 
     videos: list[str] = field(default_factory=list)
