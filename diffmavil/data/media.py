@@ -36,6 +36,9 @@ _WITHOUT_INDEX = ("mpeg", "mpegts")
 """Formats for which libav guesses each stream's length from the file's last packets, and often too short."""
 _STEPS_BACK = (0.0, 2.0, 8.0, float("inf"))
 """Seconds to seek further back when no keyframe was found before the window; at last to the start of the file."""
+_EARLY = 10.0
+"""Seconds before the start of a file without index from which on it is sought: it is sought by decoding times there, and
+the first picture's may lie before the start."""
 
 
 class BadClip(Exception):
@@ -162,8 +165,9 @@ class Media:
         video_tick, audio_tick = tick_of(self.video), tick_of(self.audio)
         video: list[Packet] = []
         audio: list[Packet] = []
+        first = self.start - (_EARLY if self.container.format.name in _WITHOUT_INDEX else 0.0)
         for back in _STEPS_BACK:
-            video, audio = self._read_from(max(self.start, begin - back), windows)
+            video, audio = self._read_from(max(first, begin - back), windows)
             keys = [
                 index
                 for index, packet in enumerate(video)
