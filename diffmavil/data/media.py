@@ -37,8 +37,8 @@ _WITHOUT_INDEX = ("mpeg", "mpegts")
 _STEPS_BACK = (0.0, 2.0, 8.0, float("inf"))
 """Seconds to seek further back when no keyframe was found before the window; at last to the start of the file."""
 _EARLY = 10.0
-"""Seconds before the start of a file without index from which on it is sought: it is sought by decoding times there, and
-the first picture's may lie before the start."""
+"""Seconds before the start of a file without index from which on it is sought: decoding times count there, and that of
+the first picture may lie before the start."""
 
 
 class BadClip(Exception):
@@ -183,7 +183,7 @@ class Media:
         ticks = {self.video.index: tick_of(self.video), self.audio.index: tick_of(self.audio)}
         ends = {self.video.index: windows.video.end, self.audio.index: windows.audio.end}
         packets: dict[int, list[Packet]] = {self.video.index: [], self.audio.index: []}
-        self.container.seek(int(begin / ticks[self.video.index]), stream=self.video)
+        self._seek(begin)
         for packet in self._packets():
             index = packet.stream_index
             if index not in ends:
@@ -197,6 +197,13 @@ class Media:
             else:
                 packets[index].append(packet)
         return packets[self.video.index], packets[self.audio.index]
+
+    def _seek(self, begin: float) -> None:
+        """To the last keyframe before `begin`; in files that know none (flv), to the sound, which has begun earlier."""
+        try:
+            self.container.seek(int(begin / tick_of(self.video)), stream=self.video)
+        except av.error.PermissionError:
+            self.container.seek(int(begin / tick_of(self.audio)), stream=self.audio)
 
     def _packets(self) -> Iterator[Packet]:
         """Packets of both streams until the end of the file, or until where it is cut off or damaged."""

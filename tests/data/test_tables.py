@@ -262,6 +262,17 @@ def test_the_first_keyframe_of_a_stream_without_index(tmp_path: Path, suffix: st
     assert 0 <= shown[0] < shown[-1] <= 6
 
 
+def test_an_old_flv_whose_sound_begins_first(tmp_path: Path) -> None:
+    """Before its first keyframe libav knows no place to seek to."""
+    path = write_clip(tmp_path / "a.flv", seconds=2.0, video_start=0.1, rate=22_050, codecs=("flv1", "libmp3lame"))
+    decoded = decode_clip(str(path), VIDEO, AUDIO, crop=(0, 8))
+    assert 0 <= number_shown(decoded.video[0]) <= 5
+    (piece,) = transcode(Item(0, str(path), "a.flv"), Settings(), 60.0)
+    assert isinstance(piece, Piece)
+    assert piece.frames == 50
+    assert not piece.silent
+
+
 def test_what_is_not_looked_at_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = touch(tmp_path / "src", "a/x.txt", "a/y.TXT", "z.json", "README", "a/.hidden", ".cache/k.txt")
     with pytest.raises(ValueError, match=r"no video found.*; not looked at: 2 \.txt, 1 without a suffix, 1 \.json"):
