@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_DIR ?= runs/demo
+# A run that has begun goes on with its own settings.
+DEMO_PRESET = $(if $(wildcard $(DEMO_DIR)/config.yaml),,diffmavil-tiny-fast)
 STAMP := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 
 .PHONY: help install check format test test-plain test-reference test-interpreter test-aot test-asan test-builds \
 	test-dali test-torchcodec aot cuda-report demo clean
@@ -19,62 +22,74 @@ help:
 	@echo "make install  only the virtual environment ($(VENV))"
 
 # torch comes first, from the constraints file: what follows then finds it satisfied, and compiles against its headers;
-# an isolated build would download it once more.
-$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
+# an isolated build would download it once more. Python compiles what is imported, when it is: pip would compile it all.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
+
+$(STAMP): $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch setuptools wheel ninja
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[train,dev]'
+	$(PIP) torch setuptools wheel ninja
+	$(PIP) --no-build-isolation -e '.[train]'
 	@touch $@
 
-install: $(STAMP)
+# What tests and checks need, and the demo does not. `pip install -e '.[dev]'` would build the package once more.
+$(DEV): $(STAMP)
+	$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*project["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/dev.txt
+	$(PIP) -r $(VENV)/dev.txt
+	@touch $@
 
-check: $(STAMP)
+install: $(DEV)
+
+check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-format: $(STAMP)
+format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 test: test-plain test-reference test-interpreter test-aot
 
 # A process for each of two cores; files stay whole, so that what a file's tests share is made once.
-test-plain: $(STAMP)
+test-plain: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The ops once more without their native kernels.
-test-reference: $(STAMP)
+test-reference: $(DEV)
 	MAEKERNELS_NATIVE=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/ops
 
-test-asan: $(STAMP)
+test-asan: $(DEV)
 	PYTHON=$(BIN)/python tests/install/asan.sh
 
-test-builds: $(STAMP)
+test-builds: $(DEV)
 	PYTHON=$(BIN)/python tests/install/builds.sh
 
-test-dali: $(STAMP)
+test-dali: $(DEV)
 	PYTHON=$(BIN)/python tests/install/decoder.sh dali
 
-test-torchcodec: $(STAMP)
+test-torchcodec: $(DEV)
 	PYTHON=$(BIN)/python tests/install/decoder.sh torchcodec
 
 # Triton decides at import whether kernels are interpreted, and the gate replaces its driver: own processes.
-test-interpreter: $(STAMP)
+test-interpreter: $(DEV)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
 
-test-aot: $(STAMP)
+test-aot: $(DEV)
 	MAEKERNELS_AOT=1 $(BIN)/python -m pytest -n 2 tests/aot
 
-aot: $(STAMP)
+aot: $(DEV)
 	$(BIN)/python tests/aot/gate.py
 
-cuda-report: $(STAMP)
+cuda-report: $(DEV)
 	$(BIN)/python tests/csrc/resources.py
 
 demo: $(STAMP)
-	$(BIN)/python -m diffmavil.train --run-dir $(DEMO_DIR) --resume
+	$(BIN)/python -m diffmavil.train $(DEMO_PRESET) --run-dir $(DEMO_DIR) --resume --train.no-report
+	@test -e $(DEMO_DIR)/model.safetensors || \
+		{ echo "the training was stopped before its end: make demo goes on from where it was" >&2; exit 1; }
 	$(BIN)/python -m diffmavil.evaluate --run-dir $(DEMO_DIR)
 
 clean:

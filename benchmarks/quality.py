@@ -71,7 +71,8 @@ def settings(study: str) -> dict[str, Config]:
     found["diffmavil-tiny, every timestep"] = replace(paper, model=every)
     if study == "synthetic":
         planned = replace(paper.batch, rule="flops", lr_rule="sqrt")
-        found["diffmavil-tiny, adaptive batch"] = replace(paper, batch=planned)
+        for name in ("diffmavil-tiny", "diffmavil-tiny-fast"):
+            found[f"{name}, adaptive batch"] = replace(found[name], batch=planned)
     return found
 
 

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from diffmavil.config import AugmentConfig, Config, DataConfig, require
-from diffmavil.config.cli import run_main
-from diffmavil.config.errors import RunError, TooManyBadClips, UsageError
+from diffmavil.config.cli import parse_flags, run_main
+from diffmavil.config.errors import RunError, UsageError
 from diffmavil.config.presets import preset
 from diffmavil.data.bottleneck import BATCH, Diagnosis, diagnose, seconds_each, waited, with_statistics
 from diffmavil.data.dataset import Batch
@@ -62,13 +62,13 @@ class Options:
 def main(argv: Sequence[str]) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     try:
-        options = tyro.cli(Options, prog="python -m diffmavil.doctor", args=list(argv))
+        options = parse_flags(Options, argv, prog="python -m diffmavil.doctor")
         config = _config(options)
         found = diagnose(config, options.seconds)
         step = step_speed(config, options.seconds) if options.step else None
     except ValueError as error:
         raise UsageError(str(error)) from error
-    except (TooManyBadClips, BadClip, StoreError) as error:
+    except (BadClip, StoreError) as error:
         raise RunError(str(error)) from error
     if options.json:
         console.print(json.dumps({**asdict(found), "step": step, "slower": slower(found, step)}))

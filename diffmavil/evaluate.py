@@ -13,14 +13,13 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-import tyro
 from rich.console import Console
 
 from diffmavil.config import DataConfig, require
-from diffmavil.config.cli import run_main
-from diffmavil.config.errors import RunError, TooManyBadClips, UsageError, usage_errors
+from diffmavil.config.cli import parse_flags, run_main
+from diffmavil.config.errors import UsageError, usage_errors
 from diffmavil.config.files import CONFIG_FILE
-from diffmavil.config.folders import check_writable, expanded
+from diffmavil.config.folders import check_writable
 from diffmavil.data.sources import split_source
 from diffmavil.evaluation.evaluate import evaluate
 from diffmavil.evaluation.result import Evaluation
@@ -78,27 +77,22 @@ def main(argv: Sequence[str]) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     weights = options.weights or options.run_dir / WEIGHTS_FILE
     model, config = load_weights(weights, "cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    with usage_errors():
         config = replace(config, data=options.data.apply(config.data))
         split = split_source(config.data)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     console.print(f"training clips: {split.train.note}\nheld-out clips: {split.held_out.note}")
-    try:
-        evaluation = evaluate(
-            model,
-            config,
-            split.train,
-            split.held_out,
-            batch_size=options.batch_size,
-            crops=options.crops,
-            seed=options.seed,
-            weights=str(weights),
-            features_file=options.features,
-            console=console,
-        )
-    except TooManyBadClips as error:
-        raise RunError(str(error)) from error
+    evaluation = evaluate(
+        model,
+        config,
+        split.train,
+        split.held_out,
+        batch_size=options.batch_size,
+        crops=options.crops,
+        seed=options.seed,
+        weights=str(weights),
+        features_file=options.features,
+        console=console,
+    )
     evaluation.write(options.run_dir)
     show(evaluation, console)
     with usage_errors():  # it shows the run's own clips, which may be gone by now
@@ -111,10 +105,8 @@ def parse(argv: Sequence[str]) -> Options:
     Raises:
         UsageError: a folder that holds no run or no weights, or cannot be written; impossible values.
     """
-    try:
-        options = expanded(tyro.cli(Options, prog="python -m diffmavil.evaluate", args=list(argv)))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    with usage_errors():
+        options = parse_flags(Options, argv, prog="python -m diffmavil.evaluate")
     if not (options.run_dir / CONFIG_FILE).exists():
         raise UsageError(f"--run-dir {options.run_dir}: holds no run (no {CONFIG_FILE})")
     if options.weights is None and not (options.run_dir / WEIGHTS_FILE).exists():

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from diffmavil.config import require
-from diffmavil.config.cli import run_main
+from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import CannotWrite, RunError, UsageError
-from diffmavil.config.folders import check_writable, expanded
+from diffmavil.config.folders import check_writable
 from diffmavil.config.progress import tracking
 from diffmavil.data.prepare.items import read_catalog
 from diffmavil.data.prepare.job import Job
@@ -78,7 +78,7 @@ class Options:
 def main(argv: Sequence[str]) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     try:
-        options = expanded(tyro.cli(Options, prog="python -m diffmavil.prepare", args=list(argv)))
+        options = parse_flags(Options, argv, prog="python -m diffmavil.prepare")
         if options.verify is not None:
             check(options.verify, console)
         else:

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from diffmavil.config.cli import run_main
+from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import UsageError, usage_errors
-from diffmavil.config.folders import check_writable, expanded
+from diffmavil.config.folders import check_writable
 from diffmavil.reporting.page import write_report
 
 
@@ -21,7 +19,7 @@ class _Arguments:
 
 
 def main(argv: Sequence[str]) -> None:
-    args = expanded(tyro.cli(_Arguments, prog="python -m diffmavil.report", args=list(argv)))
+    args = parse_flags(_Arguments, argv, prog="python -m diffmavil.report")
     if not args.run_dir.is_dir():
         raise UsageError(f"--run-dir {args.run_dir}: no such folder")
     with usage_errors():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType, UnionType
+from typing import Any, NoReturn, TypeVar, Union, get_args
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from diffmavil.config import Config
 from diffmavil.config.errors import RunError, UsageError
@@ -30,6 +32,44 @@ class RunOptions:
 @dataclass(frozen=True)
 class _Arguments(RunOptions, Config):
     pass
+
+
+T = TypeVar("T")
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """`X | None` takes what X takes, and is called so in --help; the word None gives None.
+
+    tyro's own name for it is `{None}|X`.
+    """
+    inner = [kind for kind in get_args(info.type) if kind is not NoneType]
+    if info.type_origin not in (Union, UnionType) or len(inner) != 1 or NoneType not in get_args(info.type):
+        return None
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(inner[0], info.markers))
+    if not isinstance(spec, PrimitiveConstructorSpec):
+        return None
+    return replace(
+        spec,
+        instance_from_str=lambda words: None if words == ["None"] else spec.instance_from_str(words),
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
+        choices=None,
+    )
+
+
+def parse_flags(
+    kind: type[T], argv: Sequence[str], *, prog: str, description: str | None = None, default: T | None = None
+) -> T:
+    """Flags to an instance of the dataclass `kind`, over `default` if one is given; `~` in paths is the home folder.
+
+    Raises:
+        ValueError: values that the dataclass does not allow.
+        SystemExit: code 2, after tyro printed what is wrong with the flags; code 0 after --help.
+    """
+    given: Any = {} if default is None else {"default": default}
+    return expanded(tyro.cli(kind, prog=prog, description=description, args=list(argv), registry=_REGISTRY, **given))
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
@@ -60,14 +100,12 @@ def parse_train(argv: Sequence[str]) -> tuple[str, Config, RunOptions]:
         if start is not None and named is not None:
             raise UsageError(f"preset {named!r} beside --resume: the run folder's config.yaml decides; leave it out")
         default = _Arguments(**_shallow(start or base))
-        args = expanded(
-            tyro.cli(
-                _Arguments,
-                prog=f"python -m diffmavil.train [PRESET={DEFAULT_PRESET}]",
-                description=f"Pretrain an audio-video masked autoencoder.\n\nPRESET: {', '.join(PRESETS)}",
-                args=argv,
-                default=default,
-            )
+        args = parse_flags(
+            _Arguments,
+            argv,
+            prog=f"python -m diffmavil.train [PRESET={DEFAULT_PRESET}]",
+            description=f"Pretrain an audio-video masked autoencoder.\n\nPRESET: {', '.join(PRESETS)}",
+            default=default,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -10,7 +10,7 @@ from diffmavil.config.checks import require
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of training batches on the device; all off by default, as MAViL pretrains."""
+    """Random changes of training batches on the device; all off by default."""
 
     colour: float = 0.0
     """Brightness, contrast and saturation vary by this share."""

@@ -18,6 +18,10 @@ class Tracker(Protocol):
         """`done` of `total` (None: as before) are finished."""
         ...
 
+    def found(self, count: int) -> None:
+        """`count` more were finished before: they are done, and say nothing of the speed."""
+        ...
+
 
 @contextmanager
 def tracking(console: Console | None, what: str, total: int | None) -> Iterator[Tracker]:
@@ -36,6 +40,9 @@ class _Silent:
     def update(self, done: int, total: int | None = None) -> None:
         pass
 
+    def found(self, count: int) -> None:
+        pass
+
 
 class _Bar:
     def __init__(self, bar: Progress, what: str, total: int | None) -> None:
@@ -44,18 +51,19 @@ class _Bar:
     def update(self, done: int, total: int | None = None) -> None:
         self._bar.update(self._task, completed=done, total=total)
 
+    def found(self, count: int) -> None:
+        self._bar.advance(self._task, count)
+
 
 class _Lines:
     """The first after ten seconds, then less and less often, down to one a minute."""
 
     def __init__(self, console: Console, what: str, total: int | None) -> None:
         self._console, self._what, self._total = console, what, total
-        self._begin, self._due, self._before = time.monotonic(), _FIRST, None
+        self._begin, self._due, self._before = time.monotonic(), _FIRST, 0
 
     def update(self, done: int, total: int | None = None) -> None:
         self._total = total or self._total
-        if self._before is None:
-            self._before = done - 1 if done else 0  # what was finished before counts for no speed
         spent = time.monotonic() - self._begin
         if spent < self._due:
             return
@@ -65,6 +73,9 @@ class _Lines:
         if self._total and rate > 0:
             line += f", {format_seconds((self._total - done) / rate)} to go"
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def found(self, count: int) -> None:
+        self._before += count
 
 
 def format_seconds(seconds: float) -> str:

@@ -57,7 +57,8 @@ class BatchConfig:
     """Of each process's device, for parameters, optimiser and activations. With any rule, a larger batch is
     accumulated from several passes. None: no limit; with rule=memory on CUDA, 80 % of the device."""
     multiple: int = 8
-    """Sizes are multiples of it, and it of the number of processes: 8 times the most processes ever used."""
+    """Sizes are multiples of it and of the number of processes. A run that is to go on with another number of processes
+    needs a multiple of both: 8 times the most ever used."""
     largest: int = 65_536
     """No step takes more clips."""
     lr_rule: Literal["none", "linear", "sqrt"] = "none"

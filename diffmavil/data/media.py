@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,6 +23,7 @@ from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from diffmavil.data.awake import awake_seconds
 from diffmavil.data.windows import Span, Windows
 
 # libav writes a line for every damaged packet; what matters reaches the user as BadClip.
@@ -73,15 +73,15 @@ class Sample:
 
 
 class Deadline:
-    """Seconds that a clip may take; looked at between packets and between frames."""
+    """Seconds that a clip may take, while the process runs; looked at between packets and between frames."""
 
     def __init__(self, seconds: float, name: str) -> None:
         self.seconds = seconds
         self.name = name
-        self._end = time.monotonic() + seconds
+        self._end = awake_seconds() + seconds
 
     def check(self) -> None:
-        if time.monotonic() > self._end:
+        if awake_seconds() > self._end:
             raise BadClip(self.name, f"not decoded within the deadline of {self.seconds:g} s")
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
+from rich.console import Console
 
 from diffmavil.config import AudioConfig, Config, require
 from diffmavil.config.folders import expand, writing
+from diffmavil.config.progress import tracking
 from diffmavil.data.audio import frames_in, log_mel
 from diffmavil.data.clips import Clip, ClipSet, Split
 from diffmavil.data.dataset import make_reader
@@ -71,7 +73,7 @@ def measure_audio_stats(
     """(mean, std) of the log-mel over the real frames of the clips' centre crops, summed in float64."""
     count, total, squares = 0, 0.0, 0.0
     bad: list[BadClip] = []
-    for clip in clips:
+    for clip in _tracked(clips):
         try:
             sound = decode_sound(reader(clip), audio, start=clip.start, duration=clip.duration)
         except BadClip as error:
@@ -90,6 +92,14 @@ def measure_audio_stats(
     std = max(0.0, squares / count - mean**2) ** 0.5
     require(std > 1e-3, "audio.std", std, f"positive: the sound of all {len(clips)} clips measured is silent")
     return mean, std
+
+
+def _tracked(clips: list[Clip]) -> Iterator[Clip]:
+    console = Console(stderr=True)
+    with tracking(console, "clips measured for the audio statistics", len(clips)) as tracker:
+        for done, clip in enumerate(clips):
+            tracker.update(done)
+            yield clip
 
 
 def _choose(clipset: ClipSet, most: int) -> list[Clip]:

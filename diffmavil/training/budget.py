@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 import time
 from dataclasses import replace
@@ -50,8 +51,14 @@ def resolve_batches(config: Config, peers: World) -> Config:
     unlimited = batch.rule == "fixed" and batch.memory_gib is None
     if not unlimited and not batch.sizes and not batch.at_once:
         adaptive = batch.rule != "fixed"
-        ok = not adaptive or batch.multiple % peers.size == 0
-        require(ok, "batch.multiple", batch.multiple, f"a multiple of the {peers.size} processes")
+        multiple = math.lcm(batch.multiple, peers.size) if adaptive else batch.multiple
+        require(
+            batch.largest >= multiple,
+            "batch.largest",
+            batch.largest,
+            f">= {multiple}, which {peers.size} processes divide",
+        )
+        config = replace(config, batch=replace(batch, multiple=multiple))
         config = replace(config, batch=peers.from_main(peers.main_first(lambda: _planned(config, peers))))
     check_processes(config, peers.size)
     return config

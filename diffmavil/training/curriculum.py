@@ -15,7 +15,8 @@ def mask_ratio(schedule: RatioSchedule, progress: float) -> float:
     """
     if not 0 <= progress <= 1:
         raise ValueError(f"progress={progress!r}: must be in [0, 1]")
-    level = min(int(progress * schedule.levels), schedule.levels - 1)
+    # A hair more: where a stretch begins, progress * levels may come out just below the whole number that it is.
+    level = min(int(progress * schedule.levels + 1e-9), schedule.levels - 1)
     u = level / (schedule.levels - 1) if schedule.levels > 1 else 0.5
     shape = {
         "constant": 0.0,

@@ -40,6 +40,7 @@ def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World) -> b
             telemetry.after_step(done, now, result, flush=last or stopping)
             if last or stopping or done % config.train.checkpoint_every == 0:
                 save_checkpoint(run.folder, done, step.state, config, peers)
-            if stopping:
+            if stopping and not last:
+                telemetry.say(f"stopped by a signal after step {done} of {steps}; --resume goes on from there")
                 break
     return done == steps

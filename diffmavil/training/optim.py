@@ -27,7 +27,7 @@ def depth_of(name: str, encoder_depth: int) -> int:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """The matrices of Linear layers decay; biases, norms, and learnt single tokens do not (as in MAE).
+    """The matrices of Linear layers decay; biases and norms do not, as in MAE, nor learnt single tokens, as MAE's do.
 
     With `layer_decay` below 1 a group for each height (`depth_of`) too, the lower the slower. Each trained parameter is
     in exactly one group.

@@ -29,6 +29,26 @@ def test_dotted_overrides_change_only_what_they_name():
     assert len(differences(base, config)) == 2
 
 
+def test_what_may_be_none_is_called_by_what_it_takes(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_train(["--help"])
+    assert stopped.value.code == 0
+    said = capsys.readouterr().out
+    assert "None}|" not in said
+    assert "--run-dir PATH" in said
+    _, config, _ = parse_train(["--data.eval-root", "x", "--batch.gflop", "3.5", "--batch.rule", "flops"])
+    assert (config.data.eval_root, config.batch.gflop) == ("x", 3.5)
+    _, config, _ = parse_train(["--data.eval-root", "None", "--model.audio.mean", "None"])
+    assert (config.data.eval_root, config.model.audio.mean) == (None, None)
+
+
+def test_the_papers_adaptive_batch_is_that_of_its_presets():
+    for size in ("small", "base", "large"):
+        for name in (f"diffmavil-{size}", f"diffmavil-{size}-fast"):
+            assert PRESETS[name].batch.rule == "flops"
+        assert PRESETS[f"mavil-{size}"].batch.rule == "fixed"
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [

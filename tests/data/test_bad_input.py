@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -149,13 +154,64 @@ def test_silent_clips_can_be_left_out(tmp_path: Path) -> None:
     assert found.reason == "its sound is digital silence"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_unreadable(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "a.mp4")
-    path.chmod(0)
-    (found,) = prepared(path)
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Root reads everything: inside, its rights are those of a user who owns nothing."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_unreadable() -> None:
+    with tempfile.TemporaryDirectory() as scratch:  # pytest's own folder is closed to others altogether
+        folder = Path(scratch)
+        folder.chmod(0o755)
+        readable, closed = write_clip(folder / "a.mp4"), write_clip(folder / "b.mp4")
+        readable.chmod(0o644)
+        closed.chmod(0)
+        (fine,) = prepared(readable)  # imports what is needed, too
+        with unprivileged():
+            (found,), (other,) = prepared(closed), prepared(readable)
+    assert not isinstance(fine, BadClip)
+    assert not isinstance(other, BadClip)
     assert isinstance(found, BadClip)
     assert "Permission denied" in found.reason
+
+
+SUSPENDED = """
+import sys, time
+from diffmavil.data.media import BadClip, Deadline
+deadline = Deadline(2.0, "clip")
+print("begun", flush=True)
+sys.stdin.readline()
+deadline.check()
+print("fine", flush=True)
+try:
+    while True:
+        time.sleep(0.05)
+        deadline.check()
+except BadClip as error:
+    print(error.reason, flush=True)
+"""
+
+
+def test_a_deadline_does_not_count_while_the_process_is_suspended() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SUSPENDED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGCONT)
+    said, _ = process.communicate("go on\n", timeout=60)
+    assert said == "fine\nnot decoded within the deadline of 2 s\n"
 
 
 def test_a_deadline_for_each_clip(tmp_path: Path) -> None:

@@ -30,6 +30,18 @@ def test_no_more_token_counts_than_levels(levels):
     assert len(counts) == levels
 
 
+@pytest.mark.parametrize("samples", [32_000, 38_400_000, 999_983])
+def test_every_level_begins_with_the_first_sample_of_its_stretch(samples):
+    """In floats, progress * levels comes out just below the whole number at some boundaries, from 22 levels on."""
+    for levels in range(2, 65):
+        schedule = RatioSchedule("linear", 0.9, 0.1, levels=levels)
+        for level in range(1, levels):
+            first = -(-samples * level // levels)
+            below, at = (mask_ratio(schedule, position / samples) for position in (first - 1, first))
+            assert at == pytest.approx(0.9 - 0.8 * level / (levels - 1)), (levels, level)
+            assert below == pytest.approx(0.9 - 0.8 * (level - 1) / (levels - 1)), (levels, level)
+
+
 def test_constant_keeps_its_start():
     assert {keep_count(RatioSchedule("constant", 0.8, 0.1), p, 784) for p in (0.0, 0.5, 1.0)} == {157}
 

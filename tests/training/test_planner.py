@@ -216,6 +216,13 @@ def test_plans_that_do_not_fit_are_named(batch, processes, message):
         check_processes(adaptive(**batch), processes)
 
 
-def test_a_multiple_that_the_processes_do_not_divide_is_named():
-    with pytest.raises(ValueError, match=r"batch\.multiple=8: must be a multiple of the 3 processes"):
-        resolve_batches(adaptive(rule="flops"), World(0, 3, torch.device("cpu")))
+def test_sizes_divide_over_processes_that_the_multiple_does_not():
+    config = resolve_batches(adaptive(batch_size=48, rule="flops"), World(rank=0, size=3, device=ALONE.device))
+    assert config.batch.multiple == 24
+    assert len(set(config.batch.sizes)) > 1
+    assert all(size % 24 == 0 for size in config.batch.sizes)
+
+
+def test_too_many_processes_for_the_largest_batch_are_named():
+    with pytest.raises(ValueError, match=r"batch\.largest=16: must be >= 24, which 3 processes divide"):
+        resolve_batches(adaptive(rule="flops", largest=16), World(rank=0, size=3, device=ALONE.device))

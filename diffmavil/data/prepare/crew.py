@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from diffmavil.config.errors import CannotWrite
+from diffmavil.data.awake import awake_seconds
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.work import Worker
 from diffmavil.data.workers import process_context
@@ -58,7 +58,7 @@ class Crew:
         for member in self.members:
             member.give(next(waiting, None))
         while busy := [member for member in self.members if member.item is not None]:
-            wait([member.connection for member in busy], timeout=max(0.0, min(m.due for m in busy) - time.monotonic()))
+            wait([member.connection for member in busy], timeout=max(0.0, min(m.due for m in busy) - awake_seconds()))
             for index, member in enumerate(self.members):
                 done = member.look()
                 if done is None:
@@ -89,7 +89,7 @@ class _Member:
     def give(self, item: Item | None) -> None:
         self.item = item
         if item is not None:
-            self.due = time.monotonic() + self.patience + self._extra
+            self.due = awake_seconds() + self.patience + self._extra
             self._extra = 0.0
             # A process that died while idle is found out by `look`.
             try:
@@ -105,7 +105,7 @@ class _Member:
             while self.connection.poll():
                 kind, what = self.connection.recv()
                 if kind == "begun":
-                    self.due = time.monotonic() + self.patience
+                    self.due = awake_seconds() + self.patience
                 elif kind == "done":
                     return self.item
                 elif kind == "cannot write":
@@ -117,7 +117,7 @@ class _Member:
             code = self.process.exitcode or 0
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             return self._lose(f"the decoder crashed ({how})")
-        if time.monotonic() > self.due:
+        if awake_seconds() > self.due:
             return self._lose(f"not decoded within the deadline of {self.patience - _SLACK:g} s")
         return None
 

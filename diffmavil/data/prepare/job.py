@@ -71,14 +71,15 @@ class Job:
                 worker = Worker(self.layout.settings, self.layout.staging(shard), self.deadline)
                 todo: list[Item] = []
                 for item in self.layout.items(shard):
-                    finished = worker.done(item).exists()
-                    if not finished and not item.reason:
+                    if worker.done(item).exists():
+                        tracker.found(1)
+                    elif item.reason:
+                        worker.leave(item, [], [item.reason])
+                        tracker.found(1)
+                    else:
                         todo.append(item)
                         continue
-                    if not finished:
-                        worker.leave(item, [], [item.reason])
                     done += 1
-                tracker.update(done)
                 for _ in self._run(worker, todo):
                     done += 1
                     tracker.update(done)
