@@ -36,9 +36,6 @@ _WITHOUT_INDEX = ("mpeg", "mpegts")
 """Formats for which libav guesses each stream's length from the file's last packets, and often too short."""
 _STEPS_BACK = (0.0, 2.0, 8.0, float("inf"))
 """Seconds to seek further back when no keyframe was found before the window; at last to the start of the file."""
-_EARLY = 10.0
-"""Seconds before the start of a file without index from which on it is sought: decoding times count there, and that of
-the first picture may lie before the start."""
 
 
 class BadClip(Exception):
@@ -165,9 +162,8 @@ class Media:
         video_tick, audio_tick = tick_of(self.video), tick_of(self.audio)
         video: list[Packet] = []
         audio: list[Packet] = []
-        first = self.start - (_EARLY if self.container.format.name in _WITHOUT_INDEX else 0.0)
         for back in _STEPS_BACK:
-            video, audio = self._read_from(max(first, begin - back), windows)
+            video, audio = self._read_from(max(self.start, begin - back), windows)
             keys = [
                 index
                 for index, packet in enumerate(video)
@@ -183,7 +179,7 @@ class Media:
         ticks = {self.video.index: tick_of(self.video), self.audio.index: tick_of(self.audio)}
         ends = {self.video.index: windows.video.end, self.audio.index: windows.audio.end}
         packets: dict[int, list[Packet]] = {self.video.index: [], self.audio.index: []}
-        self._seek(begin)
+        self.container.seek(int(begin / ticks[self.video.index]), stream=self.video)
         for packet in self._packets():
             index = packet.stream_index
             if index not in ends:
@@ -197,13 +193,6 @@ class Media:
             else:
                 packets[index].append(packet)
         return packets[self.video.index], packets[self.audio.index]
-
-    def _seek(self, begin: float) -> None:
-        """To the last keyframe before `begin`; in files that know none (flv), to the sound, which has begun earlier."""
-        try:
-            self.container.seek(int(begin / tick_of(self.video)), stream=self.video)
-        except av.error.PermissionError:
-            self.container.seek(int(begin / tick_of(self.audio)), stream=self.audio)
 
     def _packets(self) -> Iterator[Packet]:
         """Packets of both streams until the end of the file, or until where it is cut off or damaged."""
