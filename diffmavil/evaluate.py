@@ -19,6 +19,7 @@ from diffmavil.config import DataConfig, require
 from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import UsageError, usage_errors
 from diffmavil.config.files import CONFIG_FILE
+from diffmavil.config.folders import check_writable
 from diffmavil.data.sources import split_source
 from diffmavil.evaluation.evaluate import evaluate
 from diffmavil.evaluation.result import Evaluation
@@ -94,11 +95,16 @@ def main(argv: Sequence[str]) -> None:
     )
     evaluation.write(options.run_dir)
     show(evaluation, console)
-    console.print(f"report: {write_report(options.run_dir)}")
+    with usage_errors():  # it shows the run's own clips, which may be gone by now
+        console.print(f"report: {write_report(options.run_dir)}")
 
 
 def parse(argv: Sequence[str]) -> Options:
-    """Flags to options. Raises `UsageError` for a folder that holds no run, no weights, or impossible values."""
+    """Flags to options.
+
+    Raises:
+        UsageError: a folder that holds no run or no weights, or cannot be written; impossible values.
+    """
     with usage_errors():
         options = parse_flags(Options, argv, prog="python -m diffmavil.evaluate")
     if not (options.run_dir / CONFIG_FILE).exists():
@@ -110,6 +116,12 @@ def parse(argv: Sequence[str]) -> Options:
         )
     if options.features and not options.features.absolute().parent.is_dir():
         raise UsageError(f"--features {options.features}: its folder does not exist")
+    if options.features and options.features.is_dir():
+        raise UsageError(f"--features {options.features}: is a folder, must be a file")
+    with usage_errors():
+        check_writable("--run-dir", options.run_dir)
+        if options.features:
+            check_writable("--features", options.features.absolute().parent)
     return options
 
 

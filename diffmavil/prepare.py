@@ -17,6 +17,7 @@ from rich.table import Table
 from diffmavil.config import require
 from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import CannotWrite, RunError, UsageError
+from diffmavil.config.folders import check_writable
 from diffmavil.config.progress import tracking
 from diffmavil.data.prepare.items import read_catalog
 from diffmavil.data.prepare.job import Job
@@ -34,7 +35,7 @@ class Options:
     """Transcode videos once into WebDataset shards that are cheap to decode in training."""
 
     src: tyro.conf.Positional[Path | None] = None
-    """A folder of videos (folders become classes), or a CSV with path,start,duration,labels."""
+    """A folder of videos (folders become classes), or a CSV with path,start,duration (or end),labels."""
     out: tyro.conf.Positional[Path | None] = None
     """Folder of the shards: new, empty, or begun earlier."""
     csv: Path | None = None
@@ -43,8 +44,8 @@ class Options:
     """Only rows of this split of a VGGSound CSV: train or test."""
     classes: Path | None = None
     """Fixes the classes and their order: AudioSet's class_labels_indices.csv, or a name in each line."""
-    follow_links: bool = False
-    """Also read links that lead out of SRC."""
+    follow_links: bool = True
+    """Read links that lead out of SRC, as training does; with --no-follow-links they are left out, with the reason."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Processes; default: one for each core."""
     shard: str = "0/1"
@@ -113,9 +114,12 @@ def prepare(options: Options, console: Console) -> None:
     assert options.out is not None
     if options.ray is not None and (why := ray_available()):
         raise ValueError(f"--ray={options.ray!r}: {why}")
+    check_writable("OUT", options.out)
     catalog = read_catalog(
         options.src, options.csv, split=options.split, names=options.classes, follow_links=options.follow_links
     )
+    if catalog.note:
+        console.print(catalog.note)
     layout = Layout(options.out, catalog, options.settings)
     job = Job(layout, *options.part, workers=options.workers, deadline=options.deadline, ray=options.ray)
     description = job.run(console)
@@ -123,13 +127,13 @@ def prepare(options: Options, console: Console) -> None:
         missing = sum(1 for _ in unfinished(layout, 0, 1))
         console.print(f"part {options.shard} is done; {missing} of {layout.shards} shards are left to other parts")
         return
-    report(options.out, description, console)
+    report(options.out, description, console, catalog.note)
     if not description.facts["clips"]:
         raise RunError(f"no clip could be used; {options.out / QUARANTINE_FILE} says why")
 
 
-def report(out: Path, description: Description, console: Console) -> None:
-    """Print what was kept, what was not and why, and how much it is."""
+def report(out: Path, description: Description, console: Console, note: str = "") -> None:
+    """Print what was kept, what was not and why, and how much it is; `note`: what was not looked at."""
     facts = description.facts
     table = Table(title=str(out), show_header=False)
     rows = {
@@ -143,6 +147,8 @@ def report(out: Path, description: Description, console: Console) -> None:
     }
     for mels, (mean, std) in description.audio.items():
         rows[f"log-mel, {mels} filters"] = f"mean {mean:.4f}, std {std:.4f}"
+    if note:
+        rows["left aside"] = note
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)

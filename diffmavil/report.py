@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffmavil.config.cli import parse_flags, run_main
-from diffmavil.config.errors import UsageError
+from diffmavil.config.errors import UsageError, usage_errors
+from diffmavil.config.folders import check_writable
 from diffmavil.reporting.page import write_report
 
 
@@ -21,7 +22,9 @@ def main(argv: Sequence[str]) -> None:
     args = parse_flags(_Arguments, argv, prog="python -m diffmavil.report")
     if not args.run_dir.is_dir():
         raise UsageError(f"--run-dir {args.run_dir}: no such folder")
-    print(write_report(args.run_dir))
+    with usage_errors():
+        check_writable("--run-dir", args.run_dir)
+        print(write_report(args.run_dir))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from diffmavil.config import Config
 from diffmavil.config.errors import RunError, UsageError
 from diffmavil.config.files import CONFIG_FILE, load_config
+from diffmavil.config.folders import expand, expanded
 from diffmavil.config.presets import DEFAULT_PRESET, PRESETS, preset
 
 
@@ -61,14 +62,14 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 def parse_flags(
     kind: type[T], argv: Sequence[str], *, prog: str, description: str | None = None, default: T | None = None
 ) -> T:
-    """Flags to an instance of the dataclass `kind`, over `default` if one is given.
+    """Flags to an instance of the dataclass `kind`, over `default` if one is given; `~` in paths is the home folder.
 
     Raises:
         ValueError: values that the dataclass does not allow.
         SystemExit: code 2, after tyro printed what is wrong with the flags; code 0 after --help.
     """
     given: Any = {} if default is None else {"default": default}
-    return tyro.cli(kind, prog=prog, description=description, args=list(argv), registry=_REGISTRY, **given)
+    return expanded(tyro.cli(kind, prog=prog, description=description, args=list(argv), registry=_REGISTRY, **given))
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
@@ -120,7 +121,7 @@ def _resumed_config(argv: list[str]) -> Config | None:
     spaced = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a == "--run-dir"]
     if not inline + spaced:
         raise UsageError("--resume needs --run-dir: which run is to go on?")
-    path = Path((inline + spaced)[-1]) / CONFIG_FILE
+    path = expand((inline + spaced)[-1]) / CONFIG_FILE
     return load_config(path) if path.exists() else None
 
 

@@ -20,10 +20,12 @@ from diffmavil.data.audio import LogMel
 from diffmavil.data.augment import Augment
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.dataset import Batch, NothingUsable, TrainClips
+from diffmavil.data.decoders import choose_decoder
 from diffmavil.data.loader import make_loader
 from diffmavil.data.sources import split_source
 
-_BATCH = 16
+BATCH = 16
+"""Clips of a batch."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Diagnosis:
         together: all of it, with `workers` processes.
         limit: the part that limits.
         advice: what to change.
+        bad: file -> reason, of the clips met that could not be used.
     """
 
     workers: int
@@ -50,39 +53,43 @@ class Diagnosis:
     together: float
     limit: str
     advice: str
+    bad: dict[str, str]
 
 
 def diagnose(config: Config, seconds: float) -> Diagnosis:
     """Measure each part for `seconds`, with the clips, sizes and workers of `config`.
 
     Raises:
-        ValueError: clips that are not there.
+        ValueError: clips that are not there, or a decoder that cannot be used for them.
         TooManyBadClips, StoreError: clips that cannot be used, or read.
     """
     workers = config.data.workers
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = _with_statistics(config)
+    config = with_statistics(config)
     clips = split_source(config.data).train
-    dataset = TrainClips(config, clips)
+    decoder = choose_decoder(config.data.decoder, clips.clips, device)
+    # DALI leaves the picture for later: what one process does is then measured with PyAV.
+    dataset = TrainClips(config, clips, decoder="pyav" if decoder == "dali" else decoder)
+    bad: dict[str, str] = {}
     read = read_mb = None
     if clips.clips[0].stored is not None:
         read, read_mb = _reading(dataset, seconds)
-    batch = _one_batch(dataset, 0)
-    decode = 1 / (_seconds_each(_decoding(dataset), seconds) / _BATCH)
+    batch = _one_batch(dataset, 0, bad)
+    decode = 1 / (seconds_each(_decoding(dataset, bad), seconds) / BATCH)
     copy = None
     if device.type == "cuda":
         pinned = batch.pin_memory()
-        copy = _BATCH / _seconds_each(lambda: _waited(pinned.to(device, non_blocking=True)), seconds)
-    transform = _BATCH / _seconds_each(_transforming(config, batch.to(device), device), seconds)
-    together = _together(config, clips, device, seconds)
+        copy = BATCH / seconds_each(lambda: waited(pinned.to(device, non_blocking=True)), seconds)
+    transform = BATCH / seconds_each(_transforming(config, batch.to(device), device), seconds)
+    together = _together(config, clips, device, seconds, bad)
     limit, advice = judge(workers, len(os.sched_getaffinity(0)), read, decode, transform, copy, together)
-    return Diagnosis(workers, read, read_mb, decode, transform, copy, together, limit, advice)
+    return Diagnosis(workers, read, read_mb, decode, transform, copy, together, limit, advice, bad)
 
 
-def _with_statistics(config: Config) -> Config:
+def with_statistics(config: Config) -> Config:
     """Their values cost no time, so they need not be measured."""
     audio = replace(config.model.audio, mean=config.model.audio.mean or 0.0, std=config.model.audio.std or 1.0)
-    train = replace(config.train, batch_size=_BATCH)
+    train = replace(config.train, batch_size=BATCH)
     data = replace(config.data, max_bad_share=1.0)
     return replace(config, model=replace(config.model, audio=audio), data=data, train=train)
 
@@ -96,7 +103,10 @@ def judge(
     copy: float | None,
     together: float,
 ) -> tuple[str, str]:
-    """What limits, and what to change, from clips per second in one process (the device works for all of them)."""
+    """What limits, and what to change, from clips per second in one process (the device works for all of them).
+
+    `read` is None for plain files: what only prepared clips can use is not said of them.
+    """
     parts = {"decoding": decode * workers, "the device's transforms": transform}
     if read is not None:
         parts["reading"] = read * workers
@@ -115,8 +125,14 @@ def judge(
     }
     if limit in advice:
         return limit, advice[limit]
-    if workers < cores:
-        return limit, f"raise data.workers: {cores} cores are here, {workers} processes use them"
+    more = f"raise data.workers: {cores} cores are here, {workers} processes use them" if workers < cores else ""
+    if read is None:
+        return limit, (
+            "prepare the clips once (python -m diffmavil.prepare SRC OUT) and train on OUT: small pictures whose "
+            f"keyframes are close together take less to decode{'; until then, ' + more if more else ''}"
+        )
+    if more:
+        return limit, more
     return limit, (
         "prepare the clips with a smaller --short-side or --gop, use data.decoder=dali on a GPU (or torchcodec), or "
         "take a machine with more cores"
@@ -137,18 +153,19 @@ def _reading(dataset: TrainClips, seconds: float) -> tuple[float, float]:
     return clips / spent, total / spent / 1e6
 
 
-def _one_batch(dataset: TrainClips, first: int) -> Batch:
-    batch = dataset[range(first, first + _BATCH)]
+def _one_batch(dataset: TrainClips, first: int, bad: dict[str, str]) -> Batch:
+    batch = dataset[range(first, first + BATCH)]
+    bad.update({one.path: one.reason for one in batch.opened.bad})
     if isinstance(batch, NothingUsable):
-        reasons = "; ".join(f"{bad.path}: {bad.reason}" for bad in batch.opened.bad[:3])
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in itertools.islice(bad.items(), 3))
         raise TooManyBadClips(batch.failure or f"no clip could be used: {reasons}")
     return batch
 
 
-def _decoding(dataset: TrainClips) -> Callable[[], object]:
+def _decoding(dataset: TrainClips, bad: dict[str, str]) -> Callable[[], object]:
     """Reads too, which is little beside it; the storage's own time is measured apart."""
-    first: Iterator[int] = itertools.count(step=_BATCH)
-    return lambda: _one_batch(dataset, next(first))
+    first: Iterator[int] = itertools.count(step=BATCH)
+    return lambda: _one_batch(dataset, next(first), bad)
 
 
 def _transforming(config: Config, batch: Batch, device: torch.device) -> Callable[[], object]:
@@ -158,18 +175,18 @@ def _transforming(config: Config, batch: Batch, device: torch.device) -> Callabl
     def once() -> object:
         video = augment.video(batch.video, batch.position)
         spec = augment.spec(log_mel(batch.wave, batch.wave_valid), batch.position)
-        return _waited((video, spec))
+        return waited((video, spec))
 
     return once
 
 
-def _waited(result: object) -> object:
+def waited(result: object) -> object:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return result
 
 
-def _seconds_each(once: Callable[[], object], seconds: float) -> float:
+def seconds_each(once: Callable[[], object], seconds: float) -> float:
     """Mean time of a call, after one for warming up."""
     once()
     calls = 0
@@ -180,7 +197,7 @@ def _seconds_each(once: Callable[[], object], seconds: float) -> float:
     return (time.perf_counter() - begin) / calls
 
 
-def _together(config: Config, clips: ClipSet, device: torch.device, seconds: float) -> float:
+def _together(config: Config, clips: ClipSet, device: torch.device, seconds: float, bad: dict[str, str]) -> float:
     """Loader and transforms, one after the other, as a training step has them."""
     with make_loader(config, clips, device=device) as loader:
         batches = iter(loader)
@@ -193,4 +210,5 @@ def _together(config: Config, clips: ClipSet, device: torch.device, seconds: flo
             batch = next(batches)
             _transforming(config, batch, device)()
             count += len(batch)
+        bad.update(loader.bad)
         return count / (time.perf_counter() - begin)

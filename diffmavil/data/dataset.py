@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from multiprocessing.synchronize import Event
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diffmavil.config import Config, DecoderName
+from diffmavil.config.folders import expand
 from diffmavil.data.clips import Clip, ClipSet
 from diffmavil.data.decode import BadClip, Decoded, decode_clip
 from diffmavil.data.decoders import Later
@@ -148,8 +148,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, shared: bool) -> Tensor:
 
 
 def make_reader(config: Config) -> Reader:
-    cache = Path(config.data.cache).expanduser()
-    return Reader(cache, round(config.data.remote_cache_gb * 1e9))
+    return Reader(expand(config.data.cache), round(config.data.remote_cache_gb * 1e9))
 
 
 def _stopped(stop: Event | None) -> bool:

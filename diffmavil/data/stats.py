@@ -11,12 +11,12 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from diffmavil.config import AudioConfig, Config, require
+from diffmavil.config.folders import expand, writing
 from diffmavil.config.progress import tracking
 from diffmavil.data.audio import frames_in, log_mel
 from diffmavil.data.clips import Clip, ClipSet, Split
@@ -43,7 +43,7 @@ def resolve_audio_stats(config: Config, clipset: ClipSet) -> Config:
     What is measured is put into the cache, and found there the next time.
 
     Raises:
-        ValueError: no clip's sound can be decoded, or all of it is silent.
+        ValueError: no clip's sound can be decoded, all of it is silent, or the cache cannot be written.
     """
     audio = config.model.audio
     if audio.mean is not None:
@@ -52,16 +52,18 @@ def resolve_audio_stats(config: Config, clipset: ClipSet) -> Config:
         mean, std = clipset.audio_stats[audio.mels]
         return replace(config, model=replace(config.model, audio=replace(audio, mean=mean, std=std)))
     chosen = _choose(clipset, config.data.stats_clips)
-    path = Path(config.data.cache).expanduser() / "stats" / f"{_key(chosen, audio)}.json"
+    path = expand(config.data.cache) / "stats" / f"{_key(chosen, audio)}.json"
     if path.is_file():
         stored = json.loads(path.read_text())
         mean, std = stored["mean"], stored["std"]
     else:
+        with writing("data.cache", config.data.cache):
+            path.parent.mkdir(parents=True, exist_ok=True)
         mean, std = measure_audio_stats(chosen, audio, make_reader(config))
-        path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text(json.dumps({"mean": mean, "std": std, "clips": len(chosen)}))
-        draft.replace(path)
+        with writing("data.cache", config.data.cache):
+            draft.write_text(json.dumps({"mean": mean, "std": std, "clips": len(chosen)}))
+            draft.replace(path)
     return replace(config, model=replace(config.model, audio=replace(audio, mean=mean, std=std)))
 
 

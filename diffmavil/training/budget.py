@@ -18,6 +18,7 @@ from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diffmavil.config import BatchConfig, Config, require
+from diffmavil.config.folders import expand, writing
 from diffmavil.model import DiffMAViL
 from diffmavil.model.blocks import Blocks
 from diffmavil.model.flops import FORWARDS, meta_model, mixed_flops
@@ -162,9 +163,11 @@ def _measured(config: Config, counts: list[tuple[Counts, Counts]], device: torch
     try:
         lines = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):
+        with writing("data.cache", config.data.cache):
+            path.parent.mkdir(parents=True, exist_ok=True)
         lines = _sweep(config, counts, device)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(lines))
+        with writing("data.cache", config.data.cache):
+            path.write_text(json.dumps(lines))
     budget = max(fixed + clip * config.train.batch_size for fixed, clip in lines)
     return [(budget - fixed) / clip for fixed, clip in lines]
 
@@ -175,7 +178,7 @@ def _cache_file(config: Config, device: torch.device) -> Path:
     train = replace(config.train, steps=1, seed=0)
     facts = repr((name, torch.__version__, config.model, config.mask, train, config.batch.memory_gib))
     digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    return Path(config.data.cache).expanduser() / "plans" / f"{digest}.json"
+    return expand(config.data.cache) / "plans" / f"{digest}.json"
 
 
 def _sweep(config: Config, counts: list[tuple[Counts, Counts]], device: torch.device) -> list[tuple[float, float]]:

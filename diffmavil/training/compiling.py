@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from diffmavil.config import Config
+from diffmavil.config.folders import expand
 from diffmavil.model.blocks import Blocks
 from diffmavil.training.planner import shapes
 
@@ -32,7 +32,7 @@ def compile_blocks(model: nn.Module, config: Config, backend: str | Callable[...
 
     # torch writes its default into the environment as soon as anything asks for the folder, imports among it.
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(config.data.cache).expanduser() / "inductor")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(expand(config.data.cache) / "inductor")
     dynamo = torch._dynamo.config
     needed = _PER_SHAPE * len(shapes(config))
     dynamo.recompile_limit = max(dynamo.recompile_limit, needed)

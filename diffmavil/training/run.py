@@ -12,6 +12,7 @@ from diffmavil.config import Config
 from diffmavil.config.cli import RunOptions
 from diffmavil.config.errors import UsageError, usage_errors
 from diffmavil.config.files import CONFIG_FILE, differences, load_config, save_config
+from diffmavil.config.folders import check_writable
 from diffmavil.training.checkpoint import Progress, checkpoints, newest_whole, read_progress
 from diffmavil.training.distributed import World
 from diffmavil.training.metrics import read_metrics
@@ -36,11 +37,14 @@ def open_run(preset: str, config: Config, options: RunOptions, world: World) -> 
     """The folder of this run, the same on every rank, and its config, which on resume knows where the run was.
 
     Raises:
-        UsageError: the folder already holds a run and `--resume` was not given, or the batch does not divide.
+        UsageError: the folder cannot be written, or already holds a run and `--resume` was not given, or the batch does
+            not divide.
         RunError: all of its checkpoints are damaged.
     """
     default = Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = world.from_main(options.run_dir or default)
+    with usage_errors():
+        world.main_only(lambda: check_writable("--run-dir", folder))
     run = _resumed(folder, world) if options.resume else _new(folder, world)
     if run.checkpoint is not None:
         old = load_config(run.checkpoint / CONFIG_FILE)

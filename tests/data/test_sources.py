@@ -40,7 +40,7 @@ def test_folder_is_sorted_and_knows_videos(tmp_path: Path) -> None:
     clipset = open_source(data(root))
     assert names(clipset.clips, root) == sorted(videos)
     assert all(clip.start is None and clip.duration is None for clip in clipset.clips)
-    assert clipset.note == f"8 clips of {root}"
+    assert clipset.note == f"8 clips of {root} (not looked at: 1 .txt, 1 .wav)"
 
 
 def test_class_folders(tmp_path: Path) -> None:

@@ -2,18 +2,15 @@
 
 CSV formats, told apart by their content:
 
-- ours: a header with `path` and, as wanted, `start`, `duration`, `labels` (names with ';' between);
-- AudioSet: `# YTID, start_seconds, end_seconds, positive_labels`, labels as '"/m/09x0r,/m/05zppz"';
-- VGGSound: `YTID,start,"label",split`, without a header; clips of 10 s.
+- ours: a header with `path` and, as wanted, `start`, `duration` or `end`, `labels` (`diffmavil.data.csv_table`);
+- AudioSet: `YTID, start_seconds, end_seconds, positive_labels`, labels as '"/m/09x0r,/m/05zppz"';
+- VGGSound: `YTID,start,"label",split`; clips of 10 s.
 
-The last two name videos by their YouTube id. Their files are looked for below the folder as `ID`, `ID_START`,
-`ID_START_END` (seconds, six digits as in VGGSound's own names, or milliseconds), with or without a `Y` in front. A file
-with a time in its name, or no longer than the row's segment, is that segment already.
+The last two may begin with lines after '#' or a header, and name videos by their YouTube id (`segment_files`).
 """
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Iterator
@@ -21,9 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffmavil.config import require
-from diffmavil.data.sources import find_videos, folder_classes, read_csv
+from diffmavil.data.csv_table import Row, read_csv, read_rows, read_text
+from diffmavil.data.prepare.segment_files import SegmentFiles
+from diffmavil.data.video_files import find_videos, folder_classes
 
 VGGSOUND_SECONDS = 10.0
+_IDS = ("ytid", "youtube_id", "youtube id", "video_id", "video id", "id")
+"""What a header calls the column of ids."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All items, and the names of all classes in their order."""
+    """All items, the names of all classes in their order, and a note on what was not looked at ("": nothing)."""
 
     items: list[Item]
     classes: list[str]
+    note: str = ""
 
 
 def read_catalog(
-    src: Path, table: Path | None, *, split: str | None = None, names: Path | None = None, follow_links: bool = False
+    src: Path, table: Path | None, *, split: str | None = None, names: Path | None = None, follow_links: bool = True
 ) -> Catalog:
     """The work that `SRC [--csv TABLE]` describes.
 
@@ -69,7 +71,8 @@ def read_catalog(
         split: only rows of this split (VGGSound).
         names: fixes the classes and their order: AudioSet's class_labels_indices.csv (index, mid, display_name), or
             one name in each line. None: those that occur, sorted.
-        follow_links: also read what links that lead out of `src` point to.
+        follow_links: read what links that lead out of `src` point to, as training does; else they get a reason. Paths
+            that a CSV of ours names are taken as they are.
 
     Raises:
         ValueError: nothing there, or a file that cannot be understood, with the line.
@@ -80,90 +83,114 @@ def read_catalog(
         table, src = src, src.parent
     require(split is None or table is not None, "--split", split, "given with a VGGSound --csv only")
     vocabulary = _Vocabulary.read(names)
-    items = list(_folder_items(src, follow_links) if table is None else _table_items(src, table, split))
-    return vocabulary.apply(items)
+    folder = _Folder(src, follow_links)
+    items, note = _folder_items(folder) if table is None else _table_items(folder, table, split)
+    return vocabulary.apply(items, note)
 
 
-def _folder_items(src: Path, follow_links: bool) -> Iterator[Item]:
-    videos = find_videos(src, "SRC")
-    classes = folder_classes(videos)
-    inside = os.path.realpath(src) + os.sep
-    for number, (file, label) in enumerate(zip(videos, classes, strict=True)):
-        path = str(src / file)
-        leaves = not follow_links and not os.path.realpath(path).startswith(inside)
-        reason = "a link that leads out of the folder (--follow-links reads it)" if leaves else ""
-        yield Item(number, path, file, labels=(label,) if label else (), reason=reason)
+@dataclass(frozen=True)
+class _Folder:
+    src: Path
+    follow_links: bool
+
+    def path(self, file: str) -> str:
+        # Absolute, since libav takes what comes before the colon of a relative 10:30.mp4 for a protocol.
+        return str(self.src.absolute() / file)
+
+    def reason(self, file: str) -> str:
+        """Why a file below the folder is left out; "": it is not."""
+        if self.follow_links or os.path.realpath(self.path(file)).startswith(os.path.realpath(self.src) + os.sep):
+            return ""
+        return "a link that leads out of the folder (--follow-links reads it)"
 
 
-def _table_items(src: Path, table: Path, split: str | None) -> Iterator[Item]:
+def _folder_items(folder: _Folder) -> tuple[list[Item], str]:
+    found = find_videos(folder.src, "SRC")
+    classes = folder_classes(found.videos)
+    items = [
+        Item(number, folder.path(file), file, labels=(label,) if label else (), reason=folder.reason(file))
+        for number, (file, label) in enumerate(zip(found.videos, classes, strict=True))
+    ]
+    return items, found.aside
+
+
+def _table_items(folder: _Folder, table: Path, split: str | None) -> tuple[list[Item], str]:
     require(table.is_file(), "--csv", str(table), "a file")
-    kind = _kind(table)
+    rows = read_rows(table)
+    first = next(rows, Row(1, [""]))
+    ours = "path" in [cell.lower() for cell in first.cells]
+    kind, segments = ("ours", []) if ours else _kind([first, *rows], table)
     require(split is None or kind == "vggsound", "--split", split, f"absent: {table} has no splits")
-    if kind == "ours":
-        clipset = read_csv(table, src)
-        for number, clip in enumerate(clipset.clips):
-            labels = tuple(clipset.classes[i] for i in clip.labels)
-            yield Item(number, clip.path, os.path.relpath(clip.path, src), clip.start, clip.duration, labels)
-        return
-    rows = _audioset_rows(table) if kind == "audioset" else _vggsound_rows(table, split)
-    files = _Files(src)
-    count = 0
-    for number, (name, start, end, labels) in enumerate(rows):
-        count += 1
-        file, cut = files.find(name, start, end)
-        if file is None:
-            yield Item(number, "", name, start, end - start, labels, reason="no file of this id")
-        elif cut:
-            yield Item(number, str(src / file), file, None, None, labels)
-        else:
-            yield Item(number, str(src / file), file, start, end - start, labels, maybe_cut=True)
-    require(count > 0, "--csv", str(table), f"a table with rows{f' of split {split!r}' if split else ''}")
+    if ours:
+        clipset = read_csv(table, folder.src)
+        items = [
+            Item(number, clip.path, os.path.relpath(clip.path, folder.src), clip.start, clip.duration,
+                 tuple(clipset.classes[i] for i in clip.labels))
+            for number, clip in enumerate(clipset.clips)
+        ]  # fmt: skip
+        return items, clipset.note
+    parts = _audioset_rows(segments, table) if kind == "audioset" else _vggsound_rows(segments, table, split)
+    found = find_videos(folder.src, "SRC")
+    files = SegmentFiles(found.videos)
+    items = [_segment_item(folder, files, number, *part) for number, part in enumerate(parts)]
+    require(len(items) > 0, "--csv", str(table), f"a table with rows{f' of split {split!r}' if split else ''}")
+    return items, found.aside
 
 
-def _kind(table: Path) -> str:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        first = file.readline()
-        if first.startswith("#"):
-            return "audioset"
-        row = next(csv.reader([first]), [])
-        if "path" in row:
-            return "ours"
-        if len(row) == 4 and row[1].strip().isdigit():
-            return "vggsound"
+def _segment_item(
+    folder: _Folder, files: SegmentFiles, number: int, name: str, start: float, end: float, labels: tuple[str, ...]
+) -> Item:
+    file, cut = files.find(name, start, end)
+    if file is None:
+        reason = "files of this id, but of other times" if files.knows(name) else "no file of this id"
+        return Item(number, "", name, start, end - start, labels, reason=reason)
+    part = (None, None) if cut else (start, end - start)
+    return Item(number, folder.path(file), file, *part, labels, maybe_cut=not cut, reason=folder.reason(file))
+
+
+def _kind(rows: list[Row], table: Path) -> tuple[str, list[Row]]:
+    """audioset or vggsound; and the rows without comments and header."""
+    segments = [row for row in rows if not row.cells[0].startswith("#")]
+    headed = len(segments) > 0 and segments[0].cells[0].lower() in _IDS and not _is_number(segments[0], 1)
+    segments = segments[headed:]
+    if segments and len(segments[0].cells) == 4 and _is_number(segments[0], 1):
+        return ("audioset" if _is_number(segments[0], 2) else "vggsound"), segments
+    if headed or rows[0].cells[0].startswith("#"):
+        return "audioset", segments  # what is wrong with its rows, or that there are none, is said there
+    first = ",".join(rows[0].cells)[:80]
     raise ValueError(
-        f"--csv={str(table)!r}: its first line is {first.strip()[:80]!r}: must be a header with a column 'path', "
-        "AudioSet's '# ...', or VGGSound's 'id,start,label,split'"
+        f"--csv={str(table)!r}: its first line is {first!r}: must be a header with a column 'path', "
+        "AudioSet's 'id, start, end, labels', or VGGSound's 'id,start,label,split'"
     )
 
 
-_Row = tuple[str, float, float, tuple[str, ...]]
+def _is_number(row: Row, column: int) -> bool:
+    try:
+        return math.isfinite(float(row.cells[column]))
+    except (ValueError, IndexError):
+        return False
 
 
-def _audioset_rows(table: Path) -> Iterator[_Row]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.startswith("#") or not line.strip():
-                continue
-            row = next(csv.reader([line], skipinitialspace=True))
-            where = f"{table}, line {number}"
-            if len(row) != 4:
-                raise ValueError(f"{where}: {len(row)} cells: must be id, start, end, labels")
-            start, end = _seconds(row[1], where), _seconds(row[2], where)
-            if end <= start:
-                raise ValueError(f"{where}: ends at {end:g} s: must end after its start, {start:g} s")
-            yield row[0], start, end, tuple(label.strip() for label in row[3].split(",") if label.strip())
+_Part = tuple[str, float, float, tuple[str, ...]]
+"""Id, start and end in seconds, labels."""
 
 
-def _vggsound_rows(table: Path, split: str | None) -> Iterator[_Row]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        for row in reader:
-            where = f"{table}, line {reader.line_num}"
-            if len(row) != 4:
-                raise ValueError(f"{where}: {len(row)} cells: must be id, start, label, split")
-            start = _seconds(row[1], where)
-            if split is None or row[3].strip() == split:
-                yield row[0], start, start + VGGSOUND_SECONDS, (row[2].strip(),)
+def _audioset_rows(rows: list[Row], table: Path) -> Iterator[_Part]:
+    for row in rows:
+        name, *times, labels = row.one_line(table, 4, 'id, start, end, "labels"')
+        where = f"{table}, line {row.line}"
+        start, end = (_seconds(cell, where) for cell in times)
+        if end <= start:
+            raise ValueError(f"{where}: ends at {end:g} s: must end after its start, {start:g} s")
+        yield name, start, end, tuple(label.strip() for label in labels.split(",") if label.strip())
+
+
+def _vggsound_rows(rows: list[Row], table: Path, split: str | None) -> Iterator[_Part]:
+    for row in rows:
+        name, time, label, part = row.one_line(table, 4, 'id, start, "label", split')
+        start = _seconds(time, f"{table}, line {row.line}")
+        if split is None or part == split:
+            yield name, start, start + VGGSOUND_SECONDS, (label,)
 
 
 def _seconds(cell: str, where: str) -> float:
@@ -174,29 +201,6 @@ def _seconds(cell: str, where: str) -> float:
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{where}: {cell!r}: must be a number of seconds >= 0")
     return value
-
-
-class _Files:
-    """Finds a file by YouTube id and segment."""
-
-    def __init__(self, src: Path) -> None:
-        self._by_stem: dict[str, str] = {}
-        for file in find_videos(src, "SRC"):
-            self._by_stem.setdefault(Path(file).stem, file)
-
-    def find(self, name: str, start: float, end: float) -> tuple[str | None, bool]:
-        """(file relative to the folder, whether its name says that it holds the segment alone)."""
-        times = [f"{start:06.0f}", f"{start:.0f}", f"{start:.3f}", f"{start * 1000:.0f}"]
-        ends = [f"{end:06.0f}", f"{end:.0f}", f"{end:.3f}", f"{end * 1000:.0f}"]
-        tails = [*(f"_{a}_{b}" for a, b in zip(times, ends, strict=True)), *(f"_{a}" for a in times)]
-        for stem in (name, f"Y{name}"):
-            for tail in tails:
-                if file := self._by_stem.get(stem + tail):
-                    return file, True
-        for stem in (name, f"Y{name}"):
-            if file := self._by_stem.get(stem):
-                return file, False
-        return None, False
 
 
 @dataclass(frozen=True)
@@ -211,20 +215,32 @@ class _Vocabulary:
         if path is None:
             return cls([], {})
         require(path.is_file(), "--classes", str(path), "a file")
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = file.read().splitlines()
-        if lines and lines[0].replace(" ", "") == "index,mid,display_name":
-            rows = list(csv.reader(lines[1:]))
-            return cls([row[2] for row in rows], {row[1]: row[2] for row in rows})
-        names = [line.strip() for line in lines if line.strip()]
+        lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+        aliases: dict[str, str] = {}
+        if lines and lines[0].replace(" ", "").replace('"', "").lower() == "index,mid,display_name":
+            rows = [_class_row(row, path) for row in list(read_rows(path))[1:]]
+            names = [name for _, _, name in sorted(rows)]
+            aliases = {mid: name for _, mid, name in rows}
+            once = len(aliases) == len({index for index, _, _ in rows}) == len(rows)
+            require(once, "--classes", str(path), "a list that names each index and each mid once")
+        else:
+            names = lines
         require(len(names) > 0 and len(set(names)) == len(names), "--classes", str(path), "one new name in each line")
-        return cls(names, {})
+        return cls(names, aliases)
 
-    def apply(self, items: list[Item]) -> Catalog:
+    def apply(self, items: list[Item], note: str) -> Catalog:
         """The items with the classes' names. `ValueError` for a label that is none of them."""
         renamed = [replace(item, labels=tuple(self.aliases.get(x, x) for x in item.labels)) for item in items]
         found = {label for item in renamed for label in item.labels}
         unknown = sorted(found - set(self.names)) if self.names else []
         if unknown:
             raise ValueError(f"--classes: knows no class {unknown[0]!r}, which {len(unknown)} labels in all lack")
-        return Catalog(renamed, self.names or sorted(found))
+        return Catalog(renamed, self.names or sorted(found), note)
+
+
+def _class_row(row: Row, path: Path) -> tuple[int, str, str]:
+    """Index, mid and name of a class of AudioSet's list."""
+    index, mid, name = row.one_line(path, 3, 'index, mid, "display_name"')
+    require(index.isdigit(), f"{path}, line {row.line}: index", index, "a whole number")
+    require(bool(mid and name), f"{path}, line {row.line}", row.cells, "a mid and a name")
+    return int(index), mid, name

@@ -40,7 +40,8 @@ class RangeCache:
         if len(data) > self.limit * (1 - _KEEP):
             return
         if self._added + len(data) > self.limit / _LOOK:
-            self._make_room()
+            with contextlib.suppress(OSError):
+                self._make_room()
             self._added = 0
         path = self._path(key)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -55,7 +56,8 @@ class RangeCache:
         self._added += len(data)
 
     def drop(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._path(key).unlink()
 
     def _path(self, key: str) -> Path:
         name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from diffmavil.config.folders import expand
 from diffmavil.data.clips import Clip, ClipSet, Stored
 from diffmavil.data.shards.index import DATASET_FILE, INDEX_FILE, Description, Index
 from diffmavil.data.shards.store import StoreError, is_remote, open_store
@@ -12,7 +13,7 @@ from diffmavil.data.shards.store import StoreError, is_remote, open_store
 
 def is_prepared(root: str) -> bool:
     """Whether it is a URL, or a folder that `diffmavil.prepare` made."""
-    return is_remote(root) or Path(root).expanduser().joinpath(DATASET_FILE).is_file()
+    return is_remote(root) or expand(root).joinpath(DATASET_FILE).is_file()
 
 
 def read_prepared(root: str, name: str) -> ClipSet:
@@ -25,7 +26,7 @@ def read_prepared(root: str, name: str) -> ClipSet:
         ValueError: it is not whole: a shard is missing or cut off (a folder only; of a URL that shows when it is read),
             or its index is not one.
     """
-    root = root if is_remote(root) else str(Path(root).expanduser())
+    root = root if is_remote(root) else str(expand(root))
     store = open_store(root, Path(), 0)
     try:
         description = Description.from_bytes(store.read_all(DATASET_FILE))

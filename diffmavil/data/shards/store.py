@@ -8,6 +8,7 @@ is a bad clip like any other.
 from __future__ import annotations
 
 import os
+import re
 import time
 import zlib
 from collections import OrderedDict
@@ -23,6 +24,8 @@ TRIES = 6
 BACK_OFF = 0.5
 """Seconds to wait before a remote read is tried again; doubled each time."""
 _OPEN_FILES = 128
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+"""How a URL begins, also one that fsspec chains: simplecache::s3://"""
 _EXTRA = {"http": "aiohttp requests", "https": "aiohttp requests", "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 
@@ -31,7 +34,8 @@ class StoreError(Exception):
 
 
 def is_remote(root: str) -> bool:
-    return "://" in root
+    """Whether it is a URL; a path with colons in its names is none."""
+    return _SCHEME.match(root) is not None
 
 
 class Store(Protocol):

@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from diffmavil.config.folders import expand
 from diffmavil.data.synthetic import CLASSES, SPLITS, ensure_synthetic
 
 
@@ -16,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=768)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, help="rendering processes (default: one for each core)")
-    parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="draw a clip of each class")
+    parser.add_argument("--contact-sheet", type=expand, metavar="PNG", help="draw a clip of each class")
     options = parser.parse_args(arguments)
     if options.out is None and options.contact_sheet is None:
         parser.error("nothing to do: give --out DIR, --contact-sheet PNG, or both")
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(ensure_synthetic(options.out, options.split, options.clips, options.seed, options.workers))
         if options.contact_sheet is not None:
             _draw(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from rich.console import Console
 
 from diffmavil.config import require
+from diffmavil.config.folders import expand
 from diffmavil.config.progress import tracking
 from diffmavil.data.synthetic.encode import encode_clip
 from diffmavil.data.synthetic.latents import (
@@ -89,7 +90,7 @@ def ensure_synthetic(
     require(seed >= 0, "seed", seed, ">= 0")
     require(workers is None or workers >= 1, "workers", workers, ">= 1, or None for the number of cores")
     style = SceneStyle() if style is None else style
-    folder = Path(cache_dir).expanduser() / f"synthetic-v{GENERATOR_VERSION}-{_digest(style)}-seed{seed}"
+    folder = expand(cache_dir) / f"synthetic-v{GENERATOR_VERSION}-{_digest(style)}-seed{seed}"
     job = Job(folder, split, clips, seed, style)
     view = folder / f"{split}-{clips}"
     if _complete(view, clips):

@@ -1,0 +1,58 @@
+"""Paths that a person names: `~` means the home folder, and what cannot be written is said before work is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def expand(path: str | Path) -> Path:
+    """The path with a leading `~` or `~user` replaced; a user who is not known stays as written."""
+    return Path(os.path.expanduser(path))
+
+
+def expanded(options: T) -> T:
+    """A dataclass of options with `~` replaced in each `Path` of it and of the dataclasses inside."""
+    changed: dict[str, Any] = {}
+    for one in fields(options):  # type: ignore[arg-type]
+        value = getattr(options, one.name)
+        if isinstance(value, Path):
+            changed[one.name] = expand(value)
+        elif is_dataclass(value):
+            changed[one.name] = expanded(value)
+    return replace(options, **changed)  # type: ignore[type-var]
+
+
+@contextmanager
+def writing(name: str, path: str | Path) -> Iterator[None]:
+    """`OSError`s inside become `ValueError`s that name the setting."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{name}={str(path)!r}: cannot be written: {error.strerror or error}") from error
+
+
+def check_writable(name: str, folder: Path) -> bool:
+    """True, or `ValueError` naming the setting: the folder cannot be made, or no file in it. Leaves nothing behind."""
+    with writing(name, folder):
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        if not made and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Permissions tell too little: root passes them all, and a mount may be read-only.
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        finally:
+            for path in made:
+                with suppress(OSError):
+                    path.rmdir()
+    return True
