@@ -32,7 +32,9 @@ def main(argv: Sequence[str]) -> None:
         for note in mix_notes(config):
             run = run.noting(note)
         with usage_errors():
-            task = Pretraining(config, peers.device)
+            task = Pretraining(config, peers.device, clips=len(split.train))
+        if task.note:
+            run = run.noting(task.note)
         finished = fit(task, run, config, split.train, peers)
         if finished and peers.main:
             export_weights(task.model, config, run.folder / WEIGHTS_FILE)

@@ -54,6 +54,7 @@ class Batch:
         labels: classes of each clip.
         position: int64 `[B]`, place in the training stream; in evaluation the index of the clip.
         paths: file of each clip.
+        clip: int64 `[B]`, index of each clip in its set.
         opened: which clips were opened for it, and which were bad.
         later: pictures still to be decoded; then `video` is empty.
     """
@@ -64,6 +65,7 @@ class Batch:
     labels: list[tuple[int, ...]]
     position: Tensor
     paths: list[str]
+    clip: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     opened: Opened = field(default_factory=Opened)
     later: list[Later] = field(default_factory=list)
 
@@ -78,6 +80,7 @@ class Batch:
             wave=change(self.wave),
             wave_valid=change(self.wave_valid),
             position=change(self.position),
+            clip=change(self.clip),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -106,6 +109,7 @@ class _Row(NamedTuple):
     clip: Clip
     decoded: Decoded
     position: int
+    number: int
 
 
 class _Canvas:
@@ -134,6 +138,7 @@ class _Canvas:
             labels=[row.clip.labels for row in rows],
             position=torch.tensor([row.position for row in rows], dtype=torch.int64),
             paths=[row.clip.path for row in rows],
+            clip=torch.tensor([row.number for row in rows], dtype=torch.int64),
             opened=opened,
             later=[row.decoded.later for row in rows if row.decoded.later is not None],
         )
@@ -211,7 +216,7 @@ class TrainClips(Dataset):
             except BadClip as error:
                 opened.fail(index, error)
             else:
-                return _Row(clip, decoded, position)
+                return _Row(clip, decoded, position, index)
         return None
 
 
@@ -268,5 +273,5 @@ class EvalClips(Dataset):
             except BadClip as error:
                 opened.fail(index, error)
             else:
-                done.append(_Row(clip, decoded, index))
+                done.append(_Row(clip, decoded, index, index))
         return canvas.batch(done, opened)

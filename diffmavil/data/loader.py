@@ -136,7 +136,7 @@ class Loader:
         with torch.cuda.stream(self._side):
             moved = batch.to(self.device, non_blocking=True)
         current.wait_stream(self._side)
-        for tensor in (moved.video, moved.wave, moved.wave_valid, moved.position):
+        for tensor in (moved.video, moved.wave, moved.wave_valid, moved.position, moved.clip):
             # The allocator must not give this memory to the side stream's next copy before the step has read it.
             tensor.record_stream(current)
         return moved

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from maekernels import info_nce
+from maekernels.info_nce import all_rows
 
 
 def pool(tokens: Tensor) -> Tensor:
@@ -13,19 +15,40 @@ def pool(tokens: Tensor) -> Tensor:
     return tokens[..., 1:, :].float().mean(dim=-2)
 
 
-def inter_modal(audio: Tensor, video: Tensor, temperature: float) -> Tensor:
+def inter_modal(audio: Tensor, video: Tensor, temperature: float, clips: Tensor | None = None) -> Tensor:
     """A clip's sound against its own picture among the batch's: mean over views of the symmetric InfoNCE.
 
-    audio, video: `[B, V, D]`, the pooled views.
+    audio, video: `[B, V, D]`, the pooled views. clips: int64 `[B]`, see `contrast`.
     """
     views = range(audio.shape[1])
-    return torch.stack([info_nce(audio[:, v], video[:, v], temperature) for v in views]).mean()
+    return torch.stack([contrast(audio[:, v], video[:, v], temperature, clips) for v in views]).mean()
 
 
-def intra_modal(audio: Tensor, video: Tensor, temperature: float) -> Tensor:
+def intra_modal(audio: Tensor, video: Tensor, temperature: float, clips: Tensor | None = None) -> Tensor:
     """One masked view of a clip against the other view of the same modality: mean over the two modalities.
 
-    audio, video: `[B, 2, D]`, the pooled views.
+    audio, video: `[B, 2, D]`, the pooled views. clips: int64 `[B]`, see `contrast`.
     """
-    pair = [info_nce(x[:, 0], x[:, 1], temperature) for x in (audio, video)]
+    pair = [contrast(x[:, 0], x[:, 1], temperature, clips) for x in (audio, video)]
     return torch.stack(pair).mean()
+
+
+def contrast(a: Tensor, b: Tensor, temperature: float, clips: Tensor | None = None) -> Tensor:
+    """Symmetric InfoNCE of the rows of a and b `[B, D]`, over all ranks.
+
+    clips: which clip each row shows, where a batch may hold one twice: rows of one clip are then no negatives of each
+    other. That stores the matrix of all pairs, which is small where the set is smaller than a batch. None: every row
+    shows another clip.
+    """
+    if clips is None:
+        return info_nce(a, b, temperature)
+    a, b = (nn.functional.normalize(x.float(), dim=1) for x in (a, b))
+    first = dist.get_rank() * len(a) if dist.is_available() and dist.is_initialized() else 0
+    own = first + torch.arange(len(a), device=a.device)
+    twins = clips[:, None] == all_rows(clips)[None, :]
+    twins = twins.scatter(1, own[:, None], False)
+    losses = [
+        nn.functional.cross_entropy((x @ all_rows(y).T / temperature).masked_fill(twins, -torch.inf), own)
+        for x, y in ((a, b), (b, a))
+    ]
+    return 0.5 * torch.stack(losses).sum()

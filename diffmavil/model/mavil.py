@@ -43,6 +43,8 @@ class Pooled(NamedTuple):
 
     audio: Tensor
     video: Tensor
+    clips: Tensor | None = None
+    """int64 `[B]`: which clip each row shows, where one may come twice."""
 
 
 class Coupled(NamedTuple):
@@ -87,6 +89,7 @@ class DiffMAViL(nn.Module):
         self,
         video: Tensor,
         spec: Tensor,
+        clips: Tensor | None = None,
         *,
         seed: int,
         offset: int,
@@ -103,6 +106,7 @@ class DiffMAViL(nn.Module):
         Args:
             video: `[B, T, H, W, 3]` uint8, or float in 0..1.
             spec: `[B, F, M]` normalised log-mel.
+            clips: int64 `[B]`, which clip each one is: equal ones are no negatives of each other. None: all differ.
             seed: of the run, not of the step.
             offset: position of the first clip in the stream of samples.
             keep_video, keep_audio: visible tokens; at least one visible and one masked. Several counts: runs of samples
@@ -119,7 +123,7 @@ class DiffMAViL(nn.Module):
         specs, videos = ([x[span.first : span.last] for span in cut] for x in (spec, video))
         audio_tokens = self.audio.encode_all(specs, [drawn.masks.keep for drawn in draws.audio])
         video_tokens = self.video.encode_all(videos, [drawn.masks.keep for drawn in draws.video])
-        pooled = self._pool(audio_tokens, video_tokens)
+        pooled = self._pool(audio_tokens, video_tokens, clips)
         inter, intra = self._contrast(pooled) if coupled is None else (coupled.inter, coupled.intra)
         fused = self.fusion(audio_tokens, video_tokens)
         audio_loss = self.audio.loss([audio for audio, _ in fused], specs, draws.audio)
@@ -197,7 +201,15 @@ class DiffMAViL(nn.Module):
         )
 
     def pooled(
-        self, video: Tensor, spec: Tensor, *, seed: int, offset: int, keep_video: Keep, keep_audio: Keep
+        self,
+        video: Tensor,
+        spec: Tensor,
+        clips: Tensor | None = None,
+        *,
+        seed: int,
+        offset: int,
+        keep_video: Keep,
+        keep_audio: Keep,
     ) -> Pooled:
         """What the contrast reads of a batch that `forward` would be given with these arguments."""
         self._check_inputs(video, spec)
@@ -210,40 +222,44 @@ class DiffMAViL(nn.Module):
             ):
                 views = [branch.mask_view(len(x), keep, view, seed, first, x.device) for view in range(branch.views)]
                 tokens[name].append(branch.encode(x, torch.stack([ids.ids_keep for ids in views], dim=1)))
-        return self._pool(tokens["audio"], tokens["video"])
+        return self._pool(tokens["audio"], tokens["video"], clips)
 
     def couple(self, passes: Sequence[Pooled]) -> list[Coupled]:
         """The contrast of a batch that is computed in several passes, as if it were one (gradient caching, Gao et al.
         2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"): for each of them what it adds.
         """
-        config, clips = self.config.contrast, [len(one.audio) for one in passes]
+        config, counts = self.config.contrast, [len(one.audio) for one in passes]
+        ids = [one.clips for one in passes if one.clips is not None]
         with torch.enable_grad():
-            whole = Pooled(*(torch.cat(parts).detach().requires_grad_() for parts in zip(*passes, strict=True)))
-            inter, intra = self._contrast(whole)
+            audio, video = (
+                torch.cat(parts).detach().requires_grad_()
+                for parts in ([one.audio for one in passes], [one.video for one in passes])
+            )
+            inter, intra = self._contrast(Pooled(audio, video, torch.cat(ids) if ids else None))
             total = config.inter_weight * inter + config.intra_weight * intra
-            grads = torch.autograd.grad(total, whole) if total.requires_grad else [torch.zeros_like(x) for x in whole]
+            leaves = (audio, video)
+            grads = torch.autograd.grad(total, leaves) if total.requires_grad else [torch.zeros_like(x) for x in leaves]
         # The loss of a pass is the mean over its clips, and weighs as much as they are of all.
-        more = [sum(clips) / count for count in clips]
+        more = [sum(counts) / count for count in counts]
         return [
-            Coupled(audio * times, video * times, inter.detach(), intra.detach())
-            for times, audio, video in zip(more, *(grad.split(clips) for grad in grads), strict=True)
+            Coupled(audio_grad * times, video_grad * times, inter.detach(), intra.detach())
+            for times, audio_grad, video_grad in zip(more, *(grad.split(counts) for grad in grads), strict=True)
         ]
 
-    def _pool(self, audio_tokens: Sequence[Tensor], video_tokens: Sequence[Tensor]) -> Pooled:
-        return Pooled(
-            *(
-                rearrange(torch.cat([pool(span) for span in tokens]), "(b v) d -> b v d", v=self.config.views)
-                for tokens in (audio_tokens, video_tokens)
-            )
+    def _pool(self, audio_tokens: Sequence[Tensor], video_tokens: Sequence[Tensor], clips: Tensor | None) -> Pooled:
+        audio, video = (
+            rearrange(torch.cat([pool(span) for span in tokens]), "(b v) d -> b v d", v=self.config.views)
+            for tokens in (audio_tokens, video_tokens)
         )
+        return Pooled(audio, video, clips)
 
     def _contrast(self, pooled: Pooled) -> tuple[Tensor, Tensor]:
-        config, (audio, video) = self.config.contrast, pooled
+        config, (audio, video, clips) = self.config.contrast, pooled
         inter = intra = audio.new_zeros(())
         if config.inter_weight > 0:
-            inter = inter_modal(audio, video, config.inter_temperature)
+            inter = inter_modal(audio, video, config.inter_temperature, clips)
         if config.intra_weight > 0 and self.config.views == 2:
-            intra = intra_modal(audio, video, config.intra_temperature)
+            intra = intra_modal(audio, video, config.intra_temperature, clips)
         return inter, intra
 
     def _check_inputs(self, video: Tensor, spec: Tensor) -> None:

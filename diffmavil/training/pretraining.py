@@ -16,7 +16,7 @@ from diffmavil.model import DiffMAViL
 from diffmavil.model.draws import Draws
 from diffmavil.model.flops import mixed_flops
 from diffmavil.model.mavil import Coupled
-from diffmavil.training.planner import Counts, Plan
+from diffmavil.training.planner import Counts, Plan, timetable
 from maekernels.philox import fold_in
 
 _INIT, _MASKS = 1, 2  # streams folded out of the run's seed
@@ -25,33 +25,46 @@ _INIT, _MASKS = 1, 2  # streams folded out of the run's seed
 class Pretraining:
     """`diffmavil.training.task.Task` of a `DiffMAViL`, initialised by the run's seed.
 
+    Args:
+        clips: in the set; None: more than a step takes.
+
+    Attributes:
+        note: what the user should know; None: nothing.
+
     Raises:
         ValueError: kernels that cannot be had here.
     """
 
     names = ("loss", "loss/video", "loss/audio", "loss/inter", "loss/intra")
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, *, clips: int | None = None) -> None:
         self.config, self.device = config, device
+        largest = max((stretch.batch_size for stretch in timetable(config).stretches), default=0)
+        self._twice = clips is not None and clips < largest
+        said = f"a step takes up to {largest} clips of a set of {clips}: some come twice, and are no negatives then"
+        self.note = said if self._twice else None
         torch.manual_seed(fold_in(config.train.seed, _INIT) % 2**63)
         self.model = DiffMAViL(config.model).to(device)
         self.seed = fold_in(config.train.seed, _MASKS)
         self._log_mel = LogMel(config.model.audio).to(device)
         self._augment = Augment(config.data.augment, config.train.seed)
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Video uint8 `[B, T, H, W, 3]` and normalised log-mel `[B, F, M]`."""
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Video uint8 `[B, T, H, W, 3]`, normalised log-mel `[B, F, M]`; which clips they are, if some come twice."""
         video = self._augment.video(batch.video, batch.position)
-        return video, self._augment.spec(self._log_mel(batch.wave, batch.wave_valid), batch.position)
+        spec = self._augment.spec(self._log_mel(batch.wave, batch.wave_valid), batch.position)
+        return (video, spec, batch.clip) if self._twice else (video, spec)
 
-    def random_inputs(self, clips: int) -> tuple[Tensor, Tensor]:
-        return random_clips(self.config, clips, self.device)
+    def random_inputs(self, clips: int) -> tuple[Tensor, ...]:
+        video, spec = random_clips(self.config, clips, self.device)
+        return (video, spec, torch.arange(clips, device=self.device)) if self._twice else (video, spec)
 
     def arguments(self, now: Plan, offset: int) -> dict[str, Any]:
         return {"seed": self.seed, "offset": offset, "keep_video": now.keep_video, "keep_audio": now.keep_audio}
 
     def draw(self, inputs: tuple[Tensor, ...], arguments: Mapping[str, Any]) -> Draws:
-        return self.model.draw(*inputs, **arguments)
+        video, spec, *_ = inputs
+        return self.model.draw(video, spec, **arguments)
 
     def couple(self, passes: Sequence[tuple[tuple[Tensor, ...], dict[str, Any]]]) -> list[Coupled]:
         """The contrast of all passes together."""

@@ -244,3 +244,11 @@ def test_nothing_to_train_on_is_a_usage_error(train, tmp_path):
     done = train(tmp_path / "run", "--data.root", str(tmp_path / "empty"), code=2)
     assert "mp4" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_batch_larger_than_the_set_says_so_once_and_trains(train, tmp_path, nproc):
+    flags = ("--data.synthetic-train", "24", "--train.batch-size", "28", "--train.steps", "2")
+    done = train(tmp_path / "run", *flags, nproc=nproc)
+    assert done.stdout.count("a step takes up to 28 clips of a set of 24: some come twice") == 1
+    assert len(losses(tmp_path / "run")) == 2
