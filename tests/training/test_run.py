@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -96,6 +97,7 @@ def test_sigterm_saves_exits_0_and_the_run_goes_on_as_if_nothing_had_been(
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert len(checkpoints(folder)) == 1, output
+    assert re.search(r"stopped by a signal after step \d of 8; --resume goes on from there", output), output
     train(folder, "--resume", preset=None)
     assert losses(folder) == losses(whole_run)
 
