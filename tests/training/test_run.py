@@ -175,9 +175,11 @@ def test_an_adaptive_run_resumes_bit_exactly_with_the_plan_it_was_given(train, t
 
 
 @pytest.mark.slow
-def test_two_processes_follow_the_loss_curve_of_one(whole_run, train, tmp_path):
+@pytest.mark.parametrize("flags", [(), ("--batch.at-once", *"11111111")], ids=["whole", "clip by clip"])
+def test_two_processes_follow_the_loss_curve_of_one(whole_run, train, tmp_path, flags):
+    """Also where each computes its clips one after the other: the contrast is that of the whole batch."""
     folder = tmp_path / "two"
-    train(folder, nproc=2)
+    train(folder, *flags, nproc=2)
     one, two = losses(whole_run), losses(folder)
     assert one.keys() == two.keys()
     for step in one:
