@@ -6,7 +6,6 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import av.error
 import numpy as np
 from av.audio.stream import AudioStream
 from av.packet import Packet
@@ -15,7 +14,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from diffmavil.config import VideoConfig
+from diffmavil.data.library import library_errors
 from diffmavil.data.media import Media, seconds_of, tick_of
+from diffmavil.data.shape import PixelAspect, orientation_of
 from diffmavil.data.transforms import FramingRule
 from diffmavil.data.windows import Span
 
@@ -30,10 +31,12 @@ def decoded_of(
     for packet in [*packets, None]:
         media.deadline.check()
         try:
-            yield from stream.codec_context.decode(packet)
-        except av.error.FFmpegError:
+            frames = stream.codec_context.decode(packet)
+        except Exception:  # the library's, of whatever class
+            frames = []
             if damaged is not None:
                 damaged.append(packet)
+        yield from frames
 
 
 class Disordered(Exception):
@@ -86,32 +89,34 @@ class Painter:
     def frames(self, media: Media, packets: list[Packet], window: Span) -> np.ndarray | None:
         """uint8 `[T, size, size, 3]`; None when half of the packets, or more, cannot be decoded."""
         times = self.times(window)
-        aspect = float(media.video.sample_aspect_ratio or 1)
+        shape = PixelAspect(media.video)
         damaged: list[Packet | None] = []
         try:
-            shown = self._shown(timed_frames(media, packets, damaged), times, aspect)
+            shown = self._shown(timed_frames(media, packets, damaged), times, shape)
         except Disordered:
-            shown = self._shown(counted_frames(media, packets), times, aspect)
+            shown = self._shown(counted_frames(media, packets), times, shape)
         return shown if 2 * len(damaged) < len(packets) else None
 
-    def _shown(self, frames: Iterable[tuple[float, VideoFrame]], times: np.ndarray, aspect: float) -> np.ndarray | None:
+    def _shown(
+        self, frames: Iterable[tuple[float, VideoFrame]], times: np.ndarray, shape: PixelAspect
+    ) -> np.ndarray | None:
         """Draw the frame on screen at each of `times`; `frames` come with the time at which they appear."""
         out = self.canvas(len(times))
         instants = times.tolist()
         done = 0
-        shown: VideoFrame | None = None
+        shown: tuple[VideoFrame, float] | None = None
         for when, frame in frames:
             # Everything due before this frame appears still shows the one before.
             due = bisect_left(instants, when)
             if due > done and shown is not None:
-                draw(out[done:due], self.paint(shown, aspect))
+                draw(out[done:due], self.paint(*shown))
                 done = due
-            shown = frame
+            shown = frame, shape.now()
             if done == len(times):
                 return out
         if shown is None:
             return None
-        draw(out[done:], self.paint(shown, aspect))
+        draw(out[done:], self.paint(*shown))
         return out
 
     def canvas(self, count: int) -> np.ndarray:
@@ -121,17 +126,17 @@ class Painter:
 
     def paint(self, frame: VideoFrame, aspect: float) -> np.ndarray:
         """A view uint8 `[size, size, 3]`. `aspect`: width over height of a pixel."""
-        turns = round(frame.rotation / 90) % 4
-        width, height = frame.width * aspect, float(frame.height)
-        if turns % 2:
-            width, height = height, width
+        with library_errors():
+            orientation = orientation_of(frame)
+        width, height = orientation.sides(frame.width * aspect, float(frame.height))
         framing = self.framing(width, height)
-        w, h = (framing.height, framing.width) if turns % 2 else (framing.width, framing.height)
-        drawn = self.reformatter.reformat(frame, w, h, format="rgb24", interpolation=Interpolation.AREA, threads=1)
-        plane = drawn.planes[0]
-        pixels = np.frombuffer(memoryview(plane), np.uint8).reshape(h, plane.line_size)
-        upright = pixels[:, : w * 3].reshape(h, w, 3)
-        return framing.cut(np.rot90(upright, turns) if turns else upright)
+        w, h = orientation.sides(framing.width, framing.height)
+        with library_errors():
+            drawn = self.reformatter.reformat(frame, w, h, format="rgb24", interpolation=Interpolation.AREA, threads=1)
+            plane = drawn.planes[0]
+            pixels = np.frombuffer(memoryview(plane), np.uint8).reshape(h, plane.line_size)
+        coded = pixels[:, : w * 3].reshape(h, w, 3)
+        return framing.cut(orientation.upright(coded))
 
 
 def draw(out: np.ndarray, picture: np.ndarray) -> None:

@@ -14,20 +14,22 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import av
-import av.error
 import numpy as np
 import torch
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
 from diffmavil.data.audio import log_mel
 from diffmavil.data.decode import limited, sound_of
 from diffmavil.data.frames import Disordered, counted_frames, timed_frames
+from diffmavil.data.library import library_errors
 from diffmavil.data.media import BadClip, Deadline, Media
+from diffmavil.data.prepare.canvas import Canvas
 from diffmavil.data.prepare.items import Item
-from diffmavil.data.prepare.settings import MELS, SAMPLE_RATE, SMALLEST, Settings
+from diffmavil.data.prepare.settings import MELS, SAMPLE_RATE, Settings
+from diffmavil.data.shape import PixelAspect
 from diffmavil.data.windows import MIN_SECONDS, Span, Windows
 
 _TICK = Fraction(1, 90_000)
@@ -78,7 +80,7 @@ def transcode(
             spans = _part(item, media, media.measured())
             origin = media.start
         windows = _pieces(item, spans, settings)
-    except (av.error.FFmpegError, BadClip, OSError, ValueError) as error:
+    except (BadClip, OSError) as error:
         yield _bad(item, error)
         return
     for window in windows:
@@ -86,7 +88,7 @@ def transcode(
         try:
             with Media(item.path, Deadline(deadline, item.source)) as media:
                 yield _piece(media, item, window, spans, origin, settings)
-        except (av.error.FFmpegError, BadClip, OSError, ValueError) as error:
+        except (BadClip, OSError) as error:
             yield _bad(item, error)
 
 
@@ -172,22 +174,23 @@ def _encode_picture(
 ) -> _Picture:
     """The frames on screen during `window`; the first appears at 0."""
     encoder: _Encoder | None = None
-    before: VideoFrame | None = None
-    aspect = float(media.video.sample_aspect_ratio or 1)
+    before: tuple[VideoFrame, float] | None = None
+    shape = PixelAspect(media.video)
     for when, frame in frames:
         if when >= window.end:
             break
+        shown = frame, shape.now()
         if when <= window.start:
-            before = frame
+            before = shown
             continue
-        encoder = encoder or _Encoder(before or frame, aspect, settings)
+        encoder = encoder or _Encoder(*(before or shown), settings)
         if before is not None:
-            encoder.add(0.0, before)
+            encoder.add(0.0, *before)
             before = None
-        encoder.add(when - window.start, frame)
+        encoder.add(when - window.start, *shown)
     if before is not None:
-        encoder = encoder or _Encoder(before, aspect, settings)
-        encoder.add(0.0, before)
+        encoder = encoder or _Encoder(*before, settings)
+        encoder.add(0.0, *before)
     if encoder is None:
         raise BadClip("", "no frame of its picture can be decoded")
     rate = float(media.video.average_rate or media.video.guessed_rate or 25)
@@ -195,21 +198,11 @@ def _encode_picture(
 
 
 class _Encoder:
-    """Frames to H.264 in mp4, drawn upright with square pixels in limited-range BT.601.
-
-    One matrix and range for all clips: decoders differ in what they do about others.
-    """
+    """Frames to H.264 in mp4, as `Canvas` draws them."""
 
     def __init__(self, first: VideoFrame, aspect: float, settings: Settings) -> None:
-        if min(first.width, first.height) < SMALLEST:
-            size = f"{first.width}x{first.height}"
-            raise BadClip("", f"a picture of {size} pixels: both sides must have {SMALLEST} at least")
-        self.turns = round(first.rotation / 90) % 4
-        width, height = first.width * aspect, float(first.height)
-        scale = min(1.0, settings.short_side / min(width, height))
-        self.drawn = _even(width * scale), _even(height * scale)
-        self.size = self.drawn[::-1] if self.turns % 2 else self.drawn
-        self.reformatter = VideoReformatter()
+        self.canvas = Canvas(first, aspect, settings.short_side)
+        self.size = self.canvas.size
         self.file = io.BytesIO()
         self.container = av.open(self.file, "w", format="mp4")
         options = {**_X264, "crf": str(settings.crf)}
@@ -224,21 +217,17 @@ class _Encoder:
         self.packets: list[Packet] = []
         self.stamps: list[int] = []
 
-    def add(self, when: float, frame: VideoFrame) -> None:
+    def add(self, when: float, frame: VideoFrame, aspect: float) -> None:
         stamp = round(when / _TICK)
         if self.stamps and stamp <= self.stamps[-1]:
             return  # two frames for one instant: nobody sees the second
-        width, height = self.drawn
-        drawn = self.reformatter.reformat(
-            frame, width, height, format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG,
-            interpolation=Interpolation.AREA, threads=1,
-        )  # fmt: skip
-        if self.turns:
-            drawn = _turned(drawn, self.turns)
+        with library_errors():
+            drawn = self.canvas.draw(frame, aspect)
         drawn.pts, drawn.time_base = stamp, _TICK
         drawn.pict_type = 0  # the source's keyframes are not ours
         self.stamps.append(stamp)
-        self.packets += self.stream.encode(drawn)
+        with library_errors():
+            self.packets += self.stream.encode(drawn)
 
     def finish(self, length: float, usual: float) -> _Picture:
         """Write the file. `length`: seconds at most; `usual`: seconds for which the last frame is shown."""
@@ -250,22 +239,6 @@ class _Encoder:
         self.container.close()
         seconds = float(max(end, self.stamps[-1] + 1) * _TICK)
         return _Picture(self.file.getvalue(), seconds, len(self.stamps), *self.size)
-
-
-def _even(pixels: float) -> int:
-    return max(SMALLEST, 2 * round(pixels / 2))
-
-
-def _turned(frame: VideoFrame, turns: int) -> VideoFrame:
-    """A yuv420p frame turned by `turns` quarters against the clock."""
-    packed = frame.to_ndarray().astype(np.uint8, copy=False)
-    width, height = frame.width, frame.height
-    luma, chroma = packed[:height], packed[height:].reshape(2, height // 2, width // 2)
-    planes = [np.rot90(plane, turns) for plane in (luma, *chroma)]
-    flat = np.concatenate([plane.reshape(-1) for plane in planes])
-    turned = VideoFrame.from_ndarray(flat.reshape(-1, planes[0].shape[1]), format="yuv420p")
-    turned.colorspace, turned.color_range = frame.colorspace, frame.color_range
-    return turned
 
 
 def _quantized(wave: np.ndarray) -> np.ndarray:

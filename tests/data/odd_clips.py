@@ -1,0 +1,65 @@
+"""Files whose streams are odd: many channels, no decoder, mirrored, damaged; and a process to decode them in."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+FFMPEG = shutil.which("ffmpeg")
+needs_ffmpeg = pytest.mark.skipif(FFMPEG is None, reason="no ffmpeg to make the clip with")
+
+
+def ffmpeg(*arguments: object) -> None:
+    """Run ffmpeg, which makes files that PyAV cannot."""
+    assert FFMPEG is not None
+    command = [FFMPEG, "-nostdin", "-v", "error", "-y", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def process_apart() -> Iterator[Callable[..., Any]]:
+    """Gives `call(function, *arguments)`, in a process of its own: one killed by a signal raises BrokenProcessPool."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result(timeout=300)
+
+
+def write_sound(path: Path, sound: np.ndarray, codec: str, layout: str, rate: int = 16_000, form: str = "") -> Path:
+    """Grey H.264 at 25 fps, and float32 `sound` `[C, S]`, of any number of channels."""
+    seconds = sound.shape[1] / rate
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        video.width = video.height = 32
+        video.pix_fmt = "yuv420p"
+        video.codec_context.thread_count = 1
+        audio = container.add_stream(codec, rate=rate, layout=layout, **({"format": form} if form else {}))
+        audio.codec_context.thread_count = 1
+        packets = []
+        for index in range(round(seconds * 25)):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 90, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            packets += video.encode(frame)
+        packets += video.encode(None)
+        context = audio.codec_context
+        convert = av.AudioResampler(context.format.name, layout, rate, frame_size=context.frame_size or 1024)
+        # Packed: PyAV reads planes of eight channels or more past their end.
+        packed = np.ascontiguousarray(sound.T.reshape(1, -1), np.float32)
+        whole = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
+        whole.sample_rate, whole.pts, whole.time_base = rate, 0, Fraction(1, rate)
+        for frame in [*convert.resample(whole), *convert.resample(None)]:
+            packets += audio.encode(frame)
+        packets += audio.encode(None)
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+            container.mux(packet)
+    return path
