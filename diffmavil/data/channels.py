@@ -8,11 +8,27 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 
-from diffmavil.data.library import library_errors
+from diffmavil.data.library import BadClip, library_errors
 
 _MOST_PLANES = 7
 """PyAV counts the planes of a frame up to a null pointer, and behind the eighth libav has none: reading them there ends
 the process. A frame of more planes is packed into one before anybody looks at them."""
+LOUDEST = 100.0
+"""What a sample may reach where full scale is 1: 40 dB more than any recorder writes."""
+
+
+def require_sound(wave: np.ndarray) -> None:
+    """Raises `BadClip` for float32 samples that are no sound: not finite, or beyond `LOUDEST`.
+
+    Refused, not clipped: it is damage, or numbers of another scale, and what clipping made of it would be noise at full
+    level that nobody hears of.
+    """
+    with np.errstate(invalid="ignore"):
+        peak = float(np.abs(wave).max(initial=0.0))
+    if not np.isfinite(peak):
+        raise BadClip("", f"its sound has {np.count_nonzero(~np.isfinite(wave))} samples that are NaN or infinite")
+    if peak > LOUDEST:
+        raise BadClip("", f"its sound reaches {peak:.3g} where full scale is 1: at most {LOUDEST:g} is allowed")
 
 
 class ChannelReader:

@@ -19,7 +19,7 @@ from av.audio.resampler import AudioResampler
 from av.packet import Packet
 
 from diffmavil.config import AudioConfig, DecoderName, VideoConfig
-from diffmavil.data.channels import ChannelReader
+from diffmavil.data.channels import ChannelReader, require_sound
 from diffmavil.data.decoders import Later, painter_of
 from diffmavil.data.frames import Painter, decoded_of
 from diffmavil.data.library import library_errors
@@ -207,6 +207,9 @@ def sound_of(
 
     Returns:
         float32 `[samples]`, and the number of samples before the sound's end, which is at `end` at the latest.
+
+    Raises:
+        BadClip: samples that are no sound, as `require_sound` says.
     """
     wave = np.zeros(samples, np.float32)
     limit = min(samples, round((end - window.start) * rate))
@@ -217,6 +220,7 @@ def sound_of(
         if high > low:
             wave[low:high] = run[low - first : high - first]
             valid = max(valid, high)
+    require_sound(wave)
     return wave, valid
 
 

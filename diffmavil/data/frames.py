@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 from diffmavil.config import VideoConfig
 from diffmavil.data.library import library_errors
 from diffmavil.data.media import Media, seconds_of, tick_of
-from diffmavil.data.shape import PixelAspect, orientation_of
+from diffmavil.data.shape import Shape, Shapes
 from diffmavil.data.transforms import FramingRule
 from diffmavil.data.windows import Span
 
@@ -89,29 +89,29 @@ class Painter:
     def frames(self, media: Media, packets: list[Packet], window: Span) -> np.ndarray | None:
         """uint8 `[T, size, size, 3]`; None when half of the packets, or more, cannot be decoded."""
         times = self.times(window)
-        shape = PixelAspect(media.video)
+        shapes = Shapes(media.video)
         damaged: list[Packet | None] = []
         try:
-            shown = self._shown(timed_frames(media, packets, damaged), times, shape)
+            shown = self._shown(timed_frames(media, packets, damaged), times, shapes)
         except Disordered:
-            shown = self._shown(counted_frames(media, packets), times, shape)
+            shown = self._shown(counted_frames(media, packets), times, shapes)
         return shown if 2 * len(damaged) < len(packets) else None
 
     def _shown(
-        self, frames: Iterable[tuple[float, VideoFrame]], times: np.ndarray, shape: PixelAspect
+        self, frames: Iterable[tuple[float, VideoFrame]], times: np.ndarray, shapes: Shapes
     ) -> np.ndarray | None:
         """Draw the frame on screen at each of `times`; `frames` come with the time at which they appear."""
         out = self.canvas(len(times))
         instants = times.tolist()
         done = 0
-        shown: tuple[VideoFrame, float] | None = None
+        shown: tuple[VideoFrame, Shape] | None = None
         for when, frame in frames:
             # Everything due before this frame appears still shows the one before.
             due = bisect_left(instants, when)
             if due > done and shown is not None:
                 draw(out[done:due], self.paint(*shown))
                 done = due
-            shown = frame, shape.now()
+            shown = frame, shapes(frame)
             if done == len(times):
                 return out
         if shown is None:
@@ -124,19 +124,16 @@ class Painter:
         size = self.video.size
         return np.empty((count, size, size, 3), np.uint8) if self.out is None else self.out[:count]
 
-    def paint(self, frame: VideoFrame, aspect: float) -> np.ndarray:
-        """A view uint8 `[size, size, 3]`. `aspect`: width over height of a pixel."""
-        with library_errors():
-            orientation = orientation_of(frame)
-        width, height = orientation.sides(frame.width * aspect, float(frame.height))
-        framing = self.framing(width, height)
-        w, h = orientation.sides(framing.width, framing.height)
+    def paint(self, frame: VideoFrame, shape: Shape) -> np.ndarray:
+        """A view uint8 `[size, size, 3]`."""
+        framing = self.framing(*shape.shown(frame))
+        w, h = shape.orientation.sides(framing.width, framing.height)
         with library_errors():
             drawn = self.reformatter.reformat(frame, w, h, format="rgb24", interpolation=Interpolation.AREA, threads=1)
             plane = drawn.planes[0]
             pixels = np.frombuffer(memoryview(plane), np.uint8).reshape(h, plane.line_size)
         coded = pixels[:, : w * 3].reshape(h, w, 3)
-        return framing.cut(orientation.upright(coded))
+        return framing.cut(shape.orientation.upright(coded))
 
 
 def draw(out: np.ndarray, picture: np.ndarray) -> None:

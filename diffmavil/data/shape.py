@@ -10,6 +10,8 @@ from av.sidedata.sidedata import SideData, Type
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from diffmavil.data.library import library_errors
+
 _Number = TypeVar("_Number", int, float)
 _ASPECTS = (0.1, 10.0)
 """Width over height that a pixel can have; what damaged files claim beyond is no shape, and a huge picture."""
@@ -39,8 +41,8 @@ _TURNS = (Orientation(), Orientation(True, False, True), Orientation(False, True
 """By quarters against the clock."""
 
 
-def orientation_of(frame: VideoFrame) -> Orientation:
-    """What the frame's display matrix says, to the nearest quarter.
+def orientation_of(frame: VideoFrame) -> Orientation | None:
+    """What the frame's display matrix says, to the nearest quarter; None: it has none.
 
     The matrix takes column x and row y of the coded picture to (a x + c y, b x + d y) of the shown one; its angle alone
     does not tell a mirrored picture from a turned one.
@@ -51,24 +53,46 @@ def orientation_of(frame: VideoFrame) -> Orientation:
     except ValueError:  # PyAV knows not every kind of side data; the angle it still gives
         return _TURNS[round(frame.rotation / 90) % 4]
     if not found:
-        return Orientation()
+        return None
     a, b, _, c, d = np.frombuffer(memoryview(found[0]), np.int32, 5).astype(float)
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return Orientation(False, a < 0, d < 0)
     return Orientation(True, c < 0, b < 0)
 
 
-class PixelAspect:
-    """Width over height of the pixels of the frame that a decoder gave last; made before the first.
+class Shape(NamedTuple):
+    """How a frame is to be shown. `aspect`: width over height of its pixels."""
 
-    Where the container says something else than the codec, it knows better, and for the whole file.
+    aspect: float
+    orientation: Orientation
+
+    def shown(self, frame: VideoFrame) -> tuple[float, float]:
+        """Width and height of the upright frame in square pixels."""
+        return self.orientation.sides(frame.width * self.aspect, float(frame.height))
+
+
+UPRIGHT = Shape(1.0, Orientation())
+"""Of prepared clips."""
+
+
+class Shapes:
+    """Callable: frame -> `Shape`, for every frame that a decoder gives, when it gives it; made before the first.
+
+    Streams may change both in the middle. Where the container says another aspect ratio than the codec, it knows
+    better, and for the whole file. Where pictures say how they lie, keyframes do, and those that follow lie alike.
     """
 
     def __init__(self, stream: VideoStream) -> None:
         said, coded = stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio
         self._context = stream.codec_context
         self._fixed = said if said and said != coded else None
+        self._orientation = Orientation()
 
-    def now(self) -> float:
-        aspect = float(self._fixed or self._context.sample_aspect_ratio or 1)
-        return aspect if _ASPECTS[0] <= aspect <= _ASPECTS[1] else 1.0
+    def __call__(self, frame: VideoFrame) -> Shape:
+        with library_errors():
+            orientation = orientation_of(frame)
+            if orientation is None and not frame.key_frame:
+                orientation = self._orientation
+            self._orientation = orientation or Orientation()
+            aspect = float(self._fixed or self._context.sample_aspect_ratio or 1)
+        return Shape(aspect if _ASPECTS[0] <= aspect <= _ASPECTS[1] else 1.0, self._orientation)

@@ -43,7 +43,8 @@ def write_sound(path: Path, sound: np.ndarray, codec: str, layout: str, rate: in
         video.width = video.height = 32
         video.pix_fmt = "yuv420p"
         video.codec_context.thread_count = 1
-        audio = container.add_stream(codec, rate=rate, layout=layout, **({"format": form} if form else {}))
+        how: dict[str, Any] = {"format": form} if form else {}
+        audio: Any = container.add_stream(codec, rate=rate, layout=layout, **how)
         audio.codec_context.thread_count = 1
         packets = []
         for index in range(round(seconds * 25)):
@@ -62,4 +63,30 @@ def write_sound(path: Path, sound: np.ndarray, codec: str, layout: str, rate: in
         packets += audio.encode(None)
         for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
             container.mux(packet)
+    return path
+
+
+def quarters(index: int) -> np.ndarray:
+    """Red, green / blue, white; wider than high."""
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:32, :48, 0] = picture[:32, 48:, 1] = picture[32:, :48, 2] = 255
+    picture[32:, 48:] = 255
+    return picture
+
+
+def corners(picture: np.ndarray) -> str:
+    """The colours near the four corners, row by row, by their first letters; "?" for another."""
+    names: dict[tuple[int, ...], str] = {(1, 0, 0): "r", (0, 1, 0): "g", (0, 0, 1): "b", (1, 1, 1): "w"}
+    places = [(6, 6), (6, -7), (-7, 6), (-7, -7)]
+    colours = [tuple((picture[place] > 128).astype(int).tolist()) for place in places]
+    return "".join(names.get(colour, "?") for colour in colours)
+
+
+def set_matrix(path: Path, a: float, b: float, c: float, d: float) -> Path:
+    """Write the display matrix of an mp4's first track: it shows pixel (x, y) at (a x + c y, b x + d y)."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40  # version and flags, times, track, layer and volume come first
+    values = [round(value * (1 << 16)) for value in (a, b, 0, c, d, 0, 0, 0)] + [1 << 30]
+    data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in values)
+    path.write_bytes(bytes(data))
     return path

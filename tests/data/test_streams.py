@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
-from odd_clips import process_apart, write_sound
+from clip_files import write_clip
+from odd_clips import corners, ffmpeg, needs_ffmpeg, process_apart, quarters, set_matrix, write_sound
 
 from diffmavil.config import AudioConfig, VideoConfig
 from diffmavil.data.decode import BadClip, decode_clip
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.settings import Settings
 from diffmavil.data.prepare.transcode import Piece, transcode
+from diffmavil.data.transforms import Framing
 
 VIDEO, AUDIO = VideoConfig(frames=4, size=32, seconds=0.5, patch=(2, 8, 8)), AudioConfig(frames=48, mels=64)
 RATE = AUDIO.sample_rate
@@ -53,7 +56,7 @@ def loudness(path: Path) -> tuple[float, float]:
 
 def flac(piece: Piece) -> np.ndarray:
     """The sound of a prepared clip: float32, full scale 1."""
-    with av.open(io.BytesIO(piece.flac)) as container:
+    with av.open(io.BytesIO(piece.flac), "r") as container:
         return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)]) / np.float32(32768)
 
 
@@ -108,3 +111,172 @@ def test_surround_layouts(tmp_path: Path, apart, codec: str, suffix: str, rate: 
     direct, again = apart(surround, tmp_path / f"a{suffix}", codec, rate, layout, count)
     assert direct == pytest.approx(0.5, abs=0.03)
     assert again == pytest.approx(0.5, abs=0.03)
+
+
+def renamed(path: Path, codec: bytes, *, every: bool = False) -> Path:
+    """Give the tracks of a codec a fourcc that nobody knows: the first that the file names, or all."""
+    data = path.read_bytes()
+    begin = max(data.find(b"moov"), data.find(b"hdrl"))  # what comes before names brands, not tracks
+    assert begin > 0
+    assert codec in data[begin:]
+    path.write_bytes(data[:begin] + data[begin:].replace(codec, b"zzzz", -1 if every else 1))
+    return path
+
+
+def test_tracks_without_a_decoder_are_bad_clips(tmp_path: Path) -> None:
+    for name, codec, what in (("a.mp4", b"avc1", "video"), ("b.mp4", b"mp4a", "audio"), ("c.avi", b"FMP4", "video")):
+        codecs = ("mpeg4", "pcm_s16le") if name == "c.avi" else ("libx264", "aac")
+        path = renamed(write_clip(tmp_path / name, seconds=1.0, codecs=codecs), codec, every=True)
+        if codec == b"mp4a":
+            renamed(path, b"esds")  # names the codec too
+        assert reason_of(path) == f"no decoder for its {what} stream"
+
+
+def two_tracks(path: Path, greys: tuple[int, int], levels: tuple[float, float], how: Callable | None = None) -> Path:
+    """Two picture tracks of one grey each and two sound tracks of one level each; `how` is given the streams."""
+    with av.open(str(path), "w") as container:
+        pictures = [container.add_stream("libx264", rate=25, options={"preset": "ultrafast"}) for _ in greys]
+        sounds = [container.add_stream("aac", rate=RATE, layout="mono") for _ in levels]
+        for stream in pictures:
+            stream.width = stream.height = 32
+            stream.pix_fmt = "yuv420p"
+        if how:
+            how(pictures, sounds)
+        packets = []
+        for stream, grey in zip(pictures, greys, strict=True):
+            for index in range(40):
+                frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), grey, np.uint8), format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 25)
+                packets += stream.encode(frame)
+            packets += stream.encode(None)
+        for stream, level in zip(sounds, levels, strict=True):
+            tone = level * np.sin(2 * np.pi * 400 * np.arange(25_600, dtype=np.float32) / RATE)
+            samples = av.AudioFrame.from_ndarray(tone[None].astype(np.float32), format="fltp", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = RATE, 0, Fraction(1, RATE)
+            packets += [*stream.encode(samples), *stream.encode(None)]
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+            container.mux(packet)
+    return path
+
+
+def seen_and_heard(path: Path) -> list[tuple[float, float]]:
+    """(grey, level) of a clip, decoded and prepared."""
+    decoded = decode_clip(str(path), VIDEO, AUDIO)
+    (piece,) = prepared(path)
+    assert isinstance(piece, Piece)
+    with av.open(io.BytesIO(piece.mp4), "r") as container:
+        grey = next(container.decode(video=0)).to_ndarray(format="rgb24").mean()
+    return [(decoded.video.mean(), np.abs(decoded.wave[1000:6000]).max()), (grey, np.abs(flac(piece)[1000:6000]).max())]
+
+
+def assert_shown(path: Path, grey: int, level: float) -> None:
+    for found in seen_and_heard(path):
+        assert found == (pytest.approx(grey, abs=6), pytest.approx(level, rel=0.1))
+
+
+def test_the_track_with_a_decoder_is_taken(tmp_path: Path) -> None:
+    path = two_tracks(tmp_path / "a.mp4", (60, 180), (0.2, 0.6))
+    assert_shown(path, 60, 0.2)
+    for code in (b"avc1", b"mp4a", b"esds"):
+        renamed(path, code)
+    assert_shown(path, 180, 0.6)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_tag_that_is_no_text_costs_nothing(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+
+    def tag(pictures: list, sounds: list) -> None:
+        pictures[0].container.metadata["title"] = "QQQQQQQQ"
+        for stream in (*pictures, *sounds):
+            stream.metadata["handler_name" if suffix == ".mp4" else "title"] = "RRRRRRRR"
+
+    data = two_tracks(path, (60, 180), (0.2, 0.6), tag).read_bytes()
+    assert data.count(b"QQQQQQQQ") >= 1
+    assert data.count(b"RRRRRRRR") >= 4
+    path.write_bytes(
+        data.replace(b"QQQQQQQQ", b"\xff\xfe\x80QQ\xc3\x28\xa0").replace(b"RRRRRRRR", b"\xf0\x28\x8c\xbcRR\xe9\xff")
+    )
+    with pytest.raises(UnicodeDecodeError):
+        av.open(str(path))
+    assert_shown(path, 60, 0.2)
+
+
+def test_our_own_faults_are_not_taken_for_bad_clips(tmp_path: Path) -> None:
+    def faulty(width: float, height: float) -> None:
+        raise TypeError("a fault of ours")
+
+    path = write_clip(tmp_path / "a.mp4", seconds=1.0)
+    with pytest.raises(TypeError, match="a fault of ours"):
+        decode_clip(str(path), VIDEO, AUDIO, framing=faulty)  # type: ignore[arg-type]
+
+
+def test_a_stream_that_comes_up_late_ends_no_run(tmp_path: Path) -> None:
+    """PyAV knows the streams of a file's beginning; one that is announced later ends its reading in an IndexError."""
+    noise = np.random.default_rng(0).integers(0, 256, (25, 64, 64, 3)).astype(np.uint8)
+    path = write_clip(tmp_path / "a.ts", seconds=7.0, paint=lambda index: noise[index % 25])  # more than is probed
+    other = two_tracks(tmp_path / "b.ts", (60, 180), (0.2, 0.6))
+    path.write_bytes(path.read_bytes() + other.read_bytes() + path.read_bytes())
+    with av.open(str(path), "r") as container, pytest.raises(IndexError):
+        list(container.demux(video=0, audio=0))
+    assert decode_clip(str(path), VIDEO, AUDIO).wave.any()
+    assert all(isinstance(piece, Piece) for piece in prepared(path))
+
+
+ORIENTATIONS = {
+    "as-coded": ((1, 0, 0, 1), "rgbw"),
+    "mirrored": ((-1, 0, 0, 1), "grwb"),
+    "upside-down": ((1, 0, 0, -1), "bwrg"),
+    "half-a-turn": ((-1, 0, 0, -1), "wbgr"),
+    "clockwise": ((0, 1, -1, 0), "brwg"),
+    "against-the-clock": ((0, -1, 1, 0), "gwrb"),
+    "transposed": ((0, 1, 1, 0), "rbgw"),
+    "transposed-and-half-a-turn": ((0, -1, -1, 0), "wgbr"),
+}
+
+
+def whole(width: float, height: float) -> Framing:
+    """All of the picture, squeezed into the square."""
+    return Framing(32, 32, 0, 0, 32)
+
+
+def pictures(piece: Piece | BadClip) -> list[np.ndarray]:
+    """The frames of a prepared clip, RGB."""
+    assert isinstance(piece, Piece), piece
+    with av.open(io.BytesIO(piece.mp4), "r") as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize(("matrix", "shown"), ORIENTATIONS.values(), ids=list(ORIENTATIONS))
+def test_all_eight_orientations(tmp_path: Path, matrix: tuple[int, int, int, int], shown: str) -> None:
+    path = set_matrix(write_clip(tmp_path / "a.mp4", paint=quarters, seconds=1.0), *matrix)
+    direct = decode_clip(str(path), VIDEO, AUDIO, framing=whole)
+    assert [corners(frame) for frame in direct.video] == [shown] * 4
+    (piece,) = prepared(path)
+    assert {corners(frame) for frame in pictures(piece)} == {shown}
+    assert pictures(piece)[0].shape == ((96, 64, 3) if matrix[0] == 0 else (64, 96, 3))
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(("matrix", "shown"), ORIENTATIONS.values(), ids=list(ORIENTATIONS))
+def test_orientations_are_those_of_ffmpeg(tmp_path: Path, matrix: tuple[int, int, int, int], shown: str) -> None:
+    path = set_matrix(write_clip(tmp_path / "a.mp4", paint=quarters, seconds=1.0), *matrix)
+    ffmpeg("-i", path, "-frames:v", 1, tmp_path / "a.png")
+    with av.open(str(tmp_path / "a.png"), "r") as container:
+        assert corners(next(container.decode(video=0)).to_ndarray(format="rgb24")) == shown
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("how", "shown"),
+    [("flip=horizontal", "grwb"), ("flip=vertical", "bwrg"), ("rotate=90", "gwrb")],
+)
+def test_orientation_inside_the_stream(tmp_path: Path, how: str, shown: str) -> None:
+    """H.264 can say it, once for each keyframe, where the container says nothing."""
+    path = write_clip(tmp_path / "a.mkv", paint=quarters, seconds=1.0, codecs=("libx264", "flac"))
+    turned = tmp_path / "b.mkv"
+    ffmpeg("-i", path, "-c", "copy", "-bsf:v", f"h264_metadata=display_orientation=insert:{how}", turned)
+    # ffmpeg writes it at the first keyframe alone, so it holds until the next, at 0.48 s.
+    assert corners(decode_clip(str(turned), VIDEO, AUDIO, framing=whole).video[0]) == shown
+    (piece,) = prepared(turned)
+    assert {corners(frame) for frame in pictures(piece)[:12]} == {shown}

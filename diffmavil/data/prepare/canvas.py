@@ -11,7 +11,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 
 from diffmavil.data.library import BadClip
 from diffmavil.data.prepare.settings import SMALLEST
-from diffmavil.data.shape import Orientation, orientation_of
+from diffmavil.data.shape import UPRIGHT, Orientation, Shape
 
 
 class Canvas:
@@ -23,28 +23,27 @@ class Canvas:
         size: width and height, even.
     """
 
-    def __init__(self, first: VideoFrame, aspect: float, short_side: int) -> None:
-        """`aspect`: width over height of a pixel. Raises `BadClip` for a picture that is too small."""
+    def __init__(self, first: VideoFrame, shape: Shape, short_side: int) -> None:
+        """Raises `BadClip` for a picture that is too small."""
         if min(first.width, first.height) < SMALLEST:
             size = f"{first.width}x{first.height}"
             raise BadClip("", f"a picture of {size} pixels: both sides must have {SMALLEST} at least")
-        width, height = first.width * aspect, float(first.height)
+        width, height = shape.shown(first)
         scale = min(1.0, short_side / min(width, height))
-        self.size = orientation_of(first).sides(_even(width * scale), _even(height * scale))
+        self.size = _even(width * scale), _even(height * scale)
         self._reformatter = VideoReformatter()
 
-    def draw(self, frame: VideoFrame, aspect: float) -> VideoFrame:
+    def draw(self, frame: VideoFrame, shape: Shape) -> VideoFrame:
         """The frame as yuv420p of `size`."""
-        orientation = orientation_of(frame)
-        wide, high = orientation.sides(*self.size)
-        width, height = _covering(frame.width * aspect / frame.height, wide, high)
+        wide, high = shape.orientation.sides(*self.size)
+        width, height = _covering(frame.width * shape.aspect / frame.height, wide, high)
         drawn = self._reformatter.reformat(
             frame, width, height, format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG,
             interpolation=Interpolation.AREA, threads=1,
         )  # fmt: skip
-        if (width, height) == (wide, high) and orientation == Orientation():
+        if (width, height) == (wide, high) and shape.orientation == UPRIGHT.orientation:
             return drawn
-        return _placed(drawn, orientation, wide, high)
+        return _placed(drawn, shape.orientation, wide, high)
 
 
 def _even(pixels: float) -> int:

@@ -29,7 +29,7 @@ from diffmavil.data.media import BadClip, Deadline, Media
 from diffmavil.data.prepare.canvas import Canvas
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.settings import MELS, SAMPLE_RATE, Settings
-from diffmavil.data.shape import PixelAspect
+from diffmavil.data.shape import Shape, Shapes
 from diffmavil.data.windows import MIN_SECONDS, Span, Windows
 
 _TICK = Fraction(1, 90_000)
@@ -174,12 +174,12 @@ def _encode_picture(
 ) -> _Picture:
     """The frames on screen during `window`; the first appears at 0."""
     encoder: _Encoder | None = None
-    before: tuple[VideoFrame, float] | None = None
-    shape = PixelAspect(media.video)
+    before: tuple[VideoFrame, Shape] | None = None
+    shapes = Shapes(media.video)
     for when, frame in frames:
         if when >= window.end:
             break
-        shown = frame, shape.now()
+        shown = frame, shapes(frame)
         if when <= window.start:
             before = shown
             continue
@@ -200,8 +200,8 @@ def _encode_picture(
 class _Encoder:
     """Frames to H.264 in mp4, as `Canvas` draws them."""
 
-    def __init__(self, first: VideoFrame, aspect: float, settings: Settings) -> None:
-        self.canvas = Canvas(first, aspect, settings.short_side)
+    def __init__(self, first: VideoFrame, shape: Shape, settings: Settings) -> None:
+        self.canvas = Canvas(first, shape, settings.short_side)
         self.size = self.canvas.size
         self.file = io.BytesIO()
         self.container = av.open(self.file, "w", format="mp4")
@@ -217,12 +217,12 @@ class _Encoder:
         self.packets: list[Packet] = []
         self.stamps: list[int] = []
 
-    def add(self, when: float, frame: VideoFrame, aspect: float) -> None:
+    def add(self, when: float, frame: VideoFrame, shape: Shape) -> None:
         stamp = round(when / _TICK)
         if self.stamps and stamp <= self.stamps[-1]:
             return  # two frames for one instant: nobody sees the second
         with library_errors():
-            drawn = self.canvas.draw(frame, aspect)
+            drawn = self.canvas.draw(frame, shape)
         drawn.pts, drawn.time_base = stamp, _TICK
         drawn.pict_type = 0  # the source's keyframes are not ours
         self.stamps.append(stamp)
