@@ -175,11 +175,11 @@ class _Job:
         rate = self.audio.sample_rate
         windows = choose_windows(picture, sound, seconds, self.audio.samples / rate, self.place)
         video_packets, audio_packets = media.read(windows)
-        wave, valid = sound_of(media, audio_packets, windows.audio, sound.end, self.audio.samples, rate)
+        wave, valid, heard = sound_of(media, audio_packets, windows.audio, sound.end, self.audio.samples, rate)
         expected = min(windows.audio.end, sound.end) - windows.audio.start
         if not trust and valid / rate < expected - _MISSING:
             return None
-        if valid < rate // 40:
+        if heard < rate // 40:
             raise BadClip(self.path, "no sound could be decoded")
         if self.painter is None:
             return Decoded(_NO_FRAMES, wave, valid, windows)
@@ -202,26 +202,28 @@ def limited(media: Media, spans: tuple[Span, Span], start: float | None, duratio
 
 def sound_of(
     media: Media, packets: list[Packet], window: Span, end: float, samples: int, rate: int
-) -> tuple[np.ndarray, int]:
+) -> tuple[np.ndarray, int, int]:
     """The window's `samples` at `rate`, mono, each run of frames placed by its own time; and how many are real.
 
     Returns:
-        float32 `[samples]`, and the number of samples before the sound's end, which is at `end` at the latest.
+        float32 `[samples]`, the number of samples before the sound's end, which is at `end` at the latest, and how many
+        of those were decoded: the others lie in gaps of the sound, and are zero.
 
     Raises:
         BadClip: samples that are no sound, as `require_sound` says.
     """
     wave = np.zeros(samples, np.float32)
     limit = min(samples, round((end - window.start) * rate))
-    valid = 0
+    valid = heard = 0
     for begin, run in _runs(decoded_of(media, media.audio, packets), tick_of(media.audio), rate):
         first = round((begin - window.start) * rate)
         low, high = max(0, first), min(limit, first + len(run))
         if high > low:
             wave[low:high] = run[low - first : high - first]
             valid = max(valid, high)
+            heard += high - low
     require_sound(wave)
-    return wave, valid
+    return wave, valid, min(heard, valid)
 
 
 def _runs(frames: Iterator[AudioFrame], tick: float, rate: int) -> Iterator[tuple[float, np.ndarray]]:

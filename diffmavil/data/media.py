@@ -32,6 +32,10 @@ _STEPS_BACK = (0.0, 2.0, 8.0, float("inf"))
 """Seconds to seek further back when no keyframe was found before the window; at last to the start of the file."""
 
 
+_LONGEST = 60.0
+"""Seconds that a packet of sound can be believed to last."""
+
+
 class UnknownLength(Exception):
     """The header does not say how long a stream is."""
 
@@ -81,6 +85,8 @@ class Media:
         self.deadline = deadline
         if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise BadClip(path, "not a regular file")
+        self.sounding: set[int] = set()
+        """Whole seconds of the clock in which there is sound, once `measured` has been called."""
         self.container: InputContainer = open_container(path, deadline.name)
         try:
             self.video, self.audio = choose_tracks(self.container, deadline.name)
@@ -127,8 +133,9 @@ class Media:
             added = span_of(packet.stream, [packet])
             if packet.stream is self.video:
                 picture = Span(min(picture.start, added.start), max(picture.end, added.end))
-            else:
+            elif added.start <= added.end:
                 sound = Span(min(sound.start, added.start), max(sound.end, added.end))
+                self.sounding.update(range(int(added.start), int(min(added.end, added.start + _LONGEST)) + 1))
         return picture, sound
 
     def read(self, windows: Windows) -> tuple[list[Packet], list[Packet]]:

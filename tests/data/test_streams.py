@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -11,15 +12,21 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 from clip_files import write_clip
 from odd_clips import corners, ffmpeg, needs_ffmpeg, process_apart, quarters, set_matrix, write_sound
+from prepared_sets import prepare_here
+from rich.console import Console
 
-from diffmavil.config import AudioConfig, VideoConfig
+from diffmavil.config import AudioConfig, Config, DataConfig, ModelConfig, VideoConfig
+from diffmavil.data.audio import log_mel
 from diffmavil.data.decode import BadClip, decode_clip
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.settings import Settings
 from diffmavil.data.prepare.transcode import Piece, transcode
+from diffmavil.data.stats import open_data
 from diffmavil.data.transforms import Framing
+from diffmavil.prepare import report
 
 VIDEO, AUDIO = VideoConfig(frames=4, size=32, seconds=0.5, patch=(2, 8, 8)), AudioConfig(frames=48, mels=64)
 RATE = AUDIO.sample_rate
@@ -280,3 +287,80 @@ def test_orientation_inside_the_stream(tmp_path: Path, how: str, shown: str) -> 
     assert corners(decode_clip(str(turned), VIDEO, AUDIO, framing=whole).video[0]) == shown
     (piece,) = prepared(turned)
     assert {corners(frame) for frame in pictures(piece)[:12]} == {shown}
+
+
+def test_a_time_stamp_of_years_is_one_line_in_the_quarantine(tmp_path: Path) -> None:
+    """The last packets of both streams of an flv claim to come 24 days later: 70,000 pieces, two with sound."""
+    path = write_clip(tmp_path / "a.flv", seconds=3.0)
+    data = bytearray(path.read_bytes())
+    at, last = 13, {}
+    while at < len(data):
+        size = int.from_bytes(data[at + 1 : at + 4], "big")
+        if size > 5:
+            last[data[at]] = at
+        at += size + 15
+    for tag in (8, 9):  # sound and picture
+        data[last[tag] + 7] = 0x7F  # the highest byte of its milliseconds
+    path.write_bytes(bytes(data))
+    found = prepared(path)
+    assert isinstance(found[0], BadClip)
+    assert re.fullmatch(r"7\d{4} pieces without any sound, where its time stamps jump", found[0].reason)
+    assert len(found) < 5
+    assert [piece.start for piece in found if isinstance(piece, Piece)] == [pytest.approx(0.0, abs=0.1)]
+
+
+def quiet_and_loud(root: Path) -> tuple[float, float]:
+    """A long silent clip, one that is silent for its first half, and two of noise; mean and std of the noise alone."""
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    noise = [0.1 * rng.standard_normal(2 * RATE) for _ in range(3)]
+    sounds = [np.zeros(6 * RATE), np.concatenate([np.zeros(RATE), noise[0][:RATE]]), noise[1], noise[2]]
+    for index, sound in enumerate(sounds):
+        write_clip(root / f"{index}.mov", seconds=len(sound) / RATE, sound=sound, codecs=("libx264", "pcm_s16le"))
+    coded = [np.round(sound.astype(np.float32) * 32767) / 32768 for sound in (noise[0][:RATE], noise[1], noise[2])]
+    specs = torch.cat([log_mel(torch.from_numpy(wave)[None].float(), 64)[0] for wave in coded]).double()
+    return float(specs.mean()), float(specs.std())
+
+
+def test_silence_does_not_move_the_statistics_and_is_told(tmp_path: Path) -> None:
+    mean, std = quiet_and_loud(tmp_path / "clips")
+    audio = AudioConfig(frames=192, mels=64)
+    clips, cache = str(tmp_path / "clips"), str(tmp_path / "cache")
+    config = Config(model=ModelConfig(audio=audio), data=DataConfig(root=clips, eval_root=clips, cache=cache))
+    for _ in range(2):  # measured, and remembered
+        resolved, split = open_data(config)
+        assert resolved.model.audio.mean == pytest.approx(mean, abs=0.1)
+        assert resolved.model.audio.std == pytest.approx(std, abs=0.1)
+        assert re.search(r"\(1 of the 4 measured are silent\)$", split.train.note), split.train.note
+
+
+def test_silence_does_not_move_the_statistics_of_a_prepared_set(tmp_path: Path) -> None:
+    mean, std = quiet_and_loud(tmp_path / "clips")
+    description = prepare_here(tmp_path / "clips", tmp_path / "out")
+    assert description.audio[64] == (pytest.approx(mean, abs=0.1), pytest.approx(std, abs=0.1))
+    assert description.facts["silent"] == 1
+    console = Console(file=io.StringIO(), width=100)
+    report(tmp_path / "out", description, console)
+    assert re.search(r"silent, damaged .* 1, 0 \(kept\)", console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_media_kept_counts_no_filled_gaps(tmp_path: Path) -> None:
+    """Ten seconds of picture, and sound in the first two and the last two of them."""
+    (tmp_path / "clips").mkdir()
+    first = write_clip(tmp_path / "first.mkv", seconds=2.0, codecs=("ffv1", "flac"))
+    path = tmp_path / "clips" / "a.mkv"
+    with av.open(str(first), "r") as source, av.open(str(path), "w") as container:
+        tracks = {stream: container.add_stream_from_template(stream) for stream in source.streams}
+        packets = [packet for packet in source.demux() if packet.size]
+        for later in (0, 8000):
+            for packet in packets:
+                assert packet.pts is not None
+                copy = av.Packet(bytes(packet))
+                copy.pts = copy.dts = packet.pts + later
+                copy.duration = packet.duration
+                copy.time_base, copy.stream = packet.time_base, tracks[packet.stream]
+                copy.is_keyframe = packet.is_keyframe
+                container.mux(copy)
+    facts = prepare_here(tmp_path / "clips", tmp_path / "out").facts
+    assert facts["clips"] == 1
+    assert facts["seconds"] == pytest.approx(4.0, abs=0.1)

@@ -21,7 +21,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
-from diffmavil.data.audio import log_mel
+from diffmavil.data.audio import log_mel, moments
 from diffmavil.data.decode import limited, sound_of
 from diffmavil.data.frames import Disordered, counted_frames, timed_frames
 from diffmavil.data.library import library_errors
@@ -48,9 +48,10 @@ class Piece:
         seconds: how long its picture is.
         frames, width, height: its picture.
         samples: its sound, at 16 kHz.
+        heard: samples of it that were decoded; the others fill gaps.
         damaged: packets of its picture that could not be decoded.
         silent: its sound is digital silence.
-        log_mel: for each number of mel filters: how many values, their sum, the sum of their squares.
+        log_mel: for each number of mel filters: how many values count, their sum, the sum of their squares.
     """
 
     mp4: bytes
@@ -61,6 +62,7 @@ class Piece:
     width: int
     height: int
     samples: int
+    heard: int
     damaged: int
     silent: bool
     log_mel: dict[str, tuple[int, float, float]]
@@ -79,10 +81,12 @@ def transcode(
         with Media(item.path, Deadline(deadline, item.source)) as media:
             spans = _part(item, media, media.measured())
             origin = media.start
-        windows = _pieces(item, spans, settings)
+        windows, empty = _pieces(item, spans, media.sounding, settings)
     except (BadClip, OSError) as error:
         yield _bad(item, error)
         return
+    if empty:
+        yield BadClip(item.source, f"{empty} pieces without any sound, where its time stamps jump")
     for window in windows:
         begun()
         try:
@@ -107,8 +111,11 @@ def _part(item: Item, media: Media, spans: tuple[Span, Span]) -> tuple[Span, Spa
     return limited(media, spans, item.start, item.duration)
 
 
-def _pieces(item: Item, spans: tuple[Span, Span], settings: Settings) -> list[Span]:
-    """Even pieces of the time that has both picture and sound; the last one keeps what is left of either."""
+def _pieces(item: Item, spans: tuple[Span, Span], sounding: set[int], settings: Settings) -> tuple[list[Span], int]:
+    """Even pieces of the time that has both picture and sound, and how many are left out for want of any sound.
+
+    The last one keeps what is left of either. One damaged time stamp makes years of a file: those are never listed.
+    """
     common = spans[0].intersect(spans[1])
     if common.length < MIN_SECONDS:
         lengths = f"picture ({spans[0].length:.2f} s) and sound ({spans[1].length:.2f} s)"
@@ -118,9 +125,15 @@ def _pieces(item: Item, spans: tuple[Span, Span], settings: Settings) -> list[Sp
     # A tenth too long is no reason to cut in two.
     count = max(1, math.ceil(common.length / settings.cut - 0.1))
     length = common.length / count
-    starts = [common.start + index * length for index in range(count)]
-    last = min(max(span.end for span in spans), starts[-1] + max(length, settings.cut))
-    return [Span(begin, end) for begin, end in zip(starts, [*starts[1:], last], strict=True)]
+    held = {int((second + after - common.start) // length) for second in sounding for after in (0, 1)}
+    last = min(max(span.end for span in spans), common.start + (count - 1) * length + max(length, settings.cut))
+    ends = {count - 1: last}
+    windows = [
+        Span(common.start + index * length, ends.get(index, common.start + (index + 1) * length))
+        for index in sorted(held)
+        if 0 <= index < count
+    ]
+    return windows, count - len(windows)
 
 
 def _piece(
@@ -129,9 +142,9 @@ def _piece(
     picture, sound = (Span(window.start, min(window.end, span.end)) for span in spans)
     video_packets, audio_packets = media.read(Windows(picture, sound))
     length = round(sound.length * SAMPLE_RATE)
-    wave, valid = sound_of(media, audio_packets, sound, sound.end, length, SAMPLE_RATE)
-    if valid < MIN_SECONDS * SAMPLE_RATE:
-        raise BadClip(item.source, f"only {valid / SAMPLE_RATE:.2f} s of its sound can be decoded")
+    wave, valid, heard = sound_of(media, audio_packets, sound, sound.end, length, SAMPLE_RATE)
+    if heard < MIN_SECONDS * SAMPLE_RATE:
+        raise BadClip(item.source, f"only {heard / SAMPLE_RATE:.2f} s of its sound can be decoded")
     wave = _quantized(wave[:valid])
     silent = not wave.any()
     if silent and settings.drop_silent:
@@ -145,6 +158,7 @@ def _piece(
         raise BadClip(item.source, "most of the picture, or all of it, cannot be decoded")
     if coded.seconds < MIN_SECONDS:
         raise BadClip(item.source, f"only {coded.seconds:.2f} s of its picture can be decoded")
+    waves = torch.from_numpy(wave.astype(np.float32) / 32768.0)[None]
     return Piece(
         mp4=coded.mp4,
         flac=_encode_sound(wave),
@@ -154,9 +168,10 @@ def _piece(
         width=coded.width,
         height=coded.height,
         samples=valid,
+        heard=heard,
         damaged=len(damaged),
         silent=silent,
-        log_mel={str(mels): _moments(wave, mels) for mels in MELS},
+        log_mel={str(mels): moments(log_mel(waves, mels, SAMPLE_RATE)) for mels in MELS},
     )
 
 
@@ -259,9 +274,3 @@ def _encode_sound(wave: np.ndarray) -> bytes:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return file.getvalue()
-
-
-def _moments(wave: np.ndarray, mels: int) -> tuple[int, float, float]:
-    """How many log-mel values, their sum, and the sum of their squares, as float64."""
-    spec = log_mel(torch.from_numpy(wave.astype(np.float32) / 32768.0)[None], mels, SAMPLE_RATE).double()
-    return spec.numel(), float(spec.sum()), float(spec.square().sum())
