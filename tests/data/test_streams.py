@@ -18,9 +18,10 @@ from odd_clips import corners, ffmpeg, needs_ffmpeg, process_apart, quarters, se
 from prepared_sets import prepare_here
 from rich.console import Console
 
-from diffmavil.config import AudioConfig, Config, DataConfig, ModelConfig, VideoConfig
+from diffmavil.config import AudioConfig, Config, DataConfig, ModelConfig, TrainConfig, VideoConfig
 from diffmavil.data.audio import log_mel
 from diffmavil.data.decode import BadClip, decode_clip
+from diffmavil.data.loader import eval_batches, make_loader
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.settings import Settings
 from diffmavil.data.prepare.transcode import Piece, transcode
@@ -364,3 +365,55 @@ def test_media_kept_counts_no_filled_gaps(tmp_path: Path) -> None:
     facts = prepare_here(tmp_path / "clips", tmp_path / "out").facts
     assert facts["clips"] == 1
     assert facts["seconds"] == pytest.approx(4.0, abs=0.1)
+
+
+NO_SOUND = {
+    "nan": (np.nan, "its sound has 1 samples that are NaN or infinite"),
+    "inf": (np.inf, "its sound has 1 samples that are NaN or infinite"),
+    "minus-inf": (-np.inf, "its sound has 1 samples that are NaN or infinite"),
+    "huge": (1e37, "its sound reaches 1e+37 where full scale is 1: at most 100 is allowed"),
+    "16-bit-scale": (20_000, "its sound reaches 2e+04 where full scale is 1: at most 100 is allowed"),
+}
+
+
+@pytest.mark.parametrize(("sample", "reason"), NO_SOUND.values(), ids=list(NO_SOUND))
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_one_sample_that_is_no_sound_makes_a_bad_clip(
+    tmp_path: Path, sample: float, reason: str, channels: int
+) -> None:
+    sound = np.full((channels, RATE), 0.1, np.float32)
+    sound[:, RATE // 2] = sample
+    path = write_sound(tmp_path / "a.mov", sound, "pcm_f32le", f"{channels} channels")
+    assert reason_of(path) == reason
+
+
+def test_loud_sound_is_sound(tmp_path: Path) -> None:
+    """Float sound may pass full scale: 20 dB here."""
+    path = write_sound(tmp_path / "a.mkv", np.full((2, RATE), 10.0, np.float32), "pcm_f32le", "stereo")
+    assert decode_clip(str(path), VIDEO, AUDIO).wave.max() == pytest.approx(10.0)
+    assert isinstance(prepared(path)[0], Piece)
+
+
+def test_such_clips_are_named_in_training_and_left_out_of_the_statistics(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        sound = (0.1 * rng.standard_normal((1, RATE))).astype(np.float32)
+        sound[0, RATE // 2] = np.nan if index == 2 else 0.0
+        write_sound(tmp_path / "clips" / f"{index}.mov", sound, "pcm_f32le", "mono")
+    clips, cache = str(tmp_path / "clips"), str(tmp_path / "cache")
+    config = Config(
+        model=ModelConfig(video=VIDEO, audio=AUDIO),
+        data=DataConfig(root=clips, eval_root=clips, cache=cache, workers=0, max_bad_share=0.5),
+        train=TrainConfig(batch_size=4),
+    )
+    config, split = open_data(config)
+    assert config.model.audio.std is not None
+    assert 1 < config.model.audio.std < 5
+    named = {f"{clips}/2.mov": "its sound has 1 samples that are NaN or infinite"}
+    with make_loader(config, split.train, steps=2) as loader:
+        assert all(batch.wave.isfinite().all() and batch.wave.any() for batch in loader)
+        assert loader.bad == named
+    with eval_batches(config, split.held_out, 4) as loader:
+        assert [len(batch) for batch in loader] == [3]
+        assert loader.bad == named
