@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 
 from diffmavil.config import VideoConfig
 from diffmavil.data.library import library_errors
-from diffmavil.data.media import Media, seconds_of, tick_of
+from diffmavil.data.media import BY_NUMBER, Media, seconds_of, tick_of
 from diffmavil.data.shape import Shape, Shapes
 from diffmavil.data.transforms import FramingRule
 from diffmavil.data.windows import Span
@@ -39,8 +39,13 @@ def decoded_of(
         yield from frames
 
 
+_ANY_DELAY = ("h264", "hevc", "vvc")
+"""Codecs that may hold back any number of frames, but none that comes first after a keyframe. Others hold back one, and
+leave out B frames that belong to what came before the keyframe."""
+
+
 class Disordered(Exception):
-    """Frames whose time stamps do not rise: the stamps are not presentation times."""
+    """Frames whose time stamps do not rise, or are guesses: the stamps are not presentation times."""
 
 
 def timed_frames(
@@ -50,15 +55,37 @@ def timed_frames(
 
     Raises `Disordered` when the stamps turn out not to be presentation times: then `counted_frames` gives them.
     """
+    if media.container.format.name in BY_NUMBER:
+        raise Disordered
     return _timed(decoded_of(media, media.video, packets, damaged), tick_of(media.video))
 
 
-def counted_frames(media: Media, packets: list[Packet]) -> Iterator[tuple[float, VideoFrame]]:
-    """As `timed_frames`, for AVI, which knows no presentation times: frames follow each other as the packets do."""
-    media.video.codec_context.flush_buffers()
+def counted_frames(
+    media: Media, packets: list[Packet], damaged: list[Packet | None]
+) -> Iterator[tuple[float, VideoFrame]]:
+    """As `timed_frames`, where there are no presentation times: frames follow each other as the packets do."""
+    context = media.video.codec_context
+    context.flush_buffers()
+    damaged.clear()
     tick = tick_of(media.video)
-    due = sorted(packet.dts * tick for packet in packets if packet.dts is not None)
-    return zip(due, decoded_of(media, media.video, packets), strict=False)
+    due = sorted(packet.dts for packet in packets if packet.dts is not None)
+    frames: Iterator[VideoFrame] = decoded_of(media, media.video, packets, damaged)
+    if not due:
+        return
+    if context.name not in _ANY_DELAY:
+        for frame in frames:
+            # A frame knows the packet that brought it out: its own, or with B frames the one behind.
+            last = len(due) - 1 if frame.dts is None else bisect_left(due, frame.dts) - bool(context.has_b_frames)
+            yield due[max(0, last)] * tick, frame
+        return
+    lost = 0
+    for frame in frames:
+        for packet in damaged[lost:]:
+            if packet is not None and packet.dts is not None:
+                due.remove(packet.dts)
+        lost = len(damaged)
+        if due:
+            yield due.pop(0) * tick, frame
 
 
 def _timed(frames: Iterable[VideoFrame], tick: float) -> Iterator[tuple[float, VideoFrame]]:
@@ -94,7 +121,7 @@ class Painter:
         try:
             shown = self._shown(timed_frames(media, packets, damaged), times, shapes)
         except Disordered:
-            shown = self._shown(counted_frames(media, packets), times, shapes)
+            shown = self._shown(counted_frames(media, packets, damaged), times, shapes)
         return shown if 2 * len(damaged) < len(packets) else None
 
     def _shown(

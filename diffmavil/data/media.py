@@ -28,6 +28,11 @@ PREROLL = 0.1
 """Seconds of sound decoded before the window: codecs overlap their blocks, the first after a seek is not exact."""
 _WITHOUT_INDEX = ("mpeg", "mpegts")
 """Formats for which libav guesses each stream's length from the file's last packets, and often too short."""
+BY_NUMBER = ("avi",)
+"""Formats that keep no times but the numbers of the packets: the k-th picture shown belongs to the k-th packet, and may
+come out of the decoder after it. libav's guesses of presentation times are off by the delay of B frames."""
+_HELD_BACK = 16
+"""Pictures that a decoder holds back at most."""
 _STEPS_BACK = (0.0, 2.0, 8.0, float("inf"))
 """Seconds to seek further back when no keyframe was found before the window; at last to the start of the file."""
 
@@ -140,6 +145,7 @@ class Media:
 
     def read(self, windows: Windows) -> tuple[list[Packet], list[Packet]]:
         """The packets of picture and sound needed for the windows, from the last keyframe before the picture's."""
+        windows = self._widened(windows)
         begin = min(windows.video.start, windows.audio.start - PREROLL)
         video_tick, audio_tick = tick_of(self.video), tick_of(self.audio)
         video: list[Packet] = []
@@ -156,6 +162,14 @@ class Media:
                 break
         early = windows.audio.start - 2 * PREROLL
         return video, since(early, audio, audio_tick)
+
+    def _widened(self, windows: Windows) -> Windows:
+        """Where packets count and do not tell times: with those that the decoder may need around them."""
+        if self.container.format.name not in BY_NUMBER:
+            return windows
+        extra = _HELD_BACK / float(self.video.average_rate or 25)
+        picture = Span(max(self.start, windows.video.start - extra), windows.video.end + extra)
+        return Windows(picture, windows.audio)
 
     def _read_from(self, begin: float, windows: Windows) -> tuple[list[Packet], list[Packet]]:
         ticks = {self.video.index: tick_of(self.video), self.audio.index: tick_of(self.audio)}
@@ -179,7 +193,10 @@ class Media:
 
     def _packets(self) -> Iterator[Packet]:
         """Packets of both streams until the end of the file, or until where it is cut off or damaged."""
-        yield from self._demux(self.container, self.video, self.audio)
+        for packet in self._demux(self.container, self.video, self.audio):
+            if packet.stream is self.video and self.container.format.name in BY_NUMBER:
+                packet.pts = None
+            yield packet
 
     def _demux(self, container: InputContainer, *streams: Stream) -> Iterator[Packet]:
         for packet in packets_of(container, *streams):

@@ -15,6 +15,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from clip_files import numbered
 
 FFMPEG = shutil.which("ffmpeg")
 needs_ffmpeg = pytest.mark.skipif(FFMPEG is None, reason="no ffmpeg to make the clip with")
@@ -89,4 +90,36 @@ def set_matrix(path: Path, a: float, b: float, c: float, d: float) -> Path:
     values = [round(value * (1 << 16)) for value in (a, b, 0, c, d, 0, 0, 0)] + [1 << 30]
     data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in values)
     path.write_bytes(bytes(data))
+    return path
+
+
+def write_ticking(path: Path, codec: str, b_frames: int, options: dict[str, str]) -> Path:
+    """100 numbered frames at 25 fps, keyframes each 12, and a click at the time of every twelfth."""
+    rate = 16_000
+    sound = np.zeros(4 * rate, np.float32)
+    for first in range(0, len(sound), rate * 12 // 25):
+        sound[first : first + 16] = 0.8
+    paint = numbered(64, 64)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=25, options=options)
+        assert isinstance(video, av.VideoStream)
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        video.gop_size = 12
+        video.codec_context.thread_count = 1
+        video.codec_context.max_b_frames = b_frames
+        audio: Any = container.add_stream("pcm_s16le", rate=rate, layout="mono")
+        packets = []
+        for index in range(100):
+            frame = av.VideoFrame.from_ndarray(paint(index), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            packets += video.encode(frame)
+        packets += video.encode(None)
+        for at in range(0, len(sound), 640):
+            piece = (sound[None, at : at + 640] * 32767).astype(np.int16)
+            samples = av.AudioFrame.from_ndarray(piece, format="s16", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = rate, at, Fraction(1, rate)
+            packets += audio.encode(samples)
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+            container.mux(packet)
     return path

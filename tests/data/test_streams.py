@@ -13,8 +13,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from clip_files import write_clip
-from odd_clips import corners, ffmpeg, needs_ffmpeg, process_apart, quarters, set_matrix, write_sound
+from clip_files import number_shown, write_clip
+from odd_clips import corners, ffmpeg, needs_ffmpeg, process_apart, quarters, set_matrix, write_sound, write_ticking
 from prepared_sets import prepare_here
 from rich.console import Console
 
@@ -417,3 +417,51 @@ def test_such_clips_are_named_in_training_and_left_out_of_the_statistics(tmp_pat
     with eval_batches(config, split.held_out, 4) as loader:
         assert [len(batch) for batch in loader] == [3]
         assert loader.bad == named
+
+
+AVI = {
+    "h264": ("libx264", 0, {"preset": "veryfast"}),
+    "h264-3-b-frames": ("libx264", 3, {"preset": "veryfast"}),
+    "mpeg4": ("mpeg4", 0, {}),
+    "mpeg4-2-b-frames": ("mpeg4", 2, {}),
+    "mpeg2": ("mpeg2video", 0, {}),
+    "mpeg2-2-b-frames": ("mpeg2video", 2, {}),
+}
+
+
+@pytest.mark.parametrize(("codec", "b_frames", "options"), AVI.values(), ids=list(AVI))
+@pytest.mark.parametrize("suffix", [".avi", ".mkv"])
+def test_avi_knows_no_times_and_stays_with_its_sound(
+    tmp_path: Path, suffix: str, codec: str, b_frames: int, options: dict[str, str]
+) -> None:
+    """The frame seen in the middle of each instant, and a click with every twelfth, wherever the window lies."""
+    path = tmp_path / f"a{suffix}"
+    write_ticking(path, codec, b_frames, options)
+    video, audio = VideoConfig(frames=16, size=64, seconds=0.64), AudioConfig(frames=96, mels=64)
+    for place in range(8):
+        decoded = decode_clip(str(path), video, audio, crop=(place, 8))
+        window = decoded.windows.video
+        times = window.start + (np.arange(16) + 0.5) * 0.04
+        seen = np.array([number_shown(frame) for frame in decoded.video])
+        assert np.abs(seen + 0.5 - times * 25).max() <= 0.52, (seen, times * 25)
+        clicks = decoded.windows.audio.start + np.flatnonzero(decoded.wave > 0.3) / RATE
+        assert len(clicks)
+        assert np.abs(clicks * 25 / 12 - np.round(clicks * 25 / 12)).max() < 0.1
+    (piece,) = prepared(path)
+    assert [number_shown(frame) for frame in pictures(piece)] == list(range(100))
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_avi_with_a_damaged_packet_stays_in_time(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "a.avi"
+    write_ticking(path, codec, 2, {"preset": "veryfast"} if codec == "libx264" else {})
+    data = bytearray(path.read_bytes())
+    chunks = [found.start() for found in re.finditer(rb"00dc", bytes(data[: data.index(b"idx1")]))]
+    for chunk in chunks[28:30]:
+        size = int.from_bytes(data[chunk + 4 : chunk + 8], "little")
+        data[chunk + 8 : chunk + 8 + size] = bytes(size)
+    path.write_bytes(bytes(data))
+    (piece,) = prepared(path)
+    assert [number_shown(frame) for frame in pictures(piece)][-40:] == list(range(60, 100))
+    assert isinstance(piece, Piece)
+    assert piece.seconds == pytest.approx(4.0)

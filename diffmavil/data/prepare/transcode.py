@@ -153,7 +153,7 @@ def _piece(
     try:
         coded = _encode_picture(media, timed_frames(media, video_packets, damaged), picture, settings)
     except Disordered:
-        coded = _encode_picture(media, counted_frames(media, video_packets), picture, settings)
+        coded = _encode_picture(media, counted_frames(media, video_packets, damaged), picture, settings)
     if 2 * len(damaged) >= len(video_packets):
         raise BadClip(item.source, "most of the picture, or all of it, cannot be decoded")
     if coded.seconds < MIN_SECONDS:
