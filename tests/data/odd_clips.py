@@ -123,3 +123,64 @@ def write_ticking(path: Path, codec: str, b_frames: int, options: dict[str, str]
         for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
             container.mux(packet)
     return path
+
+
+def write_changing(path: Path, parts: list[tuple[np.ndarray, Fraction]], seconds: float = 1.0) -> Path:
+    """Pictures shown for `seconds` each, coded at their own size and pixel aspect ratio in one H.264 track; a tone."""
+    rate = 16_000
+    tone = 0.3 * np.sin(2 * np.pi * 400 * np.arange(round(len(parts) * seconds * rate)) / rate)
+    with av.open(str(path), "w") as container:
+        first = parts[0][0]
+        video = container.add_stream("libx264", rate=25)
+        assert isinstance(video, av.VideoStream)
+        video.height, video.width = first.shape[:2]
+        video.pix_fmt = "yuv420p"
+        audio: Any = container.add_stream("mp2", rate=rate, layout="mono")
+        packets = []
+        each = round(25 * seconds)
+        for number, (picture, aspect) in enumerate(parts):
+            encoder = av.CodecContext.create("libx264", "w")
+            assert isinstance(encoder, av.VideoCodecContext)
+            encoder.height, encoder.width = picture.shape[:2]
+            encoder.pix_fmt, encoder.time_base, encoder.thread_count = "yuv420p", Fraction(1, 25), 1
+            encoder.sample_aspect_ratio, encoder.max_b_frames = aspect, 0
+            for index in range(each):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = number * each + index, Fraction(1, 25)
+                packets += [(video, packet) for packet in encoder.encode(frame)]
+            packets += [(video, packet) for packet in encoder.encode(None)]
+        samples = av.AudioFrame.from_ndarray((tone[None] * 32767).astype(np.int16), format="s16", layout="mono")
+        samples.sample_rate, samples.pts, samples.time_base = rate, 0, Fraction(1, rate)
+        packets += [(audio, packet) for packet in [*audio.encode(samples), *audio.encode(None)]]
+        for stream, packet in sorted(packets, key=lambda pair: pair[1].dts * pair[1].time_base):
+            packet.stream = stream
+            container.mux(packet)
+    return path
+
+
+def write_covered(path: Path, codec: str, disposition: int, frames: int) -> Path:
+    """A track of one white frame, one of `frames` grey ones (0: no such track), and a tone."""
+    rate, grey = 16_000, {"mjpeg": "yuvj420p", "png": "rgb24", "libx264": "yuv420p"}
+    with av.open(str(path), "w") as container:
+        cover: Any = container.add_stream(codec, rate=25)
+        cover.disposition = disposition
+        film: Any = container.add_stream("libx264", rate=25) if frames else None
+        for stream, pixels in ((cover, grey[codec]), (film, "yuv420p")):
+            if stream is not None:
+                stream.width = stream.height = 32
+                stream.pix_fmt = pixels
+        audio: Any = container.add_stream("aac", rate=rate, layout="mono")
+        packets = []
+        for stream, count, value in ((cover, 1, 255), (film, frames, 100)):
+            for index in range(count):
+                frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), value, np.uint8), format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 25)
+                packets += stream.encode(frame)
+            packets += stream.encode(None) if count else []
+        tone = 0.3 * np.sin(2 * np.pi * 400 * np.arange(25_600, dtype=np.float32) / rate)
+        samples = av.AudioFrame.from_ndarray(tone[None].astype(np.float32), format="fltp", layout="mono")
+        samples.sample_rate, samples.pts, samples.time_base = rate, 0, Fraction(1, rate)
+        packets += [*audio.encode(samples), *audio.encode(None)]
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+            container.mux(packet)
+    return path

@@ -13,8 +13,20 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.stream import Disposition
 from clip_files import number_shown, write_clip
-from odd_clips import corners, ffmpeg, needs_ffmpeg, process_apart, quarters, set_matrix, write_sound, write_ticking
+from odd_clips import (
+    corners,
+    ffmpeg,
+    needs_ffmpeg,
+    process_apart,
+    quarters,
+    set_matrix,
+    write_changing,
+    write_covered,
+    write_sound,
+    write_ticking,
+)
 from prepared_sets import prepare_here
 from rich.console import Console
 
@@ -465,3 +477,93 @@ def test_avi_with_a_damaged_packet_stays_in_time(tmp_path: Path, codec: str) -> 
     assert [number_shown(frame) for frame in pictures(piece)][-40:] == list(range(60, 100))
     assert isinstance(piece, Piece)
     assert piece.seconds == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_the_default_tracks_are_taken(tmp_path: Path, suffix: str) -> None:
+    def second(pictures: list, sounds: list) -> None:
+        for streams in (pictures, sounds):
+            streams[0].disposition, streams[1].disposition = 0, Disposition.default
+
+    assert_shown(two_tracks(tmp_path / f"a{suffix}", (60, 180), (0.2, 0.6), second), 180, 0.6)
+    assert_shown(two_tracks(tmp_path / f"b{suffix}", (60, 180), (0.2, 0.6)), 60, 0.2)
+
+
+def test_comments_are_taken_when_there_is_nothing_else(tmp_path: Path) -> None:
+    def comment(pictures: list, sounds: list) -> None:
+        pictures[0].disposition = pictures[1].disposition = 0
+        sounds[0].disposition, sounds[1].disposition = Disposition.comment, 0
+
+    assert_shown(two_tracks(tmp_path / "a.mkv", (60, 180), (0.2, 0.6), comment), 60, 0.6)
+
+
+COVERS = {
+    "mp4-cover": (".mp4", "mjpeg", Disposition.attached_pic),
+    "mp4-jpeg": (".mp4", "mjpeg", Disposition.default),
+    "mp4-png": (".mp4", "png", Disposition.default),
+    "mp4-one-h264": (".mp4", "libx264", Disposition.default),
+    "mov-jpeg": (".mov", "mjpeg", Disposition.default),
+    "mkv-jpeg": (".mkv", "mjpeg", Disposition.default),
+    "nut-png": (".nut", "png", Disposition.default),
+    "mkv-thumbnails": (".mkv", "mjpeg", Disposition.timed_thumbnails),
+}
+
+
+@pytest.mark.parametrize(("suffix", "codec", "disposition"), COVERS.values(), ids=list(COVERS))
+@pytest.mark.parametrize("alone", [False, True], ids=["beside-a-film", "alone"])
+def test_a_cover_is_no_picture(tmp_path: Path, suffix: str, codec: str, disposition: Disposition, alone: bool) -> None:
+    """One white frame comes first in the file; the film is grey."""
+    path = tmp_path / f"a{suffix}"
+    write_covered(path, codec, disposition, 0 if alone else 40)
+    if alone:
+        assert re.match("no video stream|only 0.0. s with both picture", reason_of(path))
+    else:
+        assert_shown(path, 100, 0.3)
+
+
+def boxed(width: int, height: int) -> np.ndarray:
+    """Grey with a white square of half the height in the middle, if `width` x `height` pixels are square."""
+    picture = np.full((height, width, 3), 60, np.uint8)
+    picture[height // 4 : -height // 4, width // 2 - height // 4 : width // 2 + height // 4] = 255
+    return picture
+
+
+def white_box(picture: np.ndarray) -> tuple[int, int]:
+    """Width and height of what is white."""
+    rows, columns = np.nonzero(picture.mean(2) > 160)
+    return int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1
+
+
+SHAPES = {
+    "smaller": ((64, 48), (48, 36), Fraction(1)),
+    "larger": ((64, 48), (128, 96), Fraction(1)),
+    "wider": ((64, 48), (96, 48), Fraction(1)),
+    "upright": ((64, 48), (48, 64), Fraction(1)),
+    "wide-pixels": ((64, 48), (64, 48), Fraction(2)),
+    "narrow-pixels": ((64, 64), (128, 64), Fraction(1, 2)),
+}
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mkv"])
+@pytest.mark.parametrize(("first", "then", "aspect"), SHAPES.values(), ids=list(SHAPES))
+def test_each_frame_is_drawn_by_its_own_size(
+    tmp_path: Path, suffix: str, first: tuple[int, int], then: tuple[int, int], aspect: Fraction
+) -> None:
+    """A square stays a square, before and after the change."""
+    second = boxed(round(then[0] * aspect), then[1])
+    across = np.linspace(0, second.shape[1] - 1, then[0]).round().astype(int)
+    parts = [(boxed(*first), Fraction(1)), (second[:, across], aspect)]
+    path = write_changing(tmp_path / f"a{suffix}", parts)
+    video = VideoConfig(frames=8, size=64, seconds=1.6)
+    decoded = decode_clip(str(path), video, AUDIO)
+    for frame in (decoded.video[1], decoded.video[-2]):
+        wide, high = white_box(frame)
+        assert wide == pytest.approx(high, abs=3)
+        assert high >= 29
+    (piece,) = prepared(path)
+    drawn = pictures(piece)
+    assert {picture.shape[:2] for picture in drawn} == {first[::-1]}
+    for picture in (drawn[5], drawn[-5]):
+        wide, high = white_box(picture)
+        assert wide == pytest.approx(high, abs=3)
+        assert high >= first[1] // 2 - 3
