@@ -35,8 +35,6 @@ _HELD_BACK = 16
 """Pictures that a decoder holds back at most."""
 _STEPS_BACK = (0.0, 2.0, 8.0, float("inf"))
 """Seconds to seek further back when no keyframe was found before the window; at last to the start of the file."""
-
-
 _LONGEST = 60.0
 """Seconds that a packet of sound can be believed to last."""
 
@@ -81,6 +79,9 @@ def open_media(source: str | Sample, deadline: Deadline) -> Media:
 class Media:
     """A file with its picture and its sound, as `choose_tracks` finds them; a context manager.
 
+    Attributes:
+        sounding: once `measured` was called: whole seconds of the clock in which there is sound.
+
     Raises:
         BadClip: it cannot be opened, one of the tracks is missing or has no decoder, or it is not a regular file
             (opening a pipe would wait for ever).
@@ -90,8 +91,6 @@ class Media:
         self.deadline = deadline
         if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise BadClip(path, "not a regular file")
-        self.sounding: set[int] = set()
-        """Whole seconds of the clock in which there is sound, once `measured` has been called."""
         self.container: InputContainer = open_container(path, deadline.name)
         try:
             self.video, self.audio = choose_tracks(self.container, deadline.name)
@@ -133,6 +132,7 @@ class Media:
 
     def measured(self) -> tuple[Span, Span]:
         """What the packets cover. Reads the whole of a file just opened, decodes nothing."""
+        self.sounding: set[int] = set()
         picture, sound = span_of(self.video, []), span_of(self.audio, [])
         for packet in self._packets():
             added = span_of(packet.stream, [packet])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clip_files import numbered, write_clip
+from clip_files import MEDIA, numbered, write_clip
 from odd_clips import FFMPEG, ffmpeg, process_apart
 
 from diffmavil.config import AudioConfig, VideoConfig
@@ -23,7 +23,7 @@ from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.settings import Settings
 from diffmavil.data.prepare.transcode import Piece, transcode
 
-DAMAGES = int(os.environ.get("DIFFMAVIL_FUZZ", "16"))
+DAMAGES = int(os.environ.get("DIFFMAVIL_FUZZ", "12"))
 VIDEO, AUDIO = VideoConfig(frames=4, size=32, seconds=0.5, patch=(2, 8, 8)), AudioConfig(frames=48, mels=64)
 
 OURS: dict[str, dict[str, Any]] = {
@@ -82,7 +82,7 @@ def damaged(data: bytes, number: int) -> bytes:
     return bytes(out)
 
 
-def outcomes(source: Path, numbers: list[int]) -> dict[str, int]:
+def outcomes(source: Path, numbers: list[int], preparing: bool) -> dict[str, int]:
     """How many of these damages gave what: a decoded clip and pieces, or `BadClip`. Anything else is raised."""
     data = source.read_bytes()
     path = source.with_name(f"damaged-{source.name}")
@@ -99,7 +99,7 @@ def outcomes(source: Path, numbers: list[int]) -> dict[str, int]:
             assert decoded.video.shape == (4, 32, 32, 3)
             assert np.isfinite(decoded.wave).all()
             found["decoding: a clip"] += 1
-        if number % 3 == 0:
+        if preparing and number % 3 == 0:
             for piece in transcode(Item(0, str(path), path.name), Settings(), 30.0):
                 assert isinstance(piece, Piece | BadClip)
                 found["preparing: " + ("bad" if isinstance(piece, BadClip) else "a piece")] += 1
@@ -115,30 +115,54 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def apart() -> Iterator[Callable[..., Any]]:
     with process_apart() as call:
         yield call
 
 
+def survey(apart: Callable[..., Any], source: Path, damages: int, *, preparing: bool) -> dict[str, int]:
+    """What became of the damages, all of them in a process apart; one that ends it, or raises, is named."""
+    number = source.with_suffix(".number")
+    try:
+        found = apart(outcomes, source, list(range(damages)), preparing)
+    except BrokenProcessPool:
+        pytest.fail(f"damage {number.read_text()} of {source.name} ended the process")
+    except BaseException as error:
+        error.add_note(f"damage {number.read_text()} of {source.name}")
+        raise
+    print(f"{source.name}: {found}")
+    assert found.get("decoding: bad", 0) + found.get("decoding: a clip", 0) == damages
+    return found
+
+
 @pytest.mark.parametrize("name", [*OURS, *THEIRS])
-def test_damaged_files_are_clips_or_bad_clips(
-    sources: Path, apart: Callable[..., Any], name: str, record_property: Callable[[str, object], None]
-) -> None:
+def test_damaged_files_are_clips_or_bad_clips(sources: Path, apart: Callable[..., Any], name: str) -> None:
     source = sources / name
     if name in THEIRS:
         if FFMPEG is None:
             pytest.skip("no ffmpeg to make the file with")
         ffmpeg("-i", sources / "a.mkv", *THEIRS[name], source)
-    try:
-        found = apart(outcomes, source, list(range(DAMAGES)))
-    except BrokenProcessPool:
-        pytest.fail(f"damage {source.with_suffix('.number').read_text()} of {name} ended the process")
-    except BaseException as error:
-        error.add_note(f"damage {source.with_suffix('.number').read_text()} of {name}")
-        raise
-    record_property("outcomes", found)
-    print(f"{name}: {found}")
-    assert found["decoding: bad"] + found.get("decoding: a clip", 0) == DAMAGES
+    found = survey(apart, source, DAMAGES, preparing=True)
     if name != "a.wav":
         assert found["decoding: a clip"] > 0
+
+
+@pytest.mark.skipif(not MEDIA.is_dir(), reason=f"no real clips at {MEDIA} (DIFFMAVIL_MEDIA)")
+def test_real_clips_are_clips_and_damaged_ones_clips_or_bad_clips(tmp_path: Path, apart: Callable[..., Any]) -> None:
+    """What libav decodes is not left out; damages of the smaller files, or of all where many are asked for."""
+    total: Counter[str] = Counter()
+    for real in sorted(path for path in MEDIA.iterdir() if path.suffix != ".csv"):
+        assert apart(at_the_end, str(real)) > 0.9 * AUDIO.samples, real.name
+        if DAMAGES > 50 or real.stat().st_size < 600_000:
+            copy = tmp_path / real.name
+            copy.write_bytes(real.read_bytes())
+            total.update(survey(apart, copy, max(2, DAMAGES // 8), preparing=False))
+    assert total["decoding: a clip"] > 0
+
+
+def at_the_end(path: str) -> int:
+    """Samples of sound in the last window of a clip, whose picture shows something."""
+    decoded = decode_clip(path, VIDEO, AUDIO, crop=(7, 8))
+    assert decoded.video.std() > 5, path
+    return decoded.wave_valid
