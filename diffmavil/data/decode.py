@@ -13,15 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import av.error
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.packet import Packet
 
 from diffmavil.config import AudioConfig, DecoderName, VideoConfig
+from diffmavil.data.channels import ChannelReader, require_sound
 from diffmavil.data.decoders import Later, painter_of
 from diffmavil.data.frames import Painter, decoded_of
+from diffmavil.data.library import library_errors
 from diffmavil.data.media import (
     BadClip,
     Deadline,
@@ -143,9 +144,10 @@ class _Job:
                 decoded = self._decode(media, *self._limit(media, spans))
             assert decoded is not None
             return decoded
-        except (av.error.FFmpegError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise BadClip(self.path, f"cannot be decoded: {reason}") from error
+        except BadClip as error:
+            if error.path:
+                raise
+            raise BadClip(self.path, error.reason) from error
 
     def _try_promised(self, media: Media) -> Decoded | None:
         """Decode where the header says there is something; None when there is less than it says."""
@@ -173,11 +175,11 @@ class _Job:
         rate = self.audio.sample_rate
         windows = choose_windows(picture, sound, seconds, self.audio.samples / rate, self.place)
         video_packets, audio_packets = media.read(windows)
-        wave, valid = sound_of(media, audio_packets, windows.audio, sound.end, self.audio.samples, rate)
+        wave, valid, heard = sound_of(media, audio_packets, windows.audio, sound.end, self.audio.samples, rate)
         expected = min(windows.audio.end, sound.end) - windows.audio.start
         if not trust and valid / rate < expected - _MISSING:
             return None
-        if valid < rate // 40:
+        if heard < rate // 40:
             raise BadClip(self.path, "no sound could be decoded")
         if self.painter is None:
             return Decoded(_NO_FRAMES, wave, valid, windows)
@@ -200,22 +202,28 @@ def limited(media: Media, spans: tuple[Span, Span], start: float | None, duratio
 
 def sound_of(
     media: Media, packets: list[Packet], window: Span, end: float, samples: int, rate: int
-) -> tuple[np.ndarray, int]:
+) -> tuple[np.ndarray, int, int]:
     """The window's `samples` at `rate`, mono, each run of frames placed by its own time; and how many are real.
 
     Returns:
-        float32 `[samples]`, and the number of samples before the sound's end, which is at `end` at the latest.
+        float32 `[samples]`, the number of samples before the sound's end, which is at `end` at the latest, and how many
+        of those were decoded: the others lie in gaps of the sound, and are zero.
+
+    Raises:
+        BadClip: samples that are no sound, as `require_sound` says.
     """
     wave = np.zeros(samples, np.float32)
     limit = min(samples, round((end - window.start) * rate))
-    valid = 0
+    valid = heard = 0
     for begin, run in _runs(decoded_of(media, media.audio, packets), tick_of(media.audio), rate):
         first = round((begin - window.start) * rate)
         low, high = max(0, first), min(limit, first + len(run))
         if high > low:
             wave[low:high] = run[low - first : high - first]
             valid = max(valid, high)
-    return wave, valid
+            heard += high - low
+    require_sound(wave)
+    return wave, valid, min(heard, valid)
 
 
 def _runs(frames: Iterator[AudioFrame], tick: float, rate: int) -> Iterator[tuple[float, np.ndarray]]:
@@ -244,19 +252,15 @@ class _Run:
         self.start = self.end = start
         self.kind = kind
         self.rate = rate
-        # FLAC's 16 bits of one channel, which prepared clips are, become floats all at once.
-        self.dtype = np.dtype(np.int16 if kind[:2] == ("s16", "mono") else np.float32)
-        # libav's own mono is 3 dB louder for two equal channels than for one.
-        self.to_float = None if kind[0] == "fltp" or self.dtype == np.int16 else AudioResampler(format="fltp")
+        self.read: ChannelReader | None = None
         self.channels: list[list[np.ndarray]] = []
 
     def add(self, frame: AudioFrame) -> None:
-        for piece in [frame] if self.to_float is None else self.to_float.resample(frame):
-            planes = piece.planes
-            self.channels = self.channels or [[] for _ in planes]
-            for pieces, plane in zip(self.channels, planes, strict=True):
-                # `to_ndarray` makes three arrays and a copy of each frame: a tenth of a short clip's decoding.
-                pieces.append(np.frombuffer(memoryview(plane), self.dtype, piece.samples))
+        self.read = self.read or ChannelReader(frame)
+        for channels in self.read(frame):
+            self.channels = self.channels or [[] for _ in channels]
+            for pieces, channel in zip(self.channels, channels, strict=True):
+                pieces.append(channel)
         self.end += frame.samples / frame.sample_rate
 
     def samples(self) -> np.ndarray:
@@ -264,14 +268,17 @@ class _Run:
         if not self.channels:
             return np.empty(0, np.float32)
         channels = np.stack([np.concatenate(pieces) for pieces in self.channels])
-        if self.dtype == np.int16:
+        if channels.dtype == np.int16:
             samples = channels[0].astype(np.float32) * np.float32(2.0**-15)
         else:
-            samples = channels.mean(0)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found out at the end
+                samples = channels.mean(0)
         source_rate = self.kind[2]
         if source_rate == self.rate or not samples.size:
             return samples
-        whole = AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-        whole.sample_rate = source_rate
-        resampler = AudioResampler(format="fltp", layout="mono", rate=self.rate)
-        return np.concatenate([piece.to_ndarray()[0] for piece in resampler.resample(whole) + resampler.resample(None)])
+        with library_errors():
+            whole = AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+            whole.sample_rate = source_rate
+            resampler = AudioResampler(format="fltp", layout="mono", rate=self.rate)
+            pieces = resampler.resample(whole) + resampler.resample(None)
+            return np.concatenate([piece.to_ndarray()[0] for piece in pieces])

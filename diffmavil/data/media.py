@@ -13,41 +13,30 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import av
-import av.error
-import av.logging
 from av.audio.frame import AudioFrame
-from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition, Stream
+from av.stream import Stream
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
 from diffmavil.data.awake import awake_seconds
+from diffmavil.data.library import BadClip, library_errors, open_container, packets_of
+from diffmavil.data.tracks import choose_tracks
 from diffmavil.data.windows import Span, Windows
-
-# libav writes a line for every damaged packet; what matters reaches the user as BadClip.
-av.logging.set_level(None)
-av.logging.set_libav_level(av.logging.PANIC)
 
 PREROLL = 0.1
 """Seconds of sound decoded before the window: codecs overlap their blocks, the first after a seek is not exact."""
 _WITHOUT_INDEX = ("mpeg", "mpegts")
 """Formats for which libav guesses each stream's length from the file's last packets, and often too short."""
+BY_NUMBER = ("avi",)
+"""Formats that keep no times but the numbers of the packets: the k-th picture shown belongs to the k-th packet, and may
+come out of the decoder after it. libav's guesses of presentation times are off by the delay of B frames."""
+_HELD_BACK = 16
+"""Pictures that a decoder holds back at most."""
 _STEPS_BACK = (0.0, 2.0, 8.0, float("inf"))
 """Seconds to seek further back when no keyframe was found before the window; at last to the start of the file."""
-
-
-class BadClip(Exception):
-    """A clip that cannot be used, and why."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+_LONGEST = 60.0
+"""Seconds that a packet of sound can be believed to last."""
 
 
 class UnknownLength(Exception):
@@ -88,29 +77,23 @@ def open_media(source: str | Sample, deadline: Deadline) -> Media:
 
 
 class Media:
-    """A file with its first picture stream (cover art is none) and its first sound stream; a context manager.
+    """A file with its picture and its sound, as `choose_tracks` finds them; a context manager.
+
+    Attributes:
+        sounding: once `measured` was called: whole seconds of the clock in which there is sound.
 
     Raises:
-        BadClip: one of the streams is missing, or it is not a regular file (opening a pipe would wait for ever).
-        av.error.FFmpegError: the file cannot be opened.
+        BadClip: it cannot be opened, one of the tracks is missing or has no decoder, or it is not a regular file
+            (opening a pipe would wait for ever).
     """
 
     def __init__(self, path: str, deadline: Deadline) -> None:
         self.deadline = deadline
         if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise BadClip(path, "not a regular file")
-        self.container: InputContainer = av.open(path)
+        self.container: InputContainer = open_container(path, deadline.name)
         try:
-            pictures = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not pictures:
-                raise BadClip(path, "no video stream")
-            if not self.container.streams.audio:
-                raise BadClip(path, "no audio stream")
-            self.video: VideoStream = pictures[0]
-            self.audio: AudioStream = self.container.streams.audio[0]
-            for stream in (self.video, self.audio):
-                # Every core decodes a clip of its own already; more threads only get in each other's way.
-                stream.codec_context.thread_count = 1
+            self.video, self.audio = choose_tracks(self.container, deadline.name)
         except BaseException:
             self.container.close()
             raise
@@ -149,15 +132,20 @@ class Media:
 
     def measured(self) -> tuple[Span, Span]:
         """What the packets cover. Reads the whole of a file just opened, decodes nothing."""
-        spans = {stream.type: span_of(stream, []) for stream in (self.video, self.audio)}
+        self.sounding: set[int] = set()
+        picture, sound = span_of(self.video, []), span_of(self.audio, [])
         for packet in self._packets():
-            span = spans[packet.stream.type]
             added = span_of(packet.stream, [packet])
-            spans[packet.stream.type] = Span(min(span.start, added.start), max(span.end, added.end))
-        return spans["video"], spans["audio"]
+            if packet.stream is self.video:
+                picture = Span(min(picture.start, added.start), max(picture.end, added.end))
+            elif added.start <= added.end:
+                sound = Span(min(sound.start, added.start), max(sound.end, added.end))
+                self.sounding.update(range(int(added.start), int(min(added.end, added.start + _LONGEST)) + 1))
+        return picture, sound
 
     def read(self, windows: Windows) -> tuple[list[Packet], list[Packet]]:
         """The packets of picture and sound needed for the windows, from the last keyframe before the picture's."""
+        windows = self._widened(windows)
         begin = min(windows.video.start, windows.audio.start - PREROLL)
         video_tick, audio_tick = tick_of(self.video), tick_of(self.audio)
         video: list[Packet] = []
@@ -173,13 +161,22 @@ class Media:
                 video = video[keys[-1] :]
                 break
         early = windows.audio.start - 2 * PREROLL
-        return video, [packet for packet in audio if (seconds_of(packet, audio_tick) or 0.0) >= early]
+        return video, since(early, audio, audio_tick)
+
+    def _widened(self, windows: Windows) -> Windows:
+        """Where packets count and do not tell times: with those that the decoder may need around them."""
+        if self.container.format.name not in BY_NUMBER:
+            return windows
+        extra = _HELD_BACK / float(self.video.average_rate or 25)
+        picture = Span(max(self.start, windows.video.start - extra), windows.video.end + extra)
+        return Windows(picture, windows.audio)
 
     def _read_from(self, begin: float, windows: Windows) -> tuple[list[Packet], list[Packet]]:
         ticks = {self.video.index: tick_of(self.video), self.audio.index: tick_of(self.audio)}
         ends = {self.video.index: windows.video.end, self.audio.index: windows.audio.end}
         packets: dict[int, list[Packet]] = {self.video.index: [], self.audio.index: []}
-        self.container.seek(int(begin / ticks[self.video.index]), stream=self.video)
+        with library_errors(self.deadline.name):
+            self.container.seek(int(begin / ticks[self.video.index]), stream=self.video)
         for packet in self._packets():
             index = packet.stream_index
             if index not in ends:
@@ -196,16 +193,15 @@ class Media:
 
     def _packets(self) -> Iterator[Packet]:
         """Packets of both streams until the end of the file, or until where it is cut off or damaged."""
-        yield from self._demux(self.container, self.video, self.audio)
+        for packet in self._demux(self.container, self.video, self.audio):
+            if packet.stream is self.video and self.container.format.name in BY_NUMBER:
+                packet.pts = None
+            yield packet
 
     def _demux(self, container: InputContainer, *streams: Stream) -> Iterator[Packet]:
-        try:
-            for packet in container.demux(*streams):
-                self.deadline.check()
-                if packet.size:
-                    yield packet
-        except av.error.FFmpegError:
-            return
+        for packet in packets_of(container, *streams):
+            self.deadline.check()
+            yield packet
 
 
 class SampleMedia(Media):
@@ -214,9 +210,9 @@ class SampleMedia(Media):
     def __init__(self, sample: Sample, deadline: Deadline) -> None:
         self.deadline = deadline
         self.sample = sample
-        self.container = av.open(io.BytesIO(sample.mp4), "r", format="mp4")
+        self.container = open_container(io.BytesIO(sample.mp4), deadline.name, "mp4")
         try:
-            self.sound: InputContainer = av.open(io.BytesIO(sample.flac), "r", format="flac")
+            self.sound: InputContainer = open_container(io.BytesIO(sample.flac), deadline.name, "flac")
         except BaseException:
             self.container.close()
             raise
@@ -243,12 +239,13 @@ class SampleMedia(Media):
         )
 
     def read(self, windows: Windows) -> tuple[list[Packet], list[Packet]]:
-        self.container.seek(int(windows.video.start / tick_of(self.video)), stream=self.video)
+        with library_errors(self.deadline.name):
+            self.container.seek(int(windows.video.start / tick_of(self.video)), stream=self.video)
         video = self._until(windows.video.end, self.container, self.video)
         # FLAC frames stand alone and cost little: no search for the first, only those long before are left out.
         early, tick = windows.audio.start - 2 * PREROLL, tick_of(self.audio)
         sound = self._until(windows.audio.end, self.sound, self.audio)
-        return video, [packet for packet in sound if (seconds_of(packet, tick) or 0.0) >= early]
+        return video, since(early, sound, tick)
 
     def _until(self, end: float, container: InputContainer, stream: Stream) -> list[Packet]:
         packets: list[Packet] = []
@@ -273,6 +270,17 @@ def seconds_of(item: Packet | VideoFrame | AudioFrame, tick: float) -> float | N
     """When a packet or frame is due. `tick`: the stream's time base; the last frames that a decoder gives know none."""
     stamp = item.dts if item.pts is None else item.pts
     return None if stamp is None else stamp * tick
+
+
+def since(begin: float, packets: list[Packet], tick: float) -> list[Packet]:
+    """The packets from the one in which second `begin` lies on: some containers and codecs have packets of seconds."""
+    first = 0
+    for index, packet in enumerate(packets):
+        when = seconds_of(packet, tick)
+        if when is not None and when > begin:
+            break
+        first = index
+    return packets[first:]
 
 
 def span_of(stream: Stream, packets: list[Packet]) -> Span:
