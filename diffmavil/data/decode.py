@@ -21,18 +21,9 @@ from av.packet import Packet
 
 from diffmavil.config import AudioConfig, DecoderName, VideoConfig
 from diffmavil.data.decoders import Later, painter_of
+from diffmavil.data.extent import seconds_of, span_of, tick_of
 from diffmavil.data.frames import Painter, decoded_of
-from diffmavil.data.media import (
-    BadClip,
-    Deadline,
-    Media,
-    Sample,
-    UnknownLength,
-    open_media,
-    seconds_of,
-    span_of,
-    tick_of,
-)
+from diffmavil.data.media import BadClip, Deadline, Media, Sample, UnknownLength, open_media
 from diffmavil.data.transforms import FramingRule, centre_framing
 from diffmavil.data.windows import MIN_SECONDS, Span, Windows, choose_windows
 
@@ -43,8 +34,14 @@ DEADLINE = 60.0
 
 _MISSING = 0.25
 """Seconds that may be missing at a window's end before the header is mistrusted."""
+_LATE = 0.05
+"""The same at a window's start."""
 _GAP = 0.05
-"""Seconds by which timestamps may disagree with the samples counted before they mean a gap (webm rounds to 1 ms)."""
+"""Seconds by which one time stamp may disagree with the samples counted before it means a gap."""
+_JITTER = 0.005
+"""Seconds by which they may disagree for ever (webm rounds to 1 ms, recorders to more)."""
+_LASTS = 0.25
+"""Seconds of frames that all disagree in one direction: then the time stamps are right, and the count is not."""
 _NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)
 
 
@@ -173,9 +170,9 @@ class _Job:
         rate = self.audio.sample_rate
         windows = choose_windows(picture, sound, seconds, self.audio.samples / rate, self.place)
         video_packets, audio_packets = media.read(windows)
-        wave, valid = sound_of(media, audio_packets, windows.audio, sound.end, self.audio.samples, rate)
+        wave, first, valid = sound_of(media, audio_packets, windows.audio, sound.end, self.audio.samples, rate)
         expected = min(windows.audio.end, sound.end) - windows.audio.start
-        if not trust and valid / rate < expected - _MISSING:
+        if not trust and (valid / rate < expected - _MISSING or first > _LATE * rate):
             return None
         if valid < rate // 40:
             raise BadClip(self.path, "no sound could be decoded")
@@ -200,48 +197,84 @@ def limited(media: Media, spans: tuple[Span, Span], start: float | None, duratio
 
 def sound_of(
     media: Media, packets: list[Packet], window: Span, end: float, samples: int, rate: int
-) -> tuple[np.ndarray, int]:
-    """The window's `samples` at `rate`, mono, each run of frames placed by its own time; and how many are real.
+) -> tuple[np.ndarray, int, int]:
+    """The window's `samples` at `rate`, mono, each run of frames placed by its own time; and which are real.
 
     Returns:
-        float32 `[samples]`, and the number of samples before the sound's end, which is at `end` at the latest.
+        float32 `[samples]`, the number of samples before the sound's start, and of those before its end, which is at
+        `end` at the latest.
     """
     wave = np.zeros(samples, np.float32)
     limit = min(samples, round((end - window.start) * rate))
-    valid = 0
-    for begin, run in _runs(decoded_of(media, media.audio, packets), tick_of(media.audio), rate):
+    start, valid = limit, 0
+    for begin, run in _runs(media, packets, rate):
         first = round((begin - window.start) * rate)
         low, high = max(0, first), min(limit, first + len(run))
         if high > low:
             wave[low:high] = run[low - first : high - first]
-            valid = max(valid, high)
-    return wave, valid
+            start, valid = min(start, low), max(valid, high)
+    return wave, max(0, min(start, valid)), valid
 
 
-def _runs(frames: Iterator[AudioFrame], tick: float, rate: int) -> Iterator[tuple[float, np.ndarray]]:
+def _runs(media: Media, packets: list[Packet], rate: int) -> Iterator[tuple[float, np.ndarray]]:
     """(start in seconds, mono float32 at `rate`) of each stretch of sound without a gap or a change of format."""
-    run: _Run | None = None
+    frames = decoded_of(media, media.audio, packets)
+    vorbis = media.audio.codec_context.name == "vorbis"
+    for start, stretch in _stretches(frames, tick_of(media.audio), vorbis):
+        run = _Run(_kind(stretch[0]), rate)
+        for frame in stretch:
+            run.add(frame)
+        yield start, run.samples()
+
+
+def _stretches(frames: Iterator[AudioFrame], tick: float, vorbis: bool) -> Iterator[tuple[float, list[AudioFrame]]]:
+    """(start in seconds, frames) of each stretch. Frames follow each other, whatever the jitter of their time stamps;
+    where the stamps leave that count for good, by less than one can tell from jitter at once, a stretch ends too."""
+    held: list[AudioFrame] = []
+    start = end = doubted = 0.0
+    doubts: list[float] = []  # by how much the last frames' time stamps are off, all in one direction
+    usual: dict[int, float] = {}  # by how much Vorbis's frames of so many samples always are, which differ in that
     for frame in frames:
         when = seconds_of(frame, tick)
-        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if run is not None and kind == run.kind and (when is None or abs(when - run.end) <= _GAP):
-            run.add(frame)
-            continue
-        if run is not None:
-            yield run.start, run.samples()
-            when = run.end if when is None else when
-        if when is not None:
-            run = _Run(when, kind, rate)
-            run.add(frame)
-    if run is not None:
-        yield run.start, run.samples()
+        off = (doubts or [0.0])[-1] if when is None else when - end
+        if when is not None and vorbis and abs(off) <= _GAP:
+            off -= usual.setdefault(frame.samples, off if held else 0.0)
+        if not held or _kind(frame) != _kind(held[-1]) or abs(off) > _GAP:
+            if held:
+                yield start, held
+            elif when is None:
+                continue
+            start = end = end if when is None else when
+            held, doubts, doubted, off = [], [], 0.0, 0.0
+            usual = {frame.samples: 0.0}
+        held.append(frame)
+        seconds = frame.samples / frame.sample_rate
+        end += seconds
+        if abs(off) <= _JITTER or (doubts and off * doubts[-1] < 0):
+            doubts, doubted = [], 0.0
+        if abs(off) > _JITTER:
+            doubts.append(off)
+            doubted += seconds
+        if doubted >= _LASTS:
+            yield start, held[: -len(doubts)]
+            shift = float(np.median(doubts))
+            start, end = end - doubted + shift, end + shift
+            held, doubts, doubted = held[-len(doubts) :], [], 0.0
+    if len(doubts) > 1 and max(doubts) - min(doubts) < _JITTER:
+        yield start, held[: -len(doubts)]
+        start, held = end - doubted + float(np.median(doubts)), held[-len(doubts) :]
+    if held:
+        yield start, held
+
+
+def _kind(frame: AudioFrame) -> tuple[str, str, int]:
+    return frame.format.name, frame.layout.name, frame.sample_rate
 
 
 class _Run:
     """Frames of one format that follow each other; mono is the mean of the channels."""
 
-    def __init__(self, start: float, kind: tuple[str, str, int], rate: int) -> None:
-        self.start = self.end = start
+    def __init__(self, kind: tuple[str, str, int], rate: int) -> None:
         self.kind = kind
         self.rate = rate
         # FLAC's 16 bits of one channel, which prepared clips are, become floats all at once.
@@ -257,7 +290,6 @@ class _Run:
             for pieces, plane in zip(self.channels, planes, strict=True):
                 # `to_ndarray` makes three arrays and a copy of each frame: a tenth of a short clip's decoding.
                 pieces.append(np.frombuffer(memoryview(plane), self.dtype, piece.samples))
-        self.end += frame.samples / frame.sample_rate
 
     def samples(self) -> np.ndarray:
         """Float32 at `rate`."""

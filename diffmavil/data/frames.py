@@ -15,7 +15,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from diffmavil.config import VideoConfig
-from diffmavil.data.media import Media, seconds_of, tick_of
+from diffmavil.data.extent import seconds_of, tick_of
+from diffmavil.data.media import Media
 from diffmavil.data.transforms import FramingRule
 from diffmavil.data.windows import Span
 

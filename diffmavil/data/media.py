@@ -12,18 +12,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple, cast
 
 import av
 import av.error
 import av.logging
-from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition, Stream
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from diffmavil.data.extent import Extent, Slots, seconds_of, tick_of
 from diffmavil.data.windows import Span, Windows
 
 # libav writes a line for every damaged packet; what matters reaches the user as BadClip.
@@ -32,10 +32,21 @@ av.logging.set_libav_level(av.logging.PANIC)
 
 PREROLL = 0.1
 """Seconds of sound decoded before the window: codecs overlap their blocks, the first after a seek is not exact."""
+_MATROSKA = "matroska,webm"
+_MOST_REORDERED = 17
+"""More pictures than can be decoded ahead of one that is shown before them."""
 _WITHOUT_INDEX = ("mpeg", "mpegts")
 """Formats for which libav guesses each stream's length from the file's last packets, and often too short."""
 _STEPS_BACK = (0.0, 2.0, 8.0, float("inf"))
-"""Seconds to seek further back when no keyframe was found before the window; at last to the start of the file."""
+"""Seconds to seek further back when a stream was not found from before the window; at last to the start of the file."""
+_NEAR = 1.0
+"""Seconds from the file's start up to which it is read from there: cheaper than to seek."""
+_NEAR_COUNTED = 60.0
+"""The same for a program stream, in which libav must count pictures, and miscounts after a seek."""
+_REORDERED = 0.5
+"""Seconds of packets after a window that may hold frames of it, where times are of decoding, not of presentation."""
+_ANEW = 1.0
+"""Seconds by which decoding times fall when another recording begins."""
 
 
 class BadClip(Exception):
@@ -44,6 +55,7 @@ class BadClip(Exception):
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
         self.path = path
+        self._moved = False
         self.reason = reason
 
     def __str__(self) -> str:
@@ -67,6 +79,13 @@ class Sample:
     name: str
     mp4: bytes
     flac: bytes
+
+
+class Packets(NamedTuple):
+    """Packets of picture and sound, each in the order in which they are decoded."""
+
+    video: list[Packet]
+    audio: list[Packet]
 
 
 class Deadline:
@@ -99,6 +118,8 @@ class Media:
         self.deadline = deadline
         if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise BadClip(path, "not a regular file")
+        self.path = path
+        self._moved = False
         self.container: InputContainer = av.open(path)
         try:
             pictures = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -149,61 +170,144 @@ class Media:
 
     def measured(self) -> tuple[Span, Span]:
         """What the packets cover. Reads the whole of a file just opened, decodes nothing."""
-        spans = {stream.type: span_of(stream, []) for stream in (self.video, self.audio)}
+        picture, sound = Extent(self.video), Extent(self.audio)
         for packet in self._packets():
-            span = spans[packet.stream.type]
-            added = span_of(packet.stream, [packet])
-            spans[packet.stream.type] = Span(min(span.start, added.start), max(span.end, added.end))
-        return spans["video"], spans["audio"]
+            (picture if packet.stream_index == self.video.index else sound).add(packet)
+        return picture.held_until(self._said_end(sound.span)), sound.span
 
-    def read(self, windows: Windows) -> tuple[list[Packet], list[Packet]]:
-        """The packets of picture and sound needed for the windows, from the last keyframe before the picture's."""
+    def _said_end(self, sound: Span) -> float:
+        """When the picture ends by what the container says."""
+        if self.video.duration and self.video.start_time is not None and self.container.format.name != _MATROSKA:
+            return (self.video.start_time + self.video.duration) * tick_of(self.video)
+        if not self.container.duration:
+            return float("-inf")
+        # The whole file's end, which is the sound's if the picture stops before it.
+        return min(self.start + self.container.duration / av.time_base, sound.end)
+
+    def read(self, windows: Windows) -> Packets:
+        """The packets needed for the windows, each stream's from before its window's start.
+
+        A place in a file is sought by the picture alone, and the sound of that time may lie before it.
+        """
         begin = min(windows.video.start, windows.audio.start - PREROLL)
-        video_tick, audio_tick = tick_of(self.video), tick_of(self.audio)
-        video: list[Packet] = []
-        audio: list[Packet] = []
+        near = self.start + (_NEAR_COUNTED if self.container.format.name == "mpeg" else _NEAR)
+        best, most = Packets([], []), (0, 0)
         for back in _STEPS_BACK:
-            video, audio = self._read_from(max(self.start, begin - back), windows)
-            keys = [
-                index
-                for index, packet in enumerate(video)
-                if packet.is_keyframe and (seconds_of(packet, video_tick) or 0.0) <= windows.video.start
-            ]
-            if keys:
-                video = video[keys[-1] :]
+            from_start = begin - back < near
+            found = self._read_from(None if from_start else begin - back, windows)
+            covered = self._covered(found, windows)
+            rank = covered, bool(found.video) + bool(found.audio)
+            if rank >= most:
+                best, most = found, rank
+            if covered == 2 or from_start:
                 break
-        early = windows.audio.start - 2 * PREROLL
-        return video, [packet for packet in audio if (seconds_of(packet, audio_tick) or 0.0) >= early]
+        return self._trimmed(best, windows)
 
-    def _read_from(self, begin: float, windows: Windows) -> tuple[list[Packet], list[Packet]]:
+    def _covered(self, found: Packets, windows: Windows) -> int:
+        """How many of the two streams were read from before their window, or from their first packet."""
+        keys = [packet for packet in found.video if packet.is_keyframe]
+        starts = windows.video.start, windows.audio.start - PREROLL
+        covered = 0
+        for stream, packets, start in zip((self.video, self.audio), (keys, found.audio), starts, strict=True):
+            tick = tick_of(stream)
+            enough = start if stream.start_time is None else max(start, stream.start_time * tick)
+            covered += any(_due(packet, tick) <= enough for packet in packets)
+        return covered
+
+    def _trimmed(self, found: Packets, windows: Windows) -> Packets:
+        """The picture from its last keyframe before the window on, the sound from a little before."""
+        tick, start = tick_of(self.video), windows.video.start
+        keys = [i for i, packet in enumerate(found.video) if packet.is_keyframe and _due(packet, tick) <= start]
+        early, tick = windows.audio.start - 2 * PREROLL, tick_of(self.audio)
+        audio = [packet for packet in found.audio if (seconds_of(packet, tick) or 0.0) >= early]
+        return Packets(found.video[keys[-1] :] if keys else found.video, audio)
+
+    def _read_from(self, begin: float | None, windows: Windows) -> Packets:
+        """Packets from second `begin` of the clock, or from the file's start, to the first past the windows' ends."""
         ticks = {self.video.index: tick_of(self.video), self.audio.index: tick_of(self.audio)}
-        ends = {self.video.index: windows.video.end, self.audio.index: windows.audio.end}
+        late = _REORDERED if self._only_decoding_times or self._slots() else 0.0
+        ends = {self.video.index: windows.video.end + late, self.audio.index: windows.audio.end}
         packets: dict[int, list[Packet]] = {self.video.index: [], self.audio.index: []}
-        self.container.seek(int(begin / ticks[self.video.index]), stream=self.video)
+        if begin is None:
+            self._rewind()
+        else:
+            try:
+                self._moved = True
+                self.container.seek(int(begin / ticks[self.video.index]), stream=self.video)
+            except av.error.FFmpegError:
+                return Packets([], [])
+        past = 0
         for packet in self._packets():
             index = packet.stream_index
             if index not in ends:
                 continue
-            # Decoding times only rise, and no frame is shown before it is decoded.
-            stamp = packet.pts if packet.dts is None else packet.dts
-            if stamp is not None and stamp * ticks[index] > ends[index]:
+            packets[index].append(packet)
+            if index == self.video.index and self.container.format.name == _MATROSKA:
+                # It stores no decoding times, and libav's guess may be too late, for frames far apart by far.
+                past += _due(packet, ticks[index]) > ends[index]
+                done = past == _MOST_REORDERED
+            else:
+                # Decoding times only rise, and no frame is shown before it is decoded.
+                done = packet.dts is not None and packet.dts * ticks[index] > ends[index]
+            if done:
+                # This packet stays: it shows that the frame before it lasts until the window's end.
                 del ends[index]
                 if not ends:
                     break
-            else:
-                packets[index].append(packet)
-        return packets[self.video.index], packets[self.audio.index]
+        return Packets(packets[self.video.index], packets[self.audio.index])
+
+    def _rewind(self) -> None:
+        """Go to the first packet: opened anew, since a seek finds no keyframe decoded before the start time."""
+        if self._moved:
+            video, audio = self.video.index, self.audio.index
+            self.container.close()
+            self.container = av.open(self.path)
+            self.video = cast("VideoStream", self.container.streams[video])
+            self.audio = cast("AudioStream", self.container.streams[audio])
+            for stream in (self.video, self.audio):
+                stream.codec_context.thread_count = 1
+        self._moved = True
 
     def _packets(self) -> Iterator[Packet]:
         """Packets of both streams until the end of the file, or until where it is cut off or damaged."""
         yield from self._demux(self.container, self.video, self.audio)
 
+    @property
+    def _only_decoding_times(self) -> bool:
+        """AVI; libav makes up presentation times from them, a picture or more too late."""
+        return self.container.format.name == "avi"
+
+    def _slots(self) -> Slots | None:
+        """For pictures that must be counted to have a time: all but MPEG's own in an MPEG program stream."""
+        of_mpeg = self.video.codec_context.name in ("mpeg1video", "mpeg2video")
+        return None if of_mpeg or self.container.format.name != "mpeg" else Slots(self.video)
+
     def _demux(self, container: InputContainer, *streams: Stream) -> Iterator[Packet]:
+        """Packets of the streams; where time stamps start anew, another recording begins, and the stream ends."""
+        newest: dict[int, float] = {}
+        ended: set[int] = set()
+        slots = self._slots()
         try:
             for packet in container.demux(*streams):
                 self.deadline.check()
-                if packet.size:
-                    yield packet
+                index = packet.stream_index
+                if not packet.size or index in ended:
+                    continue
+                if slots and index == self.video.index and not slots.place(packet):
+                    continue
+                if self._only_decoding_times and index == self.video.index:
+                    packet.pts = packet.dts  # in some order, the times at which pictures appear
+                when = seconds_of(packet, tick_of(packet.stream))
+                if when is not None and not packet.is_discard:
+                    # Sound is in order, and so is a keyframe among the pictures before it.
+                    ordered = bool(ended) or index == self.audio.index or packet.is_keyframe
+                    if ordered and when < newest.get(index, when) - _ANEW:
+                        ended.add(index)
+                        if len(ended) == len(streams):
+                            return
+                        continue
+                    newest[index] = max(when, newest.get(index, when))
+                yield packet
         except av.error.FFmpegError:
             return
 
@@ -242,13 +346,13 @@ class SampleMedia(Media):
             0.0, self.audio.duration * tick_of(self.audio)
         )
 
-    def read(self, windows: Windows) -> tuple[list[Packet], list[Packet]]:
+    def read(self, windows: Windows) -> Packets:
         self.container.seek(int(windows.video.start / tick_of(self.video)), stream=self.video)
         video = self._until(windows.video.end, self.container, self.video)
         # FLAC frames stand alone and cost little: no search for the first, only those long before are left out.
         early, tick = windows.audio.start - 2 * PREROLL, tick_of(self.audio)
         sound = self._until(windows.audio.end, self.sound, self.audio)
-        return video, [packet for packet in sound if (seconds_of(packet, tick) or 0.0) >= early]
+        return Packets(video, [packet for packet in sound if (seconds_of(packet, tick) or 0.0) >= early])
 
     def _until(self, end: float, container: InputContainer, stream: Stream) -> list[Packet]:
         packets: list[Packet] = []
@@ -264,26 +368,7 @@ class SampleMedia(Media):
         yield from self._demux(self.sound, self.audio)
 
 
-def tick_of(stream: Stream) -> float:
-    """Seconds of one unit of the stream's time stamps."""
-    return float(stream.time_base or 0)
-
-
-def seconds_of(item: Packet | VideoFrame | AudioFrame, tick: float) -> float | None:
-    """When a packet or frame is due. `tick`: the stream's time base; the last frames that a decoder gives know none."""
-    stamp = item.dts if item.pts is None else item.pts
-    return None if stamp is None else stamp * tick
-
-
-def span_of(stream: Stream, packets: list[Packet]) -> Span:
-    """From the first packet's time to the last one's end; an empty list gives an empty span."""
-    tick = tick_of(stream)
-    rate = getattr(stream, "average_rate", None)
-    usual = 1 / float(rate) if rate else 0.0
-    begin, end = float("inf"), float("-inf")
-    for packet in packets:
-        when = seconds_of(packet, tick)
-        if when is not None:
-            begin = min(begin, when)
-            end = max(end, when + (packet.duration * tick if packet.duration else usual))
-    return Span(begin, end)
+def _due(packet: Packet, tick: float) -> float:
+    """When a packet is due; never, if that is not known."""
+    when = seconds_of(packet, tick)
+    return float("inf") if when is None else when

@@ -24,6 +24,7 @@ from av.video.stream import VideoStream
 
 from diffmavil.data.audio import log_mel
 from diffmavil.data.decode import limited, sound_of
+from diffmavil.data.extent import seconds_of, tick_of
 from diffmavil.data.frames import Disordered, counted_frames, timed_frames
 from diffmavil.data.media import BadClip, Deadline, Media
 from diffmavil.data.prepare.items import Item
@@ -127,31 +128,33 @@ def _piece(
     picture, sound = (Span(window.start, min(window.end, span.end)) for span in spans)
     video_packets, audio_packets = media.read(Windows(picture, sound))
     length = round(sound.length * SAMPLE_RATE)
-    wave, valid = sound_of(media, audio_packets, sound, sound.end, length, SAMPLE_RATE)
-    if valid < MIN_SECONDS * SAMPLE_RATE:
-        raise BadClip(item.source, f"only {valid / SAMPLE_RATE:.2f} s of its sound can be decoded")
-    wave = _quantized(wave[:valid])
-    silent = not wave.any()
-    if silent and settings.drop_silent:
-        raise BadClip(item.source, "its sound is digital silence")
+    wave, first, valid = sound_of(media, audio_packets, sound, sound.end, length, SAMPLE_RATE)
     damaged: list[Packet | None] = []
+    begun = Span(window.start + first / SAMPLE_RATE, picture.end)
     try:
-        coded = _encode_picture(media, timed_frames(media, video_packets, damaged), picture, settings)
+        coded = _encode_picture(media, timed_frames(media, video_packets, damaged), begun, damaged, settings)
     except Disordered:
-        coded = _encode_picture(media, counted_frames(media, video_packets), picture, settings)
+        coded = _encode_picture(media, counted_frames(media, video_packets), begun, damaged, settings)
     if 2 * len(damaged) >= len(video_packets):
         raise BadClip(item.source, "most of the picture, or all of it, cannot be decoded")
     if coded.seconds < MIN_SECONDS:
         raise BadClip(item.source, f"only {coded.seconds:.2f} s of its picture can be decoded")
+    # Both begin with whichever comes later.
+    wave = _quantized(wave[round((coded.start - window.start) * SAMPLE_RATE) : valid])
+    if len(wave) < MIN_SECONDS * SAMPLE_RATE:
+        raise BadClip(item.source, f"only {len(wave) / SAMPLE_RATE:.2f} s of its sound can be decoded")
+    silent = not wave.any()
+    if silent and settings.drop_silent:
+        raise BadClip(item.source, "its sound is digital silence")
     return Piece(
         mp4=coded.mp4,
         flac=_encode_sound(wave),
-        start=round(window.start - origin, 6),
+        start=round(coded.start - origin, 6),
         seconds=coded.seconds,
         frames=coded.frames,
         width=coded.width,
         height=coded.height,
-        samples=valid,
+        samples=len(wave),
         damaged=len(damaged),
         silent=silent,
         log_mel={str(mels): _moments(wave, mels) for mels in MELS},
@@ -161,6 +164,7 @@ def _piece(
 @dataclass(frozen=True)
 class _Picture:
     mp4: bytes
+    start: float
     seconds: float
     frames: int
     width: int
@@ -168,30 +172,41 @@ class _Picture:
 
 
 def _encode_picture(
-    media: Media, frames: Iterable[tuple[float, VideoFrame]], window: Span, settings: Settings
+    media: Media,
+    frames: Iterable[tuple[float, VideoFrame]],
+    window: Span,
+    damaged: list[Packet | None],
+    settings: Settings,
 ) -> _Picture:
-    """The frames on screen during `window`; the first appears at 0."""
+    """The frames on screen during `window`, or from the first frame on if that comes later; the first appears at 0.
+
+    A frame is on screen until the next one comes, or would have come: `damaged` grows with the packets that give none.
+    """
     encoder: _Encoder | None = None
     before: VideoFrame | None = None
+    start, last = window.start, float("-inf")
     aspect = float(media.video.sample_aspect_ratio or 1)
     for when, frame in frames:
         if when >= window.end:
             break
+        last = when
         if when <= window.start:
             before = frame
             continue
-        encoder = encoder or _Encoder(before or frame, aspect, settings)
-        if before is not None:
-            encoder.add(0.0, before)
-            before = None
-        encoder.add(when - window.start, frame)
-    if before is not None:
-        encoder = encoder or _Encoder(before, aspect, settings)
+        if encoder is None:
+            encoder = _Encoder(before or frame, aspect, settings)
+            start = window.start if before else when
+            encoder.add(0.0, before or frame)
+        encoder.add(when - start, frame)
+    if encoder is None and before is not None:
+        encoder = _Encoder(before, aspect, settings)
         encoder.add(0.0, before)
     if encoder is None:
         raise BadClip("", "no frame of its picture can be decoded")
-    rate = float(media.video.average_rate or media.video.guessed_rate or 25)
-    return encoder.finish(window.length, usual=1 / rate)
+    tick = tick_of(media.video)
+    lost = [seconds_of(packet, tick) for packet in damaged if packet is not None]
+    end = min([window.end, *(when for when in lost if when is not None and when > last)])
+    return encoder.finish(start, end)
 
 
 class _Encoder:
@@ -240,16 +255,15 @@ class _Encoder:
         self.stamps.append(stamp)
         self.packets += self.stream.encode(drawn)
 
-    def finish(self, length: float, usual: float) -> _Picture:
-        """Write the file. `length`: seconds at most; `usual`: seconds for which the last frame is shown."""
+    def finish(self, start: float, end: float) -> _Picture:
+        """Write the file. `start`, `end`: seconds of the source at which its picture starts and ends."""
         self.packets += self.stream.encode(None)
-        end = min(round(length / _TICK), self.stamps[-1] + round(usual / _TICK))
-        for packet, begin, until in zip(self.packets, self.stamps, [*self.stamps[1:], end], strict=True):
-            packet.duration = max(1, until - begin)
+        until = max(round((end - start) / _TICK), self.stamps[-1] + 1)
+        for packet, begin, after in zip(self.packets, self.stamps, [*self.stamps[1:], until], strict=True):
+            packet.duration = after - begin
             self.container.mux(packet)
         self.container.close()
-        seconds = float(max(end, self.stamps[-1] + 1) * _TICK)
-        return _Picture(self.file.getvalue(), seconds, len(self.stamps), *self.size)
+        return _Picture(self.file.getvalue(), start, float(until * _TICK), len(self.stamps), *self.size)
 
 
 def _even(pixels: float) -> int:
