@@ -40,8 +40,10 @@ _GAP = 0.05
 """Seconds by which one time stamp may disagree with the samples counted before it means a gap."""
 _JITTER = 0.005
 """Seconds by which they may disagree for ever (webm rounds to 1 ms, recorders to more)."""
-_LASTS = 0.25
-"""Seconds of frames that all disagree in one direction: then the time stamps are right, and the count is not."""
+_ROUNDED = 0.002
+"""Seconds by which rounded time stamps differ from each other."""
+_LASTS = 4, 12
+"""Frames whose stamps all disagree with the count, by the same, or in one direction only: then the stamps are right."""
 _NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)
 
 
@@ -231,9 +233,10 @@ def _stretches(frames: Iterator[AudioFrame], tick: float, vorbis: bool) -> Itera
     """(start in seconds, frames) of each stretch. Frames follow each other, whatever the jitter of their time stamps;
     where the stamps leave that count for good, by less than one can tell from jitter at once, a stretch ends too."""
     held: list[AudioFrame] = []
-    start = end = doubted = 0.0
+    start = end = 0.0
     doubts: list[float] = []  # by how much the last frames' time stamps are off, all in one direction
-    usual: dict[int, float] = {}  # by how much Vorbis's frames of so many samples always are, which differ in that
+    # By how much Vorbis's frames of so many samples are off for ever: its encoders stamp the long ones late.
+    usual: dict[int, float] = {}
     for frame in frames:
         when = seconds_of(frame, tick)
         off = (doubts or [0.0])[-1] if when is None else when - end
@@ -241,30 +244,35 @@ def _stretches(frames: Iterator[AudioFrame], tick: float, vorbis: bool) -> Itera
             off -= usual.setdefault(frame.samples, off if held else 0.0)
         if not held or _kind(frame) != _kind(held[-1]) or abs(off) > _GAP:
             if held:
-                yield start, held
+                yield start + min(usual.values()), held
             elif when is None:
                 continue
             start = end = end if when is None else when
-            held, doubts, doubted, off = [], [], 0.0, 0.0
+            held, doubts, off = [], [], 0.0
             usual = {frame.samples: 0.0}
         held.append(frame)
-        seconds = frame.samples / frame.sample_rate
-        end += seconds
+        end += frame.samples / frame.sample_rate
         if abs(off) <= _JITTER or (doubts and off * doubts[-1] < 0):
-            doubts, doubted = [], 0.0
+            doubts = []
         if abs(off) > _JITTER:
             doubts.append(off)
-            doubted += seconds
-        if doubted >= _LASTS:
-            yield start, held[: -len(doubts)]
-            shift = float(np.median(doubts))
-            start, end = end - doubted + shift, end + shift
-            held, doubts, doubted = held[-len(doubts) :], [], 0.0
-    if len(doubts) > 1 and max(doubts) - min(doubts) < _JITTER:
-        yield start, held[: -len(doubts)]
-        start, held = end - doubted + float(np.median(doubts)), held[-len(doubts) :]
+        steady = bool(doubts) and max(doubts) - min(doubts) <= _ROUNDED
+        if len(doubts) >= _LASTS[0 if steady else 1]:
+            yield start + min(usual.values()), held[: -len(doubts)]
+            start, held, end = _anchored(held, doubts, end)
+            doubts = []
+    if len(doubts) > 1 and max(doubts) - min(doubts) <= _ROUNDED:
+        yield start + min(usual.values()), held[: -len(doubts)]
+        start, held, _ = _anchored(held, doubts, end)
     if held:
-        yield start, held
+        yield start + min(usual.values()), held
+
+
+def _anchored(held: list[AudioFrame], doubts: list[float], end: float) -> tuple[float, list[AudioFrame], float]:
+    """The frames that are in doubt as a stretch of their own: its start, the frames and its end by their stamps."""
+    apart = held[-len(doubts) :]
+    end += float(np.median(doubts))
+    return end - sum(frame.samples / frame.sample_rate for frame in apart), apart, end
 
 
 def _kind(frame: AudioFrame) -> tuple[str, str, int]:

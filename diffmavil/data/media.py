@@ -284,6 +284,7 @@ class Media:
 
     def _demux(self, container: InputContainer, *streams: Stream) -> Iterator[Packet]:
         """Packets of the streams; where time stamps start anew, another recording begins, and the stream ends."""
+        ticks = {stream.index: tick_of(stream) for stream in streams}
         newest: dict[int, float] = {}
         ended: set[int] = set()
         slots = self._slots()
@@ -297,7 +298,7 @@ class Media:
                     continue
                 if self._only_decoding_times and index == self.video.index:
                     packet.pts = packet.dts  # in some order, the times at which pictures appear
-                when = seconds_of(packet, tick_of(packet.stream))
+                when = seconds_of(packet, ticks[index])
                 if when is not None and not packet.is_discard:
                     # Sound is in order, and so is a keyframe among the pictures before it.
                     ordered = bool(ended) or index == self.audio.index or packet.is_keyframe

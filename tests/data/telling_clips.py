@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +46,11 @@ class Told(NamedTuple):
     heard: np.ndarray
     sound_starts: list[bool]
 
+    def before(self, when: float) -> Told:
+        """What comes before second `when` of the clock."""
+        there = self.at < when
+        return Told(self.at[there], self.seen[there], self.heard[there], self.sound_starts)
+
 
 def rising(seconds: float, rate: int = RATE, sweep: float = SWEEP) -> np.ndarray:
     """float64 `[S]`: the rising tone."""
@@ -76,7 +81,7 @@ def starts_with_sound(wave: np.ndarray) -> bool:
     return bool(np.abs(wave[:64]).max(initial=0.0) > 1e-6)
 
 
-def raw(path: Path, crops: int = 4, fps: float = 25, **arguments) -> Told:
+def raw(path: Path, fps: float = 25, *, crops: int = 4, sweep: float = SWEEP, **arguments) -> Told:
     """What training on the file itself sees and hears, in evenly spaced windows."""
     at, seen, sound, starts = [], [], [], []
     for crop in range(crops):
@@ -88,12 +93,14 @@ def raw(path: Path, crops: int = 4, fps: float = 25, **arguments) -> Told:
             if HEARING / 2 <= when - begin <= decoded.wave_valid / RATE - HEARING / 2:
                 at.append(when)
                 seen.append(number_shown(frame) / fps)
-                sound.append(heard(decoded.wave, when - begin))
+                sound.append(heard(decoded.wave, when - begin, sweep))
     return Told(np.array(at), np.array(seen), np.array(sound), starts)
 
 
-def prepared(path: Path, fps: float = 25, *, sweep: float = SWEEP, pieces: Sequence[Piece] = (), **settings) -> Told:
-    """What a prepared set holds of the file, every 20 ms; its first frames are all at 0."""
+def prepared(
+    path: Path, fps: float = 25, *, sweep: float = SWEEP, pieces: Sequence[Piece] = (), every: float = 0.05, **settings
+) -> Told:
+    """What a prepared set holds of the file, at an instant `every` so many seconds; its first frames are all at 0."""
     with Media(str(path), Deadline(DEADLINE, str(path))) as media:
         origin = media.start
     at, seen, sound, starts = [], [], [], []
@@ -102,15 +109,15 @@ def prepared(path: Path, fps: float = 25, *, sweep: float = SWEEP, pieces: Seque
         wave = sound_of(piece)
         assert times[0] == 0.0
         starts.append(starts_with_sound(wave))
-        for when in np.arange(HEARING / 2, min(piece.seconds, len(wave) / RATE) - HEARING / 2, 0.02).tolist():
+        for when in np.arange(HEARING / 2, min(piece.seconds, len(wave) / RATE) - HEARING / 2, every).tolist():
             at.append(origin + piece.start + when)
             seen.append(number_shown(frames[np.searchsorted(times, when, side="right") - 1]) / fps)
             sound.append(heard(wave, when, sweep))
     return Told(np.array(at), np.array(seen), np.array(sound), starts)
 
 
-def pieces_of(path: Path, **settings) -> list[Piece]:
-    found = list(transcode(Item(0, str(path), path.name), Settings(**settings), DEADLINE))
+def pieces_of(path: Path, start: float | None = None, duration: float | None = None, **settings) -> list[Piece]:
+    found = list(transcode(Item(0, str(path), path.name, start, duration), Settings(**settings), DEADLINE))
     assert all(isinstance(piece, Piece) for piece in found), found
     return [piece for piece in found if not isinstance(piece, BadClip)]
 
@@ -128,27 +135,41 @@ def sound_of(piece: Piece) -> np.ndarray:
         return np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)]) / 32768
 
 
-def store(source: Path, path: Path, *, behind: float = 0.0, later: tuple[float, float] = (0.0, 0.0)) -> Path:
-    """The same packets in another file: its picture stored `behind` seconds after the sound of the same time.
+def store(
+    source: Path,
+    path: Path,
+    *,
+    behind: float = 0.0,
+    later: tuple[float, float] = (0.0, 0.0),
+    sound_late: Callable[[float], float] = lambda when: 0.0,
+) -> Path:
+    """The packets of an mp4 in another file: its picture stored `behind` seconds after the sound of the same time.
 
-    `later`: seconds by which the picture's and the sound's time stamps are put off.
+    `later`: seconds by which the picture's and the sound's time stamps are put off; `sound_late`: the same for a
+    packet of sound of this second.
     """
     with av.open(str(source)) as old, av.open(str(path), "w", options={"max_interleave_delta": "1"}) as new:
         streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
-        packets = [packet for packet in old.demux() if packet.size]
         placed: list[tuple[float, av.Packet]] = []
-        for packet in packets:
+        for packet in old.demux():
+            if packet.dts is None or packet.pts is None or packet.time_base is None:
+                continue  # those that end the streams
             picture = packet.stream.type == "video"
-            assert packet.pts is not None
-            assert packet.dts is not None
-            assert packet.time_base is not None
-            shift = round(later[0 if picture else 1] / packet.time_base)
-            packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+            put_off = later[0] if picture else later[1] + sound_late(float(packet.pts * packet.time_base))
+            ticks = round(put_off / packet.time_base)
+            packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
             placed.append((float(packet.dts * packet.time_base) + (behind if picture else 0.0), packet))
         for _, packet in sorted(placed, key=lambda pair: pair[0]):
             packet.stream = streams[packet.stream.index]
             new.mux_one(packet)
     return path
+
+
+def shift_of(path: Path, fps: float = 25) -> float:
+    """The second of the container's clock at which the recording begins, by the first frame that libav gives."""
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+    return float(frame.time or 0.0) - number_shown(frame.to_ndarray(format="rgb24")) / fps
 
 
 def ffmpeg(*arguments: object) -> None:
