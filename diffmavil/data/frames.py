@@ -20,6 +20,9 @@ from diffmavil.data.media import Media
 from diffmavil.data.transforms import FramingRule
 from diffmavil.data.windows import Span
 
+_LEADING = 32
+"""More packets than those of a keyframe and of pictures that appear before it."""
+
 
 def decoded_of(
     media: Media,
@@ -51,12 +54,19 @@ def timed_frames(
     return _timed(decoded_of(media, media.video, packets, damaged), tick_of(media.video))
 
 
-def counted_frames(media: Media, packets: list[Packet]) -> Iterator[tuple[float, VideoFrame]]:
-    """As `timed_frames`, for AVI, which knows no presentation times: frames follow each other as the packets do."""
-    media.video.codec_context.flush_buffers()
+def counted_frames(
+    media: Media, packets: list[Packet], damaged: list[Packet | None]
+) -> Iterator[tuple[float, VideoFrame]]:
+    """As `timed_frames`, where packets have decoding times alone: frames follow each other as the packets do."""
+    damaged.clear()
     tick = tick_of(media.video)
     due = sorted(packet.dts * tick for packet in packets if packet.dts is not None)
-    return zip(due, decoded_of(media, media.video, packets), strict=False)
+    # Pictures that come before the first keyframe are decoded after it, and refer to what was not read.
+    first = packets[:_LEADING]
+    media.video.codec_context.flush_buffers()
+    missing = len(first) - sum(1 for _ in decoded_of(media, media.video, first))
+    media.video.codec_context.flush_buffers()
+    return zip(due[max(0, missing) :], decoded_of(media, media.video, packets, damaged), strict=False)
 
 
 def _timed(frames: Iterable[VideoFrame], tick: float) -> Iterator[tuple[float, VideoFrame]]:
@@ -92,7 +102,7 @@ class Painter:
         try:
             shown = self._shown(timed_frames(media, packets, damaged), times, aspect)
         except Disordered:
-            shown = self._shown(counted_frames(media, packets), times, aspect)
+            shown = self._shown(counted_frames(media, packets, damaged), times, aspect)
         return shown if 2 * len(damaged) < len(packets) else None
 
     def _shown(self, frames: Iterable[tuple[float, VideoFrame]], times: np.ndarray, aspect: float) -> np.ndarray | None:

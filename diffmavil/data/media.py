@@ -37,7 +37,7 @@ _MOST_REORDERED = 17
 """More pictures than can be decoded ahead of one that is shown before them."""
 _WITHOUT_INDEX = ("mpeg", "mpegts")
 """Formats for which libav guesses each stream's length from the file's last packets, and often too short."""
-_STEPS_BACK = (0.0, 2.0, 8.0, float("inf"))
+_STEPS_BACK = (0.0, 2.0, 8.0, 30.0, float("inf"))
 """Seconds to seek further back when a stream was not found from before the window; at last to the start of the file."""
 _NEAR = 1.0
 """Seconds from the file's start up to which it is read from there: cheaper than to seek."""
@@ -278,9 +278,8 @@ class Media:
         return self.container.format.name == "avi"
 
     def _slots(self) -> Slots | None:
-        """For pictures that must be counted to have a time: all but MPEG's own in an MPEG program stream."""
-        of_mpeg = self.video.codec_context.name in ("mpeg1video", "mpeg2video")
-        return None if of_mpeg or self.container.format.name != "mpeg" else Slots(self.video)
+        """For pictures that must be counted to have a time: those of an MPEG program stream."""
+        return Slots(self.video) if self.container.format.name == "mpeg" else None
 
     def _demux(self, container: InputContainer, *streams: Stream) -> Iterator[Packet]:
         """Packets of the streams; where time stamps start anew, another recording begins, and the stream ends."""

@@ -134,7 +134,7 @@ def _piece(
     try:
         coded = _encode_picture(media, timed_frames(media, video_packets, damaged), begun, damaged, settings)
     except Disordered:
-        coded = _encode_picture(media, counted_frames(media, video_packets), begun, damaged, settings)
+        coded = _encode_picture(media, counted_frames(media, video_packets, damaged), begun, damaged, settings)
     if 2 * len(damaged) >= len(video_packets):
         raise BadClip(item.source, "most of the picture, or all of it, cannot be decoded")
     if coded.seconds < MIN_SECONDS:
