@@ -91,19 +91,18 @@ class Slots:
         self._tick = tick_of(stream)
         rate = getattr(stream, "average_rate", None)
         self._usual = round(1 / float(rate) / self._tick) if rate and self._tick else 0
-        self._reordered: int = getattr(stream.codec_context, "has_b_frames", 0)
         self._next: int | None = None
         self._delay = 0
 
     def place(self, packet: Packet) -> bool:
-        """Give the packet its time; False before the first time stamp."""
+        """Give the packet its time; False before the first keyframe with a time stamp."""
         length = packet.duration or self._usual
         if packet.dts is not None:
-            if self._next is None:
-                ahead = max(0, (packet.dts if packet.pts is None else packet.pts) - packet.dts)
-                self._delay = ahead if packet.is_keyframe else min(ahead, self._reordered * length)
+            if self._next is None and packet.is_keyframe:
+                self._delay = max(0, (packet.dts if packet.pts is None else packet.pts) - packet.dts)
+                self._next = packet.dts + self._delay
             # The stamp of a picture that begins before its packet is one picture late.
-            if self._next is None or abs(packet.dts + self._delay - self._next) > 2.5 * length:
+            elif self._next is not None and abs(packet.dts + self._delay - self._next) > 2.5 * length:
                 self._next = packet.dts + self._delay
         if self._next is None:
             return False

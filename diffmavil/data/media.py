@@ -43,10 +43,12 @@ _NEAR = 1.0
 """Seconds from the file's start up to which it is read from there: cheaper than to seek."""
 _NEAR_COUNTED = 60.0
 """The same for a program stream, in which libav must count pictures, and miscounts after a seek."""
+_COUNTED = ("avi", "mpeg")
+"""Formats whose pictures have a place in the order of decoding alone, at least some of them: AVI, program streams."""
 _REORDERED = 0.5
-"""Seconds of packets after a window that may hold frames of it, where times are of decoding, not of presentation."""
+"""Seconds around a window in which they hold frames of it."""
 _ANEW = 1.0
-"""Seconds by which decoding times fall when another recording begins."""
+"""Seconds by which time stamps fall when another recording begins."""
 
 
 class BadClip(Exception):
@@ -55,7 +57,6 @@ class BadClip(Exception):
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
         self.path = path
-        self._moved = False
         self.reason = reason
 
     def __str__(self) -> str:
@@ -119,7 +120,7 @@ class Media:
         if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise BadClip(path, "not a regular file")
         self.path = path
-        self._moved = False
+        self._moved = self._sought = False
         self.container: InputContainer = av.open(path)
         try:
             pictures = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -173,23 +174,22 @@ class Media:
         picture, sound = Extent(self.video), Extent(self.audio)
         for packet in self._packets():
             (picture if packet.stream_index == self.video.index else sound).add(packet)
-        return picture.held_until(self._said_end(sound.span)), sound.span
+        return picture.held_until(self._said_end(picture.span, sound.span)), sound.span
 
-    def _said_end(self, sound: Span) -> float:
+    def _said_end(self, picture: Span, sound: Span) -> float:
         """When the picture ends by what the container says."""
-        if self.video.duration and self.video.start_time is not None and self.container.format.name != _MATROSKA:
+        if self.video.duration and self.video.start_time is not None and self.container.format.name.startswith("mov"):
             return (self.video.start_time + self.video.duration) * tick_of(self.video)
-        if not self.container.duration:
-            return float("-inf")
-        # The whole file's end, which is the sound's if the picture stops before it.
-        return min(self.start + self.container.duration / av.time_base, sound.end)
+        # Others say at most how long the file is, for a live recording not even that.
+        length = (self.container.duration or 0) / av.time_base
+        return max(picture.end, min(self.start + length, sound.end))
 
     def read(self, windows: Windows) -> Packets:
         """The packets needed for the windows, each stream's from before its window's start.
 
         A place in a file is sought by the picture alone, and the sound of that time may lie before it.
         """
-        begin = min(windows.video.start, windows.audio.start - PREROLL)
+        begin = min(windows.video.start - self._reordered, windows.audio.start - PREROLL)
         near = self.start + (_NEAR_COUNTED if self.container.format.name == "mpeg" else _NEAR)
         best, most = Packets([], []), (0, 0)
         for back in _STEPS_BACK:
@@ -206,7 +206,7 @@ class Media:
     def _covered(self, found: Packets, windows: Windows) -> int:
         """How many of the two streams were read from before their window, or from their first packet."""
         keys = [packet for packet in found.video if packet.is_keyframe]
-        starts = windows.video.start, windows.audio.start - PREROLL
+        starts = windows.video.start - self._reordered, windows.audio.start - PREROLL
         covered = 0
         for stream, packets, start in zip((self.video, self.audio), (keys, found.audio), starts, strict=True):
             tick = tick_of(stream)
@@ -216,23 +216,22 @@ class Media:
 
     def _trimmed(self, found: Packets, windows: Windows) -> Packets:
         """The picture from its last keyframe before the window on, the sound from a little before."""
-        tick, start = tick_of(self.video), windows.video.start
+        tick, start = tick_of(self.video), windows.video.start - self._reordered
         keys = [i for i, packet in enumerate(found.video) if packet.is_keyframe and _due(packet, tick) <= start]
         early, tick = windows.audio.start - 2 * PREROLL, tick_of(self.audio)
-        audio = [packet for packet in found.audio if (seconds_of(packet, tick) or 0.0) >= early]
+        audio = [packet for packet in found.audio if _due(packet, tick) >= early]
         return Packets(found.video[keys[-1] :] if keys else found.video, audio)
 
     def _read_from(self, begin: float | None, windows: Windows) -> Packets:
         """Packets from second `begin` of the clock, or from the file's start, to the first past the windows' ends."""
         ticks = {self.video.index: tick_of(self.video), self.audio.index: tick_of(self.audio)}
-        late = _REORDERED if self._only_decoding_times or self._slots() else 0.0
-        ends = {self.video.index: windows.video.end + late, self.audio.index: windows.audio.end}
+        ends = {self.video.index: windows.video.end + self._reordered, self.audio.index: windows.audio.end}
         packets: dict[int, list[Packet]] = {self.video.index: [], self.audio.index: []}
         if begin is None:
             self._rewind()
         else:
             try:
-                self._moved = True
+                self._moved = self._sought = True
                 self.container.seek(int(begin / ticks[self.video.index]), stream=self.video)
             except av.error.FFmpegError:
                 return Packets([], [])
@@ -266,20 +265,22 @@ class Media:
             self.audio = cast("AudioStream", self.container.streams[audio])
             for stream in (self.video, self.audio):
                 stream.codec_context.thread_count = 1
-        self._moved = True
+        self._moved, self._sought = True, False
 
     def _packets(self) -> Iterator[Packet]:
         """Packets of both streams until the end of the file, or until where it is cut off or damaged."""
         yield from self._demux(self.container, self.video, self.audio)
 
     @property
-    def _only_decoding_times(self) -> bool:
-        """AVI; libav makes up presentation times from them, a picture or more too late."""
-        return self.container.format.name == "avi"
+    def _reordered(self) -> float:
+        """Seconds by which the time of a picture may differ from that of its packet."""
+        return _REORDERED if self.container.format.name in _COUNTED else 0.0
 
     def _slots(self) -> Slots | None:
-        """For pictures that must be counted to have a time: those of an MPEG program stream."""
-        return Slots(self.video) if self.container.format.name == "mpeg" else None
+        """For pictures of a program stream; those of MPEG's own codecs have times by libav, which are exact to one
+        picture, also after a seek."""
+        by_libav = self._sought and self.video.codec_context.name in ("mpeg1video", "mpeg2video")
+        return Slots(self.video) if self.container.format.name == "mpeg" and not by_libav else None
 
     def _demux(self, container: InputContainer, *streams: Stream) -> Iterator[Packet]:
         """Packets of the streams; where time stamps start anew, another recording begins, and the stream ends."""
@@ -287,6 +288,7 @@ class Media:
         newest: dict[int, float] = {}
         ended: set[int] = set()
         slots = self._slots()
+        only_decoding_times = self.container.format.name == "avi"
         try:
             for packet in container.demux(*streams):
                 self.deadline.check()
@@ -295,8 +297,8 @@ class Media:
                     continue
                 if slots and index == self.video.index and not slots.place(packet):
                     continue
-                if self._only_decoding_times and index == self.video.index:
-                    packet.pts = packet.dts  # in some order, the times at which pictures appear
+                if only_decoding_times and index == self.video.index:
+                    packet.pts = packet.dts  # libav's own guess is a picture or more too late
                 when = seconds_of(packet, ticks[index])
                 if when is not None and not packet.is_discard:
                     # Sound is in order, and so is a keyframe among the pictures before it.

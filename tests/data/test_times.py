@@ -146,6 +146,21 @@ def test_the_first_group_of_pictures_of_mpeg_streams(base_mp3: Path, tmp_path: P
     assert piece.frames == SECONDS * 25
 
 
+@pytest.mark.parametrize("make", [MPEG["ps-mpeg2-b-frames"], MPEG["ps-h264"]], ids=["mpeg2", "h264"])
+def test_far_into_a_program_stream(base_mp3: Path, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past its first minute, where it is sought, a picture may be taken for its neighbour."""
+    monkeypatch.setattr("diffmavil.data.media._NEAR_COUNTED", 0.3)
+    assert_whole(make(base_mp3, tmp_path), slack=0.05)
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_b_frames_in_avi(base: Path, tmp_path: Path, codec: str) -> None:
+    """It has no presentation times: pictures appear in order, and those that lack what they refer to do not count."""
+    ffmpeg("-i", base, "-c:v", codec, "-bf", 2, "-g", 40, "-threads", 1, "-c:a", "pcm_s16le", tmp_path / "a.avi")
+    for told in (raw(tmp_path / "a.avi"), prepared(tmp_path / "a.avi", cut=SECONDS / 3)):
+        assert_together(told)
+
+
 CUTS = {
     "mp4": ("b.mp4", "flac", 1.5, 1.5),
     "mp4-aac": ("b.mp4", "aac", 1.5, 1.5),
