@@ -115,12 +115,14 @@ class Media:
         av.error.FFmpegError: the file cannot be opened.
     """
 
+    _moved = _sought = False
+    """Whether packets were read, and whether from a place in the middle."""
+
     def __init__(self, path: str, deadline: Deadline) -> None:
         self.deadline = deadline
         if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise BadClip(path, "not a regular file")
         self.path = path
-        self._moved = self._sought = False
         self.container: InputContainer = av.open(path)
         try:
             pictures = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -279,8 +281,10 @@ class Media:
     def _slots(self) -> Slots | None:
         """For pictures of a program stream; those of MPEG's own codecs have times by libav, which are exact to one
         picture, also after a seek."""
+        if self.container.format.name != "mpeg":
+            return None
         by_libav = self._sought and self.video.codec_context.name in ("mpeg1video", "mpeg2video")
-        return Slots(self.video) if self.container.format.name == "mpeg" and not by_libav else None
+        return None if by_libav else Slots(self.video)
 
     def _demux(self, container: InputContainer, *streams: Stream) -> Iterator[Packet]:
         """Packets of the streams; where time stamps start anew, another recording begins, and the stream ends."""
