@@ -148,9 +148,9 @@ def test_the_first_group_of_pictures_of_mpeg_streams(base_mp3: Path, tmp_path: P
 
 @pytest.mark.parametrize("make", [MPEG["ps-mpeg2-b-frames"], MPEG["ps-h264"]], ids=["mpeg2", "h264"])
 def test_far_into_a_program_stream(base_mp3: Path, tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past its first minute, where it is sought, a picture may be taken for its neighbour."""
+    """Past its first minute, where it is sought, libav may take a picture for a neighbour: tiny ones share a stamp."""
     monkeypatch.setattr("diffmavil.data.media._NEAR_COUNTED", 0.3)
-    assert_whole(make(base_mp3, tmp_path), slack=0.05)
+    assert_whole(make(base_mp3, tmp_path), slack=0.1)
 
 
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
