@@ -10,30 +10,16 @@ nothing on half of 26 real clips, a quarter at most, and changed the frames of o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
-from av.packet import Packet
 
 from diffmavil.config import AudioConfig, DecoderName, VideoConfig
-from diffmavil.data.channels import ChannelReader, require_sound
 from diffmavil.data.decoders import Later, painter_of
-from diffmavil.data.frames import Painter, decoded_of
-from diffmavil.data.library import library_errors
-from diffmavil.data.media import (
-    BadClip,
-    Deadline,
-    Media,
-    Sample,
-    UnknownLength,
-    open_media,
-    seconds_of,
-    span_of,
-    tick_of,
-)
+from diffmavil.data.extent import span_of
+from diffmavil.data.frames import Painter
+from diffmavil.data.media import BadClip, Deadline, Media, Sample, UnknownLength, open_media
+from diffmavil.data.sound import sound_of
 from diffmavil.data.transforms import FramingRule, centre_framing
 from diffmavil.data.windows import MIN_SECONDS, Span, Windows, choose_windows
 
@@ -44,8 +30,8 @@ DEADLINE = 60.0
 
 _MISSING = 0.25
 """Seconds that may be missing at a window's end before the header is mistrusted."""
-_GAP = 0.05
-"""Seconds by which timestamps may disagree with the samples counted before they mean a gap (webm rounds to 1 ms)."""
+_LATE = 0.05
+"""The same at a window's start."""
 _NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)
 
 
@@ -175,11 +161,11 @@ class _Job:
         rate = self.audio.sample_rate
         windows = choose_windows(picture, sound, seconds, self.audio.samples / rate, self.place)
         video_packets, audio_packets = media.read(windows)
-        wave, valid, heard = sound_of(media, audio_packets, windows.audio, sound.end, self.audio.samples, rate)
+        wave, first, valid, heard = sound_of(media, audio_packets, windows.audio, sound.end, self.audio.samples, rate)
         expected = min(windows.audio.end, sound.end) - windows.audio.start
-        if not trust and valid / rate < expected - _MISSING:
+        if not trust and (valid / rate < expected - _MISSING or first > _LATE * rate):
             return None
-        if heard < rate // 40:
+        if np.count_nonzero(heard) < rate // 40:
             raise BadClip(self.path, "no sound could be decoded")
         if self.painter is None:
             return Decoded(_NO_FRAMES, wave, valid, windows)
@@ -198,87 +184,3 @@ def limited(media: Media, spans: tuple[Span, Span], start: float | None, duratio
     begin = media.start + start if start else float("-inf")
     end = float("inf") if duration is None else media.start + (start or 0.0) + duration
     return spans[0].intersect(Span(begin, end)), spans[1].intersect(Span(begin, end))
-
-
-def sound_of(
-    media: Media, packets: list[Packet], window: Span, end: float, samples: int, rate: int
-) -> tuple[np.ndarray, int, int]:
-    """The window's `samples` at `rate`, mono, each run of frames placed by its own time; and how many are real.
-
-    Returns:
-        float32 `[samples]`, the number of samples before the sound's end, which is at `end` at the latest, and how many
-        of those were decoded: the others lie in gaps of the sound, and are zero.
-
-    Raises:
-        BadClip: samples that are no sound, as `require_sound` says.
-    """
-    wave = np.zeros(samples, np.float32)
-    limit = min(samples, round((end - window.start) * rate))
-    valid = heard = 0
-    for begin, run in _runs(decoded_of(media, media.audio, packets), tick_of(media.audio), rate):
-        first = round((begin - window.start) * rate)
-        low, high = max(0, first), min(limit, first + len(run))
-        if high > low:
-            wave[low:high] = run[low - first : high - first]
-            valid = max(valid, high)
-            heard += high - low
-    require_sound(wave)
-    return wave, valid, min(heard, valid)
-
-
-def _runs(frames: Iterator[AudioFrame], tick: float, rate: int) -> Iterator[tuple[float, np.ndarray]]:
-    """(start in seconds, mono float32 at `rate`) of each stretch of sound without a gap or a change of format."""
-    run: _Run | None = None
-    for frame in frames:
-        when = seconds_of(frame, tick)
-        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if run is not None and kind == run.kind and (when is None or abs(when - run.end) <= _GAP):
-            run.add(frame)
-            continue
-        if run is not None:
-            yield run.start, run.samples()
-            when = run.end if when is None else when
-        if when is not None:
-            run = _Run(when, kind, rate)
-            run.add(frame)
-    if run is not None:
-        yield run.start, run.samples()
-
-
-class _Run:
-    """Frames of one format that follow each other; mono is the mean of the channels."""
-
-    def __init__(self, start: float, kind: tuple[str, str, int], rate: int) -> None:
-        self.start = self.end = start
-        self.kind = kind
-        self.rate = rate
-        self.read: ChannelReader | None = None
-        self.channels: list[list[np.ndarray]] = []
-
-    def add(self, frame: AudioFrame) -> None:
-        self.read = self.read or ChannelReader(frame)
-        for channels in self.read(frame):
-            self.channels = self.channels or [[] for _ in channels]
-            for pieces, channel in zip(self.channels, channels, strict=True):
-                pieces.append(channel)
-        self.end += frame.samples / frame.sample_rate
-
-    def samples(self) -> np.ndarray:
-        """Float32 at `rate`."""
-        if not self.channels:
-            return np.empty(0, np.float32)
-        channels = np.stack([np.concatenate(pieces) for pieces in self.channels])
-        if channels.dtype == np.int16:
-            samples = channels[0].astype(np.float32) * np.float32(2.0**-15)
-        else:
-            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found out at the end
-                samples = channels.mean(0)
-        source_rate = self.kind[2]
-        if source_rate == self.rate or not samples.size:
-            return samples
-        with library_errors():
-            whole = AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-            whole.sample_rate = source_rate
-            resampler = AudioResampler(format="fltp", layout="mono", rate=self.rate)
-            pieces = resampler.resample(whole) + resampler.resample(None)
-            return np.concatenate([piece.to_ndarray()[0] for piece in pieces])

@@ -14,11 +14,18 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from diffmavil.config import VideoConfig
+from diffmavil.data.extent import seconds_of, tick_of
 from diffmavil.data.library import library_errors
-from diffmavil.data.media import BY_NUMBER, Media, seconds_of, tick_of
+from diffmavil.data.media import BY_NUMBER, Media
 from diffmavil.data.shape import Shape, Shapes
 from diffmavil.data.transforms import FramingRule
 from diffmavil.data.windows import Span
+
+_ANY_DELAY = ("h264", "hevc", "vvc")
+"""Codecs that may hold back any number of frames. Others hold back one, and leave out B frames that belong to what came
+before the keyframe."""
+_LEADING = 32
+"""More packets than those of a keyframe and of pictures that appear before it."""
 
 
 def decoded_of(
@@ -37,11 +44,6 @@ def decoded_of(
             if damaged is not None:
                 damaged.append(packet)
         yield from frames
-
-
-_ANY_DELAY = ("h264", "hevc", "vvc")
-"""Codecs that may hold back any number of frames, but none that comes first after a keyframe. Others hold back one, and
-leave out B frames that belong to what came before the keyframe."""
 
 
 class Disordered(Exception):
@@ -67,25 +69,45 @@ def counted_frames(
     context = media.video.codec_context
     context.flush_buffers()
     damaged.clear()
-    tick = tick_of(media.video)
     due = sorted(packet.dts for packet in packets if packet.dts is not None)
-    frames: Iterator[VideoFrame] = decoded_of(media, media.video, packets, damaged)
-    if not due:
-        return
-    if context.name not in _ANY_DELAY:
-        for frame in frames:
-            # A frame knows the packet that brought it out: its own, or with B frames the one behind.
-            last = len(due) - 1 if frame.dts is None else bisect_left(due, frame.dts) - bool(context.has_b_frames)
-            yield due[max(0, last)] * tick, frame
-        return
+    counted = _by_order if context.name in _ANY_DELAY else _by_packet
+    tick = tick_of(media.video)
+    return ((stamp * tick, frame) for stamp, frame in counted(media, packets, damaged, due))
+
+
+def _by_packet(
+    media: Media, packets: list[Packet], damaged: list[Packet | None], due: list[int]
+) -> Iterator[tuple[int, VideoFrame]]:
+    """A frame knows the packet that brought it out: its own, or with B frames the one behind."""
+    held_back = bool(media.video.codec_context.has_b_frames)
+    for frame in decoded_of(media, media.video, packets, damaged):
+        last = len(due) - 1 if frame.dts is None else bisect_left(due, frame.dts) - held_back
+        if due:
+            yield due[max(0, last)], frame
+
+
+def _by_order(
+    media: Media, packets: list[Packet], damaged: list[Packet | None], due: list[int]
+) -> Iterator[tuple[int, VideoFrame]]:
+    """The k-th frame belongs to the k-th packet of those that give one."""
+    due = due[_leading(media, packets) :]
     lost = 0
-    for frame in frames:
+    for frame in decoded_of(media, media.video, packets, damaged):
         for packet in damaged[lost:]:
-            if packet is not None and packet.dts is not None:
+            if packet is not None and packet.dts in due:
                 due.remove(packet.dts)
         lost = len(damaged)
         if due:
-            yield due.pop(0) * tick, frame
+            yield due.pop(0), frame
+
+
+def _leading(media: Media, packets: list[Packet]) -> int:
+    """Pictures that appear before the first keyframe: they are decoded after it, and refer to what was not read."""
+    first = packets[:_LEADING]
+    damaged: list[Packet | None] = []
+    shown = sum(1 for _ in decoded_of(media, media.video, first, damaged))
+    media.video.codec_context.flush_buffers()
+    return max(0, len(first) - shown - len(damaged))
 
 
 def _timed(frames: Iterable[VideoFrame], tick: float) -> Iterator[tuple[float, VideoFrame]]:

@@ -22,7 +22,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
 from diffmavil.data.audio import log_mel, moments
-from diffmavil.data.decode import limited, sound_of
+from diffmavil.data.decode import limited
+from diffmavil.data.extent import seconds_of, tick_of
 from diffmavil.data.frames import Disordered, counted_frames, timed_frames
 from diffmavil.data.library import library_errors
 from diffmavil.data.media import BadClip, Deadline, Media
@@ -30,6 +31,7 @@ from diffmavil.data.prepare.canvas import Canvas
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.settings import MELS, SAMPLE_RATE, Settings
 from diffmavil.data.shape import Shape, Shapes
+from diffmavil.data.sound import sound_of
 from diffmavil.data.windows import MIN_SECONDS, Span, Windows
 
 _TICK = Fraction(1, 90_000)
@@ -125,7 +127,9 @@ def _pieces(item: Item, spans: tuple[Span, Span], sounding: set[int], settings: 
     # A tenth too long is no reason to cut in two.
     count = max(1, math.ceil(common.length / settings.cut - 0.1))
     length = common.length / count
-    held = {int((second + after - common.start) // length) for second in sounding for after in (0, 1)}
+    held: set[int] = set()
+    for second in sounding:
+        held.update(range(int((second - common.start) // length), int((second + 1 - common.start) // length) + 1))
     last = min(max(span.end for span in spans), common.start + (count - 1) * length + max(length, settings.cut))
     ends = {count - 1: last}
     windows = [
@@ -142,32 +146,35 @@ def _piece(
     picture, sound = (Span(window.start, min(window.end, span.end)) for span in spans)
     video_packets, audio_packets = media.read(Windows(picture, sound))
     length = round(sound.length * SAMPLE_RATE)
-    wave, valid, heard = sound_of(media, audio_packets, sound, sound.end, length, SAMPLE_RATE)
-    if heard < MIN_SECONDS * SAMPLE_RATE:
-        raise BadClip(item.source, f"only {heard / SAMPLE_RATE:.2f} s of its sound can be decoded")
-    wave = _quantized(wave[:valid])
-    silent = not wave.any()
-    if silent and settings.drop_silent:
-        raise BadClip(item.source, "its sound is digital silence")
+    wave, first, valid, heard = sound_of(media, audio_packets, sound, sound.end, length, SAMPLE_RATE)
     damaged: list[Packet | None] = []
+    begun = Span(window.start + first / SAMPLE_RATE, picture.end)
     try:
-        coded = _encode_picture(media, timed_frames(media, video_packets, damaged), picture, settings)
+        coded = _encode_picture(media, timed_frames(media, video_packets, damaged), begun, damaged, settings)
     except Disordered:
-        coded = _encode_picture(media, counted_frames(media, video_packets, damaged), picture, settings)
+        coded = _encode_picture(media, counted_frames(media, video_packets, damaged), begun, damaged, settings)
     if 2 * len(damaged) >= len(video_packets):
         raise BadClip(item.source, "most of the picture, or all of it, cannot be decoded")
     if coded.seconds < MIN_SECONDS:
         raise BadClip(item.source, f"only {coded.seconds:.2f} s of its picture can be decoded")
+    # Both begin with whichever comes later.
+    kept = slice(round((coded.start - window.start) * SAMPLE_RATE), valid)
+    wave, heard = _quantized(wave[kept]), int(np.count_nonzero(heard[kept]))
+    if heard < MIN_SECONDS * SAMPLE_RATE:
+        raise BadClip(item.source, f"only {heard / SAMPLE_RATE:.2f} s of its sound can be decoded")
+    silent = not wave.any()
+    if silent and settings.drop_silent:
+        raise BadClip(item.source, "its sound is digital silence")
     waves = torch.from_numpy(wave.astype(np.float32) / 32768.0)[None]
     return Piece(
         mp4=coded.mp4,
         flac=_encode_sound(wave),
-        start=round(window.start - origin, 6),
+        start=round(coded.start - origin, 6),
         seconds=coded.seconds,
         frames=coded.frames,
         width=coded.width,
         height=coded.height,
-        samples=valid,
+        samples=len(wave),
         heard=heard,
         damaged=len(damaged),
         silent=silent,
@@ -178,6 +185,7 @@ def _piece(
 @dataclass(frozen=True)
 class _Picture:
     mp4: bytes
+    start: float
     seconds: float
     frames: int
     width: int
@@ -185,31 +193,42 @@ class _Picture:
 
 
 def _encode_picture(
-    media: Media, frames: Iterable[tuple[float, VideoFrame]], window: Span, settings: Settings
+    media: Media,
+    frames: Iterable[tuple[float, VideoFrame]],
+    window: Span,
+    damaged: list[Packet | None],
+    settings: Settings,
 ) -> _Picture:
-    """The frames on screen during `window`; the first appears at 0."""
+    """The frames on screen during `window`, or from the first frame on if that comes later; the first appears at 0.
+
+    A frame is on screen until the next one comes, or would have come: `damaged` grows with the packets that give none.
+    """
     encoder: _Encoder | None = None
     before: tuple[VideoFrame, Shape] | None = None
+    start, last = window.start, float("-inf")
     shapes = Shapes(media.video)
     for when, frame in frames:
         if when >= window.end:
             break
+        last = when
         shown = frame, shapes(frame)
         if when <= window.start:
             before = shown
             continue
-        encoder = encoder or _Encoder(*(before or shown), settings)
-        if before is not None:
-            encoder.add(0.0, *before)
-            before = None
-        encoder.add(when - window.start, *shown)
-    if before is not None:
-        encoder = encoder or _Encoder(*before, settings)
+        if encoder is None:
+            encoder = _Encoder(*(before or shown), settings)
+            start = window.start if before else when
+            encoder.add(0.0, *(before or shown))
+        encoder.add(when - start, *shown)
+    if encoder is None and before is not None:
+        encoder = _Encoder(*before, settings)
         encoder.add(0.0, *before)
     if encoder is None:
         raise BadClip("", "no frame of its picture can be decoded")
-    rate = float(media.video.average_rate or media.video.guessed_rate or 25)
-    return encoder.finish(window.length, usual=1 / rate)
+    tick = tick_of(media.video)
+    lost = [seconds_of(packet, tick) for packet in damaged if packet is not None]
+    end = min([window.end, *(when for when in lost if when is not None and when > last)])
+    return encoder.finish(start, end)
 
 
 class _Encoder:
@@ -244,16 +263,15 @@ class _Encoder:
         with library_errors():
             self.packets += self.stream.encode(drawn)
 
-    def finish(self, length: float, usual: float) -> _Picture:
-        """Write the file. `length`: seconds at most; `usual`: seconds for which the last frame is shown."""
+    def finish(self, start: float, end: float) -> _Picture:
+        """Write the file. `start`, `end`: seconds of the source at which its picture starts and ends."""
         self.packets += self.stream.encode(None)
-        end = min(round(length / _TICK), self.stamps[-1] + round(usual / _TICK))
-        for packet, begin, until in zip(self.packets, self.stamps, [*self.stamps[1:], end], strict=True):
-            packet.duration = max(1, until - begin)
+        until = max(round((end - start) / _TICK), self.stamps[-1] + 1)
+        for packet, begin, after in zip(self.packets, self.stamps, [*self.stamps[1:], until], strict=True):
+            packet.duration = after - begin
             self.container.mux(packet)
         self.container.close()
-        seconds = float(max(end, self.stamps[-1] + 1) * _TICK)
-        return _Picture(self.file.getvalue(), seconds, len(self.stamps), *self.size)
+        return _Picture(self.file.getvalue(), start, float(until * _TICK), len(self.stamps), *self.size)
 
 
 def _quantized(wave: np.ndarray) -> np.ndarray:
