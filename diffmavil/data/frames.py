@@ -73,10 +73,13 @@ def counted_frames(
     if not due:
         return
     if context.name not in _ANY_DELAY:
+        place = -1
         for frame in frames:
             # A frame knows the packet that brought it out: its own, or with B frames the one behind.
-            last = len(due) - 1 if frame.dts is None else bisect_left(due, frame.dts) - bool(context.has_b_frames)
-            yield due[max(0, last)] * tick, frame
+            place += 1
+            if frame.dts is not None:
+                place = bisect_left(due, frame.dts) - bool(context.has_b_frames)
+            yield due[max(0, min(place, len(due) - 1))] * tick, frame
         return
     lost = 0
     for frame in frames:
