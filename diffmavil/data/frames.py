@@ -79,11 +79,12 @@ def _by_packet(
     media: Media, packets: list[Packet], damaged: list[Packet | None], due: list[int]
 ) -> Iterator[tuple[int, VideoFrame]]:
     """A frame knows the packet that brought it out: its own, or with B frames the one behind."""
-    held_back = bool(media.video.codec_context.has_b_frames)
+    context = media.video.codec_context
+    place = -1
     for frame in decoded_of(media, media.video, packets, damaged):
-        last = len(due) - 1 if frame.dts is None else bisect_left(due, frame.dts) - held_back
+        place = place + 1 if frame.dts is None else bisect_left(due, frame.dts) - bool(context.has_b_frames)
         if due:
-            yield due[max(0, last)], frame
+            yield due[max(0, min(place, len(due) - 1))], frame
 
 
 def _by_order(

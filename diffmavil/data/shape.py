@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
-from av.sidedata.sidedata import SideData, Type
+from av.sidedata.sidedata import SideData, SideDataContainer, Type
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -41,19 +41,20 @@ _TURNS = (Orientation(), Orientation(True, False, True), Orientation(False, True
 """By quarters against the clock."""
 
 
-def orientation_of(frame: VideoFrame) -> Orientation | None:
-    """What the frame's display matrix says, to the nearest quarter; None: it has none.
+def orientation_of(frame: VideoFrame) -> Orientation:
+    """What the frame's display matrix says, to the nearest quarter.
 
     The matrix takes column x and row y of the coded picture to (a x + c y, b x + d y) of the shown one; its angle alone
     does not tell a mirrored picture from a turned one.
     """
     try:
-        entries = cast("Iterable[SideData]", frame.side_data)
+        # Not `frame.side_data`: frame and data would hold each other, and the decoder not get its memory back.
+        entries: Iterable[SideData] = cast("Any", SideDataContainer)(frame)
         found = [entry for entry in entries if entry.type == Type.DISPLAYMATRIX]
     except ValueError:  # PyAV knows not every kind of side data; the angle it still gives
         return _TURNS[round(frame.rotation / 90) % 4]
     if not found:
-        return None
+        return Orientation()
     a, b, _, c, d = np.frombuffer(memoryview(found[0]), np.int32, 5).astype(float)
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return Orientation(False, a < 0, d < 0)
@@ -79,20 +80,18 @@ class Shapes:
     """Callable: frame -> `Shape`, for every frame that a decoder gives, when it gives it; made before the first.
 
     Streams may change both in the middle. Where the container says another aspect ratio than the codec, it knows
-    better, and for the whole file. Where pictures say how they lie, keyframes do, and those that follow lie alike.
+    better, and for the whole file. How pictures lie is asked of keyframes; those that follow lie alike.
     """
 
     def __init__(self, stream: VideoStream) -> None:
         said, coded = stream.sample_aspect_ratio, stream.codec_context.sample_aspect_ratio
         self._context = stream.codec_context
         self._fixed = said if said and said != coded else None
-        self._orientation = Orientation()
+        self._orientation: Orientation | None = None
 
     def __call__(self, frame: VideoFrame) -> Shape:
         with library_errors():
-            orientation = orientation_of(frame)
-            if orientation is None and not frame.key_frame:
-                orientation = self._orientation
-            self._orientation = orientation or Orientation()
+            if self._orientation is None or frame.key_frame:
+                self._orientation = orientation_of(frame)
             aspect = float(self._fixed or self._context.sample_aspect_ratio or 1)
         return Shape(aspect if _ASPECTS[0] <= aspect <= _ASPECTS[1] else 1.0, self._orientation)

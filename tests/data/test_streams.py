@@ -1,4 +1,4 @@
-"""Clips whose streams are not as usual: channels, tracks, decoders, mirrors, covers, samples that are no sound."""
+"""Clips whose streams are not as usual: any number of channels, tracks without a decoder, covers, damaged texts."""
 
 from __future__ import annotations
 
@@ -12,37 +12,17 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import torch
+from as_decoded import AUDIO, RATE, VIDEO, flac, prepared, reason_of
 from av.stream import Disposition
-from clip_files import number_shown, write_clip
+from clip_files import write_clip
 from odd_clips import (
-    corners,
-    ffmpeg,
-    needs_ffmpeg,
     process_apart,
-    quarters,
-    set_matrix,
-    write_changing,
     write_covered,
     write_sound,
-    write_ticking,
 )
-from prepared_sets import prepare_here
-from rich.console import Console
 
-from diffmavil.config import AudioConfig, Config, DataConfig, ModelConfig, TrainConfig, VideoConfig
-from diffmavil.data.audio import log_mel
 from diffmavil.data.decode import BadClip, decode_clip
-from diffmavil.data.loader import eval_batches, make_loader
-from diffmavil.data.prepare.items import Item
-from diffmavil.data.prepare.settings import Settings
-from diffmavil.data.prepare.transcode import Piece, transcode
-from diffmavil.data.stats import open_data
-from diffmavil.data.transforms import Framing
-from diffmavil.prepare import report
-
-VIDEO, AUDIO = VideoConfig(frames=4, size=32, seconds=0.5, patch=(2, 8, 8)), AudioConfig(frames=48, mels=64)
-RATE = AUDIO.sample_rate
+from diffmavil.data.prepare.transcode import Piece
 
 
 @pytest.fixture(scope="module")
@@ -51,33 +31,12 @@ def apart() -> Iterator[Callable[..., Any]]:
         yield call
 
 
-def prepared(path: Path, **settings) -> list[Piece | BadClip]:
-    return list(transcode(Item(0, str(path), path.name), Settings(**settings), 60.0))
-
-
-def reason_of(path: Path) -> str:
-    """Why a clip is refused, in training and in preparation alike."""
-    with pytest.raises(BadClip) as caught:
-        decode_clip(str(path), VIDEO, AUDIO)
-    assert caught.value.path == str(path)
-    for found in prepared(path):
-        assert isinstance(found, BadClip)
-        assert (found.path, found.reason) == (path.name, caught.value.reason)
-    return caught.value.reason
-
-
 def loudness(path: Path) -> tuple[float, float]:
     """Peak of the sound as it is decoded for training, and as it is prepared."""
     direct = decode_clip(str(path), VIDEO, AUDIO).wave
     (piece,) = prepared(path)
     assert isinstance(piece, Piece)
     return float(np.abs(direct).max()), float(np.abs(flac(piece)).max())
-
-
-def flac(piece: Piece) -> np.ndarray:
-    """The sound of a prepared clip: float32, full scale 1."""
-    with av.open(io.BytesIO(piece.flac), "r") as container:
-        return np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)]) / np.float32(32768)
 
 
 CODED = {
@@ -130,7 +89,7 @@ def surround(path: Path, codec: str, rate: int, layout: str, count: int) -> tupl
 def test_surround_layouts(tmp_path: Path, apart, codec: str, suffix: str, rate: int, layout: str, count: int) -> None:
     direct, again = apart(surround, tmp_path / f"a{suffix}", codec, rate, layout, count)
     assert direct == pytest.approx(0.5, abs=0.03)
-    assert again == pytest.approx(0.5, abs=0.03)
+    assert again == pytest.approx(0.5, abs=0.06)  # AAC overshoots where the tone sets in
 
 
 def renamed(path: Path, codec: bytes, *, every: bool = False) -> Path:
@@ -243,65 +202,6 @@ def test_a_stream_that_comes_up_late_ends_no_run(tmp_path: Path) -> None:
     assert all(isinstance(piece, Piece) for piece in prepared(path))
 
 
-ORIENTATIONS = {
-    "as-coded": ((1, 0, 0, 1), "rgbw"),
-    "mirrored": ((-1, 0, 0, 1), "grwb"),
-    "upside-down": ((1, 0, 0, -1), "bwrg"),
-    "half-a-turn": ((-1, 0, 0, -1), "wbgr"),
-    "clockwise": ((0, 1, -1, 0), "brwg"),
-    "against-the-clock": ((0, -1, 1, 0), "gwrb"),
-    "transposed": ((0, 1, 1, 0), "rbgw"),
-    "transposed-and-half-a-turn": ((0, -1, -1, 0), "wgbr"),
-}
-
-
-def whole(width: float, height: float) -> Framing:
-    """All of the picture, squeezed into the square."""
-    return Framing(32, 32, 0, 0, 32)
-
-
-def pictures(piece: Piece | BadClip) -> list[np.ndarray]:
-    """The frames of a prepared clip, RGB."""
-    assert isinstance(piece, Piece), piece
-    with av.open(io.BytesIO(piece.mp4), "r") as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-
-
-@pytest.mark.parametrize(("matrix", "shown"), ORIENTATIONS.values(), ids=list(ORIENTATIONS))
-def test_all_eight_orientations(tmp_path: Path, matrix: tuple[int, int, int, int], shown: str) -> None:
-    path = set_matrix(write_clip(tmp_path / "a.mp4", paint=quarters, seconds=1.0), *matrix)
-    direct = decode_clip(str(path), VIDEO, AUDIO, framing=whole)
-    assert [corners(frame) for frame in direct.video] == [shown] * 4
-    (piece,) = prepared(path)
-    assert {corners(frame) for frame in pictures(piece)} == {shown}
-    assert pictures(piece)[0].shape == ((96, 64, 3) if matrix[0] == 0 else (64, 96, 3))
-
-
-@needs_ffmpeg
-@pytest.mark.parametrize(("matrix", "shown"), ORIENTATIONS.values(), ids=list(ORIENTATIONS))
-def test_orientations_are_those_of_ffmpeg(tmp_path: Path, matrix: tuple[int, int, int, int], shown: str) -> None:
-    path = set_matrix(write_clip(tmp_path / "a.mp4", paint=quarters, seconds=1.0), *matrix)
-    ffmpeg("-i", path, "-frames:v", 1, tmp_path / "a.png")
-    with av.open(str(tmp_path / "a.png"), "r") as container:
-        assert corners(next(container.decode(video=0)).to_ndarray(format="rgb24")) == shown
-
-
-@needs_ffmpeg
-@pytest.mark.parametrize(
-    ("how", "shown"),
-    [("flip=horizontal", "grwb"), ("flip=vertical", "bwrg"), ("rotate=90", "gwrb")],
-)
-def test_orientation_inside_the_stream(tmp_path: Path, how: str, shown: str) -> None:
-    """H.264 can say it, once for each keyframe, where the container says nothing."""
-    path = write_clip(tmp_path / "a.mkv", paint=quarters, seconds=1.0, codecs=("libx264", "flac"))
-    turned = tmp_path / "b.mkv"
-    ffmpeg("-i", path, "-c", "copy", "-bsf:v", f"h264_metadata=display_orientation=insert:{how}", turned)
-    # ffmpeg writes it at the first keyframe alone, so it holds until the next, at 0.48 s.
-    assert corners(decode_clip(str(turned), VIDEO, AUDIO, framing=whole).video[0]) == shown
-    (piece,) = prepared(turned)
-    assert {corners(frame) for frame in pictures(piece)[:12]} == {shown}
-
-
 def test_a_time_stamp_of_years_is_one_line_in_the_quarantine(tmp_path: Path) -> None:
     """The last packets of both streams of an flv claim to come 24 days later: 70,000 pieces, two with sound."""
     path = write_clip(tmp_path / "a.flv", seconds=3.0)
@@ -320,163 +220,6 @@ def test_a_time_stamp_of_years_is_one_line_in_the_quarantine(tmp_path: Path) -> 
     assert re.fullmatch(r"7\d{4} pieces without any sound, where its time stamps jump", found[0].reason)
     assert len(found) < 5
     assert [piece.start for piece in found if isinstance(piece, Piece)] == [pytest.approx(0.0, abs=0.1)]
-
-
-def quiet_and_loud(root: Path) -> tuple[float, float]:
-    """A long silent clip, one that is silent for its first half, and two of noise; mean and std of the noise alone."""
-    root.mkdir()
-    rng = np.random.default_rng(0)
-    noise = [0.1 * rng.standard_normal(2 * RATE) for _ in range(3)]
-    sounds = [np.zeros(6 * RATE), np.concatenate([np.zeros(RATE), noise[0][:RATE]]), noise[1], noise[2]]
-    for index, sound in enumerate(sounds):
-        write_clip(root / f"{index}.mov", seconds=len(sound) / RATE, sound=sound, codecs=("libx264", "pcm_s16le"))
-    coded = [np.round(sound.astype(np.float32) * 32767) / 32768 for sound in (noise[0][:RATE], noise[1], noise[2])]
-    specs = torch.cat([log_mel(torch.from_numpy(wave)[None].float(), 64)[0] for wave in coded]).double()
-    return float(specs.mean()), float(specs.std())
-
-
-def test_silence_does_not_move_the_statistics_and_is_told(tmp_path: Path) -> None:
-    mean, std = quiet_and_loud(tmp_path / "clips")
-    audio = AudioConfig(frames=192, mels=64)
-    clips, cache = str(tmp_path / "clips"), str(tmp_path / "cache")
-    config = Config(model=ModelConfig(audio=audio), data=DataConfig(root=clips, eval_root=clips, cache=cache))
-    for _ in range(2):  # measured, and remembered
-        resolved, split = open_data(config)
-        assert resolved.model.audio.mean == pytest.approx(mean, abs=0.1)
-        assert resolved.model.audio.std == pytest.approx(std, abs=0.1)
-        assert re.search(r"\(1 of the 4 measured are silent\)$", split.train.note), split.train.note
-
-
-def test_silence_does_not_move_the_statistics_of_a_prepared_set(tmp_path: Path) -> None:
-    mean, std = quiet_and_loud(tmp_path / "clips")
-    description = prepare_here(tmp_path / "clips", tmp_path / "out")
-    assert description.audio[64] == (pytest.approx(mean, abs=0.1), pytest.approx(std, abs=0.1))
-    assert description.facts["silent"] == 1
-    console = Console(file=io.StringIO(), width=100)
-    report(tmp_path / "out", description, console)
-    assert re.search(r"silent, damaged .* 1, 0 \(kept\)", console.file.getvalue())  # type: ignore[attr-defined]
-
-
-def test_media_kept_counts_no_filled_gaps(tmp_path: Path) -> None:
-    """Ten seconds of picture, and sound in the first two and the last two of them."""
-    (tmp_path / "clips").mkdir()
-    first = write_clip(tmp_path / "first.mkv", seconds=2.0, codecs=("ffv1", "flac"))
-    path = tmp_path / "clips" / "a.mkv"
-    with av.open(str(first), "r") as source, av.open(str(path), "w") as container:
-        tracks = {stream: container.add_stream_from_template(stream) for stream in source.streams}
-        packets = [packet for packet in source.demux() if packet.size]
-        for later in (0, 8000):
-            for packet in packets:
-                assert packet.pts is not None
-                copy = av.Packet(bytes(packet))
-                copy.pts = copy.dts = packet.pts + later
-                copy.duration = packet.duration
-                copy.time_base, copy.stream = packet.time_base, tracks[packet.stream]
-                copy.is_keyframe = packet.is_keyframe
-                container.mux(copy)
-    facts = prepare_here(tmp_path / "clips", tmp_path / "out").facts
-    assert facts["clips"] == 1
-    assert facts["seconds"] == pytest.approx(4.0, abs=0.1)
-
-
-NO_SOUND = {
-    "nan": (np.nan, "its sound has 1 samples that are NaN or infinite"),
-    "inf": (np.inf, "its sound has 1 samples that are NaN or infinite"),
-    "minus-inf": (-np.inf, "its sound has 1 samples that are NaN or infinite"),
-    "huge": (1e37, "its sound reaches 1e+37 where full scale is 1: at most 100 is allowed"),
-    "16-bit-scale": (20_000, "its sound reaches 2e+04 where full scale is 1: at most 100 is allowed"),
-}
-
-
-@pytest.mark.parametrize(("sample", "reason"), NO_SOUND.values(), ids=list(NO_SOUND))
-@pytest.mark.parametrize("channels", [1, 2])
-def test_one_sample_that_is_no_sound_makes_a_bad_clip(
-    tmp_path: Path, sample: float, reason: str, channels: int
-) -> None:
-    sound = np.full((channels, RATE), 0.1, np.float32)
-    sound[:, RATE // 2] = sample
-    path = write_sound(tmp_path / "a.mov", sound, "pcm_f32le", f"{channels} channels")
-    assert reason_of(path) == reason
-
-
-def test_loud_sound_is_sound(tmp_path: Path) -> None:
-    """Float sound may pass full scale: 20 dB here."""
-    path = write_sound(tmp_path / "a.mkv", np.full((2, RATE), 10.0, np.float32), "pcm_f32le", "stereo")
-    assert decode_clip(str(path), VIDEO, AUDIO).wave.max() == pytest.approx(10.0)
-    assert isinstance(prepared(path)[0], Piece)
-
-
-def test_such_clips_are_named_in_training_and_left_out_of_the_statistics(tmp_path: Path) -> None:
-    (tmp_path / "clips").mkdir()
-    rng = np.random.default_rng(0)
-    for index in range(4):
-        sound = (0.1 * rng.standard_normal((1, RATE))).astype(np.float32)
-        sound[0, RATE // 2] = np.nan if index == 2 else 0.0
-        write_sound(tmp_path / "clips" / f"{index}.mov", sound, "pcm_f32le", "mono")
-    clips, cache = str(tmp_path / "clips"), str(tmp_path / "cache")
-    config = Config(
-        model=ModelConfig(video=VIDEO, audio=AUDIO),
-        data=DataConfig(root=clips, eval_root=clips, cache=cache, workers=0, max_bad_share=0.5),
-        train=TrainConfig(batch_size=4),
-    )
-    config, split = open_data(config)
-    assert config.model.audio.std is not None
-    assert 1 < config.model.audio.std < 5
-    named = {f"{clips}/2.mov": "its sound has 1 samples that are NaN or infinite"}
-    with make_loader(config, split.train, steps=2) as loader:
-        assert all(batch.wave.isfinite().all() and batch.wave.any() for batch in loader)
-        assert loader.bad == named
-    with eval_batches(config, split.held_out, 4) as loader:
-        assert [len(batch) for batch in loader] == [3]
-        assert loader.bad == named
-
-
-AVI = {
-    "h264": ("libx264", 0, {"preset": "veryfast"}),
-    "h264-3-b-frames": ("libx264", 3, {"preset": "veryfast"}),
-    "mpeg4": ("mpeg4", 0, {}),
-    "mpeg4-2-b-frames": ("mpeg4", 2, {}),
-    "mpeg2": ("mpeg2video", 0, {}),
-    "mpeg2-2-b-frames": ("mpeg2video", 2, {}),
-}
-
-
-@pytest.mark.parametrize(("codec", "b_frames", "options"), AVI.values(), ids=list(AVI))
-@pytest.mark.parametrize("suffix", [".avi", ".mkv"])
-def test_avi_knows_no_times_and_stays_with_its_sound(
-    tmp_path: Path, suffix: str, codec: str, b_frames: int, options: dict[str, str]
-) -> None:
-    """The frame seen in the middle of each instant, and a click with every twelfth, wherever the window lies."""
-    path = tmp_path / f"a{suffix}"
-    write_ticking(path, codec, b_frames, options)
-    video, audio = VideoConfig(frames=16, size=64, seconds=0.64), AudioConfig(frames=96, mels=64)
-    for place in range(8):
-        decoded = decode_clip(str(path), video, audio, crop=(place, 8))
-        window = decoded.windows.video
-        times = window.start + (np.arange(16) + 0.5) * 0.04
-        seen = np.array([number_shown(frame) for frame in decoded.video])
-        assert np.abs(seen + 0.5 - times * 25).max() <= 0.52, (seen, times * 25)
-        clicks = decoded.windows.audio.start + np.flatnonzero(decoded.wave > 0.3) / RATE
-        assert len(clicks)
-        assert np.abs(clicks * 25 / 12 - np.round(clicks * 25 / 12)).max() < 0.1
-    (piece,) = prepared(path)
-    assert [number_shown(frame) for frame in pictures(piece)] == list(range(100))
-
-
-@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
-def test_avi_with_a_damaged_packet_stays_in_time(tmp_path: Path, codec: str) -> None:
-    path = tmp_path / "a.avi"
-    write_ticking(path, codec, 2, {"preset": "veryfast"} if codec == "libx264" else {})
-    data = bytearray(path.read_bytes())
-    chunks = [found.start() for found in re.finditer(rb"00dc", bytes(data[: data.index(b"idx1")]))]
-    for chunk in chunks[28:30]:
-        size = int.from_bytes(data[chunk + 4 : chunk + 8], "little")
-        data[chunk + 8 : chunk + 8 + size] = bytes(size)
-    path.write_bytes(bytes(data))
-    (piece,) = prepared(path)
-    assert [number_shown(frame) for frame in pictures(piece)][-40:] == list(range(60, 100))
-    assert isinstance(piece, Piece)
-    assert piece.seconds == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
@@ -519,51 +262,3 @@ def test_a_cover_is_no_picture(tmp_path: Path, suffix: str, codec: str, disposit
         assert re.match("no video stream|only 0.0. s with both picture", reason_of(path))
     else:
         assert_shown(path, 100, 0.3)
-
-
-def boxed(width: int, height: int) -> np.ndarray:
-    """Grey with a white square of half the height in the middle, if `width` x `height` pixels are square."""
-    picture = np.full((height, width, 3), 60, np.uint8)
-    picture[height // 4 : -height // 4, width // 2 - height // 4 : width // 2 + height // 4] = 255
-    return picture
-
-
-def white_box(picture: np.ndarray) -> tuple[int, int]:
-    """Width and height of what is white."""
-    rows, columns = np.nonzero(picture.mean(2) > 160)
-    return int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1
-
-
-SHAPES = {
-    "smaller": ((64, 48), (48, 36), Fraction(1)),
-    "larger": ((64, 48), (128, 96), Fraction(1)),
-    "wider": ((64, 48), (96, 48), Fraction(1)),
-    "upright": ((64, 48), (48, 64), Fraction(1)),
-    "wide-pixels": ((64, 48), (64, 48), Fraction(2)),
-    "narrow-pixels": ((64, 64), (128, 64), Fraction(1, 2)),
-}
-
-
-@pytest.mark.parametrize("suffix", [".ts", ".mkv"])
-@pytest.mark.parametrize(("first", "then", "aspect"), SHAPES.values(), ids=list(SHAPES))
-def test_each_frame_is_drawn_by_its_own_size(
-    tmp_path: Path, suffix: str, first: tuple[int, int], then: tuple[int, int], aspect: Fraction
-) -> None:
-    """A square stays a square, before and after the change."""
-    second = boxed(round(then[0] * aspect), then[1])
-    across = np.linspace(0, second.shape[1] - 1, then[0]).round().astype(int)
-    parts = [(boxed(*first), Fraction(1)), (second[:, across], aspect)]
-    path = write_changing(tmp_path / f"a{suffix}", parts)
-    video = VideoConfig(frames=8, size=64, seconds=1.6)
-    decoded = decode_clip(str(path), video, AUDIO)
-    for frame in (decoded.video[1], decoded.video[-2]):
-        wide, high = white_box(frame)
-        assert wide == pytest.approx(high, abs=3)
-        assert high >= 29
-    (piece,) = prepared(path)
-    drawn = pictures(piece)
-    assert {picture.shape[:2] for picture in drawn} == {first[::-1]}
-    for picture in (drawn[5], drawn[-5]):
-        wide, high = white_box(picture)
-        assert wide == pytest.approx(high, abs=3)
-        assert high >= first[1] // 2 - 3

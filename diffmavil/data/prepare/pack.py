@@ -163,7 +163,8 @@ def finish(layout: Layout) -> Description:
 
 def _real(sample: dict[str, Any]) -> float:
     """Seconds that have both picture and sound; what fills the gaps of the sound does not count."""
-    return min(sample["seconds"], sample["heard"] / SAMPLE_RATE)
+    heard = sample.get("heard", sample["samples"])  # a preparation begun by an older version does not tell
+    return min(sample["seconds"], heard / SAMPLE_RATE)
 
 
 def _statistics(samples: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:

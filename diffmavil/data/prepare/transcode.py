@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import av
+import av.error
 import numpy as np
 import torch
 from av.packet import Packet
@@ -84,7 +85,7 @@ def transcode(
             spans = _part(item, media, media.measured())
             origin = media.start
         windows, empty = _pieces(item, spans, media.sounding, settings)
-    except (BadClip, OSError) as error:
+    except (av.error.FFmpegError, BadClip, OSError) as error:
         yield _bad(item, error)
         return
     if empty:
@@ -94,7 +95,7 @@ def transcode(
         try:
             with Media(item.path, Deadline(deadline, item.source)) as media:
                 yield _piece(media, item, window, spans, origin, settings)
-        except (BadClip, OSError) as error:
+        except (av.error.FFmpegError, BadClip, OSError) as error:
             yield _bad(item, error)
 
 
