@@ -27,6 +27,9 @@ from diffmavil.data.shards.store import StoreError
 from diffmavil.data.sources import split_source
 from diffmavil.data.stream import ClipStream
 
+_VERSION = 2
+"""Of what is measured and remembered: files of another are measured anew. 1 counted silence, and did not tell of it."""
+
 
 def open_data(config: Config) -> tuple[Config, Split]:
     """The config with the audio statistics of the training clips, and the clips, whose note tells of silent ones.
@@ -136,8 +139,8 @@ def _choose(clipset: ClipSet, most: int) -> list[Clip]:
 
 
 def _key(clips: list[Clip], audio: AudioConfig) -> str:
-    """Changes with the files measured and with what is measured on them."""
-    digest = hashlib.sha256(repr(("without silence", audio.frames, audio.mels, audio.sample_rate)).encode())
+    """Changes with the files measured, with what is measured on them, and with how."""
+    digest = hashlib.sha256(repr((_VERSION, audio.frames, audio.mels, audio.sample_rate)).encode())
     for clip in clips:
         try:
             info = os.stat(clip.path)
