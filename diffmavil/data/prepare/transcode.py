@@ -126,7 +126,10 @@ def _pieces(item: Item, spans: tuple[Span, Span], sounding: set[int], settings: 
     # A tenth too long is no reason to cut in two.
     count = max(1, math.ceil(common.length / settings.cut - 0.1))
     length = common.length / count
-    held = {int((second + after - common.start) // length) for second in sounding for after in (0, 1)}
+    held: set[int] = set()
+    for second in sounding:
+        first, after = ((edge - common.start) / length for edge in (second, second + 1))
+        held.update(range(math.floor(first), math.floor(after) + 1))
     last = min(max(span.end for span in spans), common.start + (count - 1) * length + max(length, settings.cut))
     ends = {count - 1: last}
     windows = [
