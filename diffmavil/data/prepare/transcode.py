@@ -130,7 +130,8 @@ def _pieces(item: Item, spans: tuple[Span, Span], sounding: set[int], settings: 
     length = common.length / count
     held: set[int] = set()
     for second in sounding:
-        held.update(range(int((second - common.start) // length), int((second + 1 - common.start) // length) + 1))
+        first, after = ((edge - common.start) / length for edge in (second, second + 1))
+        held.update(range(math.floor(first), math.floor(after) + 1))
     last = min(max(span.end for span in spans), common.start + (count - 1) * length + max(length, settings.cut))
     ends = {count - 1: last}
     windows = [
