@@ -74,6 +74,15 @@ def log_mel(wave: Tensor, mels: int, sample_rate: int = 16_000) -> Tensor:
         return energy.clamp_min(_FLOOR).log()
 
 
+def moments(spec: Tensor) -> tuple[int, float, float]:
+    """How many values of a log-mel `[..., F, M]` count, their sum, and the sum of their squares, as float64.
+
+    Frames of digital silence, at the floor in every filter, do not: one silent file would move the mean of a hundred.
+    """
+    sounding = spec[(spec > math.log(_FLOOR) + 1e-4).any(-1)].double()
+    return sounding.numel(), float(sounding.sum()), float(sounding.square().sum())
+
+
 def _filter(power: Tensor, bank: Tensor) -> Tensor:
     """`[B, F, K]` times `[K, M]`, each row's bits independent of the others."""
     if power.is_cuda:

@@ -10,29 +10,16 @@ nothing on half of 26 real clips, a quarter at most, and changed the frames of o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import av.error
 import numpy as np
-from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
-from av.packet import Packet
 
 from diffmavil.config import AudioConfig, DecoderName, VideoConfig
 from diffmavil.data.decoders import Later, painter_of
-from diffmavil.data.frames import Painter, decoded_of
-from diffmavil.data.media import (
-    BadClip,
-    Deadline,
-    Media,
-    Sample,
-    UnknownLength,
-    open_media,
-    seconds_of,
-    span_of,
-    tick_of,
-)
+from diffmavil.data.extent import span_of
+from diffmavil.data.frames import Painter
+from diffmavil.data.media import BadClip, Deadline, Media, Sample, UnknownLength, open_media
+from diffmavil.data.sound import sound_of
 from diffmavil.data.transforms import FramingRule, centre_framing
 from diffmavil.data.windows import MIN_SECONDS, Span, Windows, choose_windows
 
@@ -43,8 +30,8 @@ DEADLINE = 60.0
 
 _MISSING = 0.25
 """Seconds that may be missing at a window's end before the header is mistrusted."""
-_GAP = 0.05
-"""Seconds by which timestamps may disagree with the samples counted before they mean a gap (webm rounds to 1 ms)."""
+_LATE = 0.05
+"""The same at a window's start."""
 _NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)
 
 
@@ -143,9 +130,10 @@ class _Job:
                 decoded = self._decode(media, *self._limit(media, spans))
             assert decoded is not None
             return decoded
-        except (av.error.FFmpegError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise BadClip(self.path, f"cannot be decoded: {reason}") from error
+        except BadClip as error:
+            if error.path:
+                raise
+            raise BadClip(self.path, error.reason) from error
 
     def _try_promised(self, media: Media) -> Decoded | None:
         """Decode where the header says there is something; None when there is less than it says."""
@@ -173,11 +161,11 @@ class _Job:
         rate = self.audio.sample_rate
         windows = choose_windows(picture, sound, seconds, self.audio.samples / rate, self.place)
         video_packets, audio_packets = media.read(windows)
-        wave, valid = sound_of(media, audio_packets, windows.audio, sound.end, self.audio.samples, rate)
+        wave, first, valid, heard = sound_of(media, audio_packets, windows.audio, sound.end, self.audio.samples, rate)
         expected = min(windows.audio.end, sound.end) - windows.audio.start
-        if not trust and valid / rate < expected - _MISSING:
+        if not trust and (valid / rate < expected - _MISSING or first > _LATE * rate):
             return None
-        if valid < rate // 40:
+        if np.count_nonzero(heard) < rate // 40:
             raise BadClip(self.path, "no sound could be decoded")
         if self.painter is None:
             return Decoded(_NO_FRAMES, wave, valid, windows)
@@ -196,82 +184,3 @@ def limited(media: Media, spans: tuple[Span, Span], start: float | None, duratio
     begin = media.start + start if start else float("-inf")
     end = float("inf") if duration is None else media.start + (start or 0.0) + duration
     return spans[0].intersect(Span(begin, end)), spans[1].intersect(Span(begin, end))
-
-
-def sound_of(
-    media: Media, packets: list[Packet], window: Span, end: float, samples: int, rate: int
-) -> tuple[np.ndarray, int]:
-    """The window's `samples` at `rate`, mono, each run of frames placed by its own time; and how many are real.
-
-    Returns:
-        float32 `[samples]`, and the number of samples before the sound's end, which is at `end` at the latest.
-    """
-    wave = np.zeros(samples, np.float32)
-    limit = min(samples, round((end - window.start) * rate))
-    valid = 0
-    for begin, run in _runs(decoded_of(media, media.audio, packets), tick_of(media.audio), rate):
-        first = round((begin - window.start) * rate)
-        low, high = max(0, first), min(limit, first + len(run))
-        if high > low:
-            wave[low:high] = run[low - first : high - first]
-            valid = max(valid, high)
-    return wave, valid
-
-
-def _runs(frames: Iterator[AudioFrame], tick: float, rate: int) -> Iterator[tuple[float, np.ndarray]]:
-    """(start in seconds, mono float32 at `rate`) of each stretch of sound without a gap or a change of format."""
-    run: _Run | None = None
-    for frame in frames:
-        when = seconds_of(frame, tick)
-        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if run is not None and kind == run.kind and (when is None or abs(when - run.end) <= _GAP):
-            run.add(frame)
-            continue
-        if run is not None:
-            yield run.start, run.samples()
-            when = run.end if when is None else when
-        if when is not None:
-            run = _Run(when, kind, rate)
-            run.add(frame)
-    if run is not None:
-        yield run.start, run.samples()
-
-
-class _Run:
-    """Frames of one format that follow each other; mono is the mean of the channels."""
-
-    def __init__(self, start: float, kind: tuple[str, str, int], rate: int) -> None:
-        self.start = self.end = start
-        self.kind = kind
-        self.rate = rate
-        # FLAC's 16 bits of one channel, which prepared clips are, become floats all at once.
-        self.dtype = np.dtype(np.int16 if kind[:2] == ("s16", "mono") else np.float32)
-        # libav's own mono is 3 dB louder for two equal channels than for one.
-        self.to_float = None if kind[0] == "fltp" or self.dtype == np.int16 else AudioResampler(format="fltp")
-        self.channels: list[list[np.ndarray]] = []
-
-    def add(self, frame: AudioFrame) -> None:
-        for piece in [frame] if self.to_float is None else self.to_float.resample(frame):
-            planes = piece.planes
-            self.channels = self.channels or [[] for _ in planes]
-            for pieces, plane in zip(self.channels, planes, strict=True):
-                # `to_ndarray` makes three arrays and a copy of each frame: a tenth of a short clip's decoding.
-                pieces.append(np.frombuffer(memoryview(plane), self.dtype, piece.samples))
-        self.end += frame.samples / frame.sample_rate
-
-    def samples(self) -> np.ndarray:
-        """Float32 at `rate`."""
-        if not self.channels:
-            return np.empty(0, np.float32)
-        channels = np.stack([np.concatenate(pieces) for pieces in self.channels])
-        if self.dtype == np.int16:
-            samples = channels[0].astype(np.float32) * np.float32(2.0**-15)
-        else:
-            samples = channels.mean(0)
-        source_rate = self.kind[2]
-        if source_rate == self.rate or not samples.size:
-            return samples
-        whole = AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-        whole.sample_rate = source_rate
-        resampler = AudioResampler(format="fltp", layout="mono", rate=self.rate)
-        return np.concatenate([piece.to_ndarray()[0] for piece in resampler.resample(whole) + resampler.resample(None)])

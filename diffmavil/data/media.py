@@ -11,43 +11,41 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 import av
-import av.error
-import av.logging
-from av.audio.frame import AudioFrame
-from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition, Stream
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
+from av.stream import Stream
 
 from diffmavil.data.awake import awake_seconds
+from diffmavil.data.extent import Extent, Slots, due, one_recording, since, tick_of
+from diffmavil.data.library import BadClip, library_errors, open_container, packets_of
+from diffmavil.data.tracks import choose_tracks
 from diffmavil.data.windows import Span, Windows
-
-# libav writes a line for every damaged packet; what matters reaches the user as BadClip.
-av.logging.set_level(None)
-av.logging.set_libav_level(av.logging.PANIC)
 
 PREROLL = 0.1
 """Seconds of sound decoded before the window: codecs overlap their blocks, the first after a seek is not exact."""
+_MATROSKA = "matroska,webm"
+_MOST_REORDERED = 17
+"""More pictures than can be decoded ahead of one that is shown before them."""
 _WITHOUT_INDEX = ("mpeg", "mpegts")
 """Formats for which libav guesses each stream's length from the file's last packets, and often too short."""
-_STEPS_BACK = (0.0, 2.0, 8.0, float("inf"))
-"""Seconds to seek further back when no keyframe was found before the window; at last to the start of the file."""
-
-
-class BadClip(Exception):
-    """A clip that cannot be used, and why."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+BY_NUMBER = ("avi",)
+"""Formats that keep no times but the numbers of the packets: the k-th picture shown belongs to the k-th packet, and may
+come out of the decoder after it. libav's guesses of presentation times are off by the delay of B frames."""
+_COUNTED = (*BY_NUMBER, "mpeg")
+"""Formats whose pictures have a place in the order of decoding alone, at least some of them: AVI, program streams."""
+_HELD_BACK = 16
+"""Pictures that a decoder holds back at most."""
+_STEPS_BACK = (0.0, 2.0, 8.0, 30.0, float("inf"))
+"""Seconds to seek further back when a stream was not found from before the window; at last to the start of the file."""
+_NEAR = 1.0
+"""Seconds from the file's start up to which it is read from there: cheaper than to seek."""
+_NEAR_COUNTED = 60.0
+"""The same for a program stream, in which libav must count pictures, and miscounts after a seek."""
+_LONGEST = 60.0
+"""Seconds that a packet of sound can be believed to last."""
 
 
 class UnknownLength(Exception):
@@ -69,6 +67,13 @@ class Sample:
     flac: bytes
 
 
+class Packets(NamedTuple):
+    """Packets of picture and sound, each in the order in which they are decoded."""
+
+    video: list[Packet]
+    audio: list[Packet]
+
+
 class Deadline:
     """Seconds that a clip may take, while the process runs; looked at between packets and between frames."""
 
@@ -88,29 +93,27 @@ def open_media(source: str | Sample, deadline: Deadline) -> Media:
 
 
 class Media:
-    """A file with its first picture stream (cover art is none) and its first sound stream; a context manager.
+    """A file with its picture and its sound, as `choose_tracks` finds them; a context manager.
+
+    Attributes:
+        sounding: once `measured` was called: whole seconds of the clock in which there is sound.
 
     Raises:
-        BadClip: one of the streams is missing, or it is not a regular file (opening a pipe would wait for ever).
-        av.error.FFmpegError: the file cannot be opened.
+        BadClip: it cannot be opened, one of the tracks is missing or has no decoder, or it is not a regular file
+            (opening a pipe would wait for ever).
     """
+
+    _moved = _sought = False
+    """Whether packets were read, and whether from a place in the middle."""
 
     def __init__(self, path: str, deadline: Deadline) -> None:
         self.deadline = deadline
         if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise BadClip(path, "not a regular file")
-        self.container: InputContainer = av.open(path)
+        self.path = path
+        self.container: InputContainer = open_container(path, deadline.name)
         try:
-            pictures = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not pictures:
-                raise BadClip(path, "no video stream")
-            if not self.container.streams.audio:
-                raise BadClip(path, "no audio stream")
-            self.video: VideoStream = pictures[0]
-            self.audio: AudioStream = self.container.streams.audio[0]
-            for stream in (self.video, self.audio):
-                # Every core decodes a clip of its own already; more threads only get in each other's way.
-                stream.codec_context.thread_count = 1
+            self.video, self.audio = choose_tracks(self.container, deadline.name)
         except BaseException:
             self.container.close()
             raise
@@ -149,63 +152,134 @@ class Media:
 
     def measured(self) -> tuple[Span, Span]:
         """What the packets cover. Reads the whole of a file just opened, decodes nothing."""
-        spans = {stream.type: span_of(stream, []) for stream in (self.video, self.audio)}
+        self.sounding: set[int] = set()
+        picture, sound = Extent(self.video), Extent(self.audio)
         for packet in self._packets():
-            span = spans[packet.stream.type]
-            added = span_of(packet.stream, [packet])
-            spans[packet.stream.type] = Span(min(span.start, added.start), max(span.end, added.end))
-        return spans["video"], spans["audio"]
+            if packet.stream is self.video:
+                picture.add(packet)
+            elif heard := sound.add(packet):
+                self.sounding.update(range(int(heard.start), int(min(heard.end, heard.start + _LONGEST)) + 1))
+        return picture.held_until(self._said_end(picture.span, sound.span)), sound.span
 
-    def read(self, windows: Windows) -> tuple[list[Packet], list[Packet]]:
-        """The packets of picture and sound needed for the windows, from the last keyframe before the picture's."""
-        begin = min(windows.video.start, windows.audio.start - PREROLL)
-        video_tick, audio_tick = tick_of(self.video), tick_of(self.audio)
-        video: list[Packet] = []
-        audio: list[Packet] = []
+    def _said_end(self, picture: Span, sound: Span) -> float:
+        """When the picture ends by what the container says."""
+        if self.video.duration and self.video.start_time is not None and self.container.format.name.startswith("mov"):
+            return (self.video.start_time + self.video.duration) * tick_of(self.video)
+        # Others say at most how long the file is, for a live recording not even that.
+        length = (self.container.duration or 0) / av.time_base
+        return max(picture.end, min(self.start + length, sound.end))
+
+    def read(self, windows: Windows) -> Packets:
+        """The packets needed for the windows, each stream's from before its window's start.
+
+        A place in a file is sought by the picture alone, and the sound of that time may lie before it.
+        """
+        begin = min(windows.video.start - self._reordered, windows.audio.start - PREROLL)
+        near = self.start + (_NEAR_COUNTED if self.container.format.name == "mpeg" else _NEAR)
+        best, most = Packets([], []), (0, 0)
         for back in _STEPS_BACK:
-            video, audio = self._read_from(max(self.start, begin - back), windows)
-            keys = [
-                index
-                for index, packet in enumerate(video)
-                if packet.is_keyframe and (seconds_of(packet, video_tick) or 0.0) <= windows.video.start
-            ]
-            if keys:
-                video = video[keys[-1] :]
+            from_start = begin - back < near
+            found = self._read_from(None if from_start else begin - back, windows)
+            covered = self._covered(found, windows)
+            rank = covered, bool(found.video) + bool(found.audio)
+            if rank >= most:
+                best, most = found, rank
+            if covered == 2 or from_start:
                 break
-        early = windows.audio.start - 2 * PREROLL
-        return video, [packet for packet in audio if (seconds_of(packet, audio_tick) or 0.0) >= early]
+        return self._trimmed(best, windows)
 
-    def _read_from(self, begin: float, windows: Windows) -> tuple[list[Packet], list[Packet]]:
+    def _covered(self, found: Packets, windows: Windows) -> int:
+        """How many of the two streams were read from before their window, or from their first packet."""
+        keys = [packet for packet in found.video if packet.is_keyframe]
+        starts = windows.video.start - self._reordered, windows.audio.start - PREROLL
+        covered = 0
+        for stream, packets, start in zip((self.video, self.audio), (keys, found.audio), starts, strict=True):
+            tick = tick_of(stream)
+            enough = start if stream.start_time is None else max(start, stream.start_time * tick)
+            covered += any(due(packet, tick) <= enough for packet in packets)
+        return covered
+
+    def _trimmed(self, found: Packets, windows: Windows) -> Packets:
+        """The picture from its last keyframe before the window on, the sound from a little before."""
+        tick, start = tick_of(self.video), windows.video.start - self._reordered
+        keys = [i for i, packet in enumerate(found.video) if packet.is_keyframe and due(packet, tick) <= start]
+        early, tick = windows.audio.start - 2 * PREROLL, tick_of(self.audio)
+        return Packets(found.video[keys[-1] :] if keys else found.video, since(early, found.audio, tick))
+
+    def _read_from(self, begin: float | None, windows: Windows) -> Packets:
+        """Packets from second `begin` of the clock, or from the file's start, to the first past the windows' ends."""
         ticks = {self.video.index: tick_of(self.video), self.audio.index: tick_of(self.audio)}
-        ends = {self.video.index: windows.video.end, self.audio.index: windows.audio.end}
+        ends = {self.video.index: windows.video.end + self._reordered, self.audio.index: windows.audio.end}
         packets: dict[int, list[Packet]] = {self.video.index: [], self.audio.index: []}
-        self.container.seek(int(begin / ticks[self.video.index]), stream=self.video)
+        if begin is None:
+            self._rewind()
+        else:
+            self._moved = self._sought = True
+            try:
+                with library_errors(self.deadline.name):
+                    self.container.seek(int(begin / ticks[self.video.index]), stream=self.video)
+            except BadClip:
+                return Packets([], [])
+        past = 0
         for packet in self._packets():
             index = packet.stream_index
             if index not in ends:
                 continue
-            # Decoding times only rise, and no frame is shown before it is decoded.
-            stamp = packet.pts if packet.dts is None else packet.dts
-            if stamp is not None and stamp * ticks[index] > ends[index]:
+            packets[index].append(packet)
+            if index == self.video.index and self.container.format.name == _MATROSKA:
+                # It stores no decoding times, and libav's guess may be too late, for frames far apart by far.
+                past += due(packet, ticks[index]) > ends[index]
+                done = past == _MOST_REORDERED
+            else:
+                # Decoding times only rise, and no frame is shown before it is decoded.
+                done = packet.dts is not None and packet.dts * ticks[index] > ends[index]
+            if done:
+                # This packet stays: it shows that the frame before it lasts until the window's end.
                 del ends[index]
                 if not ends:
                     break
-            else:
-                packets[index].append(packet)
-        return packets[self.video.index], packets[self.audio.index]
+        return Packets(packets[self.video.index], packets[self.audio.index])
+
+    def _rewind(self) -> None:
+        """Go to the first packet: opened anew, since a seek finds no keyframe decoded before the start time."""
+        if self._moved:
+            self.container.close()
+            self.container = open_container(self.path, self.deadline.name)
+            self.video, self.audio = choose_tracks(self.container, self.deadline.name)
+        self._moved, self._sought = True, False
 
     def _packets(self) -> Iterator[Packet]:
         """Packets of both streams until the end of the file, or until where it is cut off or damaged."""
         yield from self._demux(self.container, self.video, self.audio)
 
+    @property
+    def _reordered(self) -> float:
+        """Seconds by which the time of a picture may differ from that of its packet."""
+        return _HELD_BACK / float(self.video.average_rate or 25) if self.container.format.name in _COUNTED else 0.0
+
+    def _slots(self) -> Slots | None:
+        """For pictures of a program stream; those of MPEG's own codecs have times by libav, which are exact to one
+        picture, also after a seek."""
+        if self.container.format.name != "mpeg":
+            return None
+        by_libav = self._sought and self.video.codec_context.name in ("mpeg1video", "mpeg2video")
+        return None if by_libav else Slots(self.video)
+
     def _demux(self, container: InputContainer, *streams: Stream) -> Iterator[Packet]:
-        try:
-            for packet in container.demux(*streams):
-                self.deadline.check()
-                if packet.size:
-                    yield packet
-        except av.error.FFmpegError:
-            return
+        yield from one_recording(self._placed(packets_of(container, *streams)), streams)
+
+    def _placed(self, packets: Iterator[Packet]) -> Iterator[Packet]:
+        """The packets; those of pictures that are counted with the times that their numbers give, or none."""
+        slots = self._slots()
+        numbered = self.container.format.name in BY_NUMBER
+        for packet in packets:
+            self.deadline.check()
+            if packet.stream is self.video:
+                if slots and not slots.place(packet):
+                    continue
+                if numbered:
+                    packet.pts = None
+            yield packet
 
 
 class SampleMedia(Media):
@@ -214,9 +288,9 @@ class SampleMedia(Media):
     def __init__(self, sample: Sample, deadline: Deadline) -> None:
         self.deadline = deadline
         self.sample = sample
-        self.container = av.open(io.BytesIO(sample.mp4), "r", format="mp4")
+        self.container = open_container(io.BytesIO(sample.mp4), deadline.name, "mp4")
         try:
-            self.sound: InputContainer = av.open(io.BytesIO(sample.flac), "r", format="flac")
+            self.sound: InputContainer = open_container(io.BytesIO(sample.flac), deadline.name, "flac")
         except BaseException:
             self.container.close()
             raise
@@ -242,13 +316,14 @@ class SampleMedia(Media):
             0.0, self.audio.duration * tick_of(self.audio)
         )
 
-    def read(self, windows: Windows) -> tuple[list[Packet], list[Packet]]:
-        self.container.seek(int(windows.video.start / tick_of(self.video)), stream=self.video)
+    def read(self, windows: Windows) -> Packets:
+        with library_errors(self.deadline.name):
+            self.container.seek(int(windows.video.start / tick_of(self.video)), stream=self.video)
         video = self._until(windows.video.end, self.container, self.video)
         # FLAC frames stand alone and cost little: no search for the first, only those long before are left out.
         early, tick = windows.audio.start - 2 * PREROLL, tick_of(self.audio)
         sound = self._until(windows.audio.end, self.sound, self.audio)
-        return video, [packet for packet in sound if (seconds_of(packet, tick) or 0.0) >= early]
+        return Packets(video, since(early, sound, tick))
 
     def _until(self, end: float, container: InputContainer, stream: Stream) -> list[Packet]:
         packets: list[Packet] = []
@@ -262,28 +337,3 @@ class SampleMedia(Media):
     def _packets(self) -> Iterator[Packet]:
         yield from self._demux(self.container, self.video)
         yield from self._demux(self.sound, self.audio)
-
-
-def tick_of(stream: Stream) -> float:
-    """Seconds of one unit of the stream's time stamps."""
-    return float(stream.time_base or 0)
-
-
-def seconds_of(item: Packet | VideoFrame | AudioFrame, tick: float) -> float | None:
-    """When a packet or frame is due. `tick`: the stream's time base; the last frames that a decoder gives know none."""
-    stamp = item.dts if item.pts is None else item.pts
-    return None if stamp is None else stamp * tick
-
-
-def span_of(stream: Stream, packets: list[Packet]) -> Span:
-    """From the first packet's time to the last one's end; an empty list gives an empty span."""
-    tick = tick_of(stream)
-    rate = getattr(stream, "average_rate", None)
-    usual = 1 / float(rate) if rate else 0.0
-    begin, end = float("inf"), float("-inf")
-    for packet in packets:
-        when = seconds_of(packet, tick)
-        if when is not None:
-            begin = min(begin, when)
-            end = max(end, when + (packet.duration * tick if packet.duration else usual))
-    return Span(begin, end)

@@ -1,7 +1,8 @@
 """Mean and standard deviation of the log-mel over the dataset, measured once and remembered.
 
 The model's input is (x - mean) / (2 std) with these two numbers, so they belong to the resolved config and the
-checkpoint. They are measured on up to `data.stats_clips` clips, chosen deterministically, over real sound only.
+checkpoint. They are measured on up to `data.stats_clips` clips, chosen deterministically, over real sound only: neither
+padding nor digital silence counts.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rich.console import Console
 from diffmavil.config import AudioConfig, Config, require
 from diffmavil.config.folders import expand, writing
 from diffmavil.config.progress import tracking
-from diffmavil.data.audio import frames_in, log_mel
+from diffmavil.data.audio import frames_in, log_mel, moments
 from diffmavil.data.clips import Clip, ClipSet, Split
 from diffmavil.data.dataset import make_reader
 from diffmavil.data.decode import BadClip, Sample, decode_sound
@@ -26,15 +27,19 @@ from diffmavil.data.shards.store import StoreError
 from diffmavil.data.sources import split_source
 from diffmavil.data.stream import ClipStream
 
+_VERSION = 2
+"""Of what is measured and remembered: files of another are measured anew. 1 counted silence, and did not tell of it."""
+
 
 def open_data(config: Config) -> tuple[Config, Split]:
-    """The config with the audio statistics of the training clips, and the clips.
+    """The config with the audio statistics of the training clips, and the clips, whose note tells of silent ones.
 
     Raises:
         ValueError: no clips, or none whose sound can be measured.
     """
     split = split_source(config.data)
-    return resolve_audio_stats(config, split.train), split
+    config, told = _resolved(config, split.train)
+    return config, split._replace(train=replace(split.train, note=f"{split.train.note}{told}"))
 
 
 def resolve_audio_stats(config: Config, clipset: ClipSet) -> Config:
@@ -45,33 +50,55 @@ def resolve_audio_stats(config: Config, clipset: ClipSet) -> Config:
     Raises:
         ValueError: no clip's sound can be decoded, all of it is silent, or the cache cannot be written.
     """
+    return _resolved(config, clipset)[0]
+
+
+def _resolved(config: Config, clipset: ClipSet) -> tuple[Config, str]:
+    """The config, and what is to be told of the clips measured."""
     audio = config.model.audio
     if audio.mean is not None:
-        return config
+        return config, ""
+    told = ""
     if audio.mels in clipset.audio_stats:
         mean, std = clipset.audio_stats[audio.mels]
-        return replace(config, model=replace(config.model, audio=replace(audio, mean=mean, std=std)))
-    chosen = _choose(clipset, config.data.stats_clips)
-    path = expand(config.data.cache) / "stats" / f"{_key(chosen, audio)}.json"
-    if path.is_file():
-        stored = json.loads(path.read_text())
-        mean, std = stored["mean"], stored["std"]
     else:
-        with writing("data.cache", config.data.cache):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        mean, std = measure_audio_stats(chosen, audio, make_reader(config))
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
-        with writing("data.cache", config.data.cache):
-            draft.write_text(json.dumps({"mean": mean, "std": std, "clips": len(chosen)}))
-            draft.replace(path)
-    return replace(config, model=replace(config.model, audio=replace(audio, mean=mean, std=std)))
+        chosen = _choose(clipset, config.data.stats_clips)
+        path = expand(config.data.cache) / "stats" / f"{_key(chosen, audio)}.json"
+        if path.is_file():
+            stored = json.loads(path.read_text())
+        else:
+            with writing("data.cache", config.data.cache):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            silent: list[str] = []
+            mean, std = measure_audio_stats(chosen, audio, make_reader(config), silent)
+            stored = {"mean": mean, "std": std, "clips": len(chosen), "silent": len(silent)}
+            draft = path.with_suffix(f".{os.getpid()}.tmp")
+            with writing("data.cache", config.data.cache):
+                draft.write_text(json.dumps(stored))
+                draft.replace(path)
+        mean, std = stored["mean"], stored["std"]
+        if stored["silent"]:
+            told = f" ({stored['silent']} of the {stored['clips']} measured are silent)"
+    audio = replace(audio, mean=mean, std=std)
+    return replace(config, model=replace(config.model, audio=audio)), told
 
 
 def measure_audio_stats(
-    clips: list[Clip], audio: AudioConfig, reader: Callable[[Clip], str | Sample] = lambda clip: clip.path
+    clips: list[Clip],
+    audio: AudioConfig,
+    reader: Callable[[Clip], str | Sample] = lambda clip: clip.path,
+    silent: list[str] | None = None,
 ) -> tuple[float, float]:
-    """(mean, std) of the log-mel over the real frames of the clips' centre crops, summed in float64."""
+    """(mean, std) of the log-mel over the real frames of the clips' centre crops, summed in float64.
+
+    Args:
+        silent: where the paths of clips that are nothing but silence are put; they do not count.
+
+    Raises:
+        ValueError: no clip's sound can be decoded, or all of it is silent.
+    """
     count, total, squares = 0, 0.0, 0.0
+    quiet: list[str] = []
     bad: list[BadClip] = []
     for clip in _tracked(clips):
         try:
@@ -82,15 +109,18 @@ def measure_audio_stats(
         except StoreError as error:
             raise ValueError(f"the audio statistics cannot be measured: {error}") from error
         frames = int(frames_in(torch.tensor(sound.wave_valid), audio.sample_rate))
-        spec = log_mel(torch.from_numpy(sound.wave)[None], audio.mels, audio.sample_rate)[0, :frames].double()
-        count += spec.numel()
-        total += float(spec.sum())
-        squares += float(spec.square().sum())
-    if not count:
+        found = moments(log_mel(torch.from_numpy(sound.wave)[None], audio.mels, audio.sample_rate)[0, :frames])
+        count, total, squares = count + found[0], total + found[1], squares + found[2]
+        if not found[0]:
+            quiet.append(clip.path)
+    if len(bad) == len(clips):
         raise ValueError(f"the audio statistics cannot be measured: none of {len(clips)} clips is usable: {bad[0]}")
-    mean = total / count
-    std = max(0.0, squares / count - mean**2) ** 0.5
-    require(std > 1e-3, "audio.std", std, f"positive: the sound of all {len(clips)} clips measured is silent")
+    mean = total / max(1, count)
+    std = max(0.0, squares / max(1, count) - mean**2) ** 0.5
+    everything = f"positive: the sound of all {len(clips) - len(bad)} clips measured is silent"
+    require(std > 1e-3, "audio.std", std, everything)
+    if silent is not None:
+        silent += quiet
     return mean, std
 
 
@@ -109,8 +139,8 @@ def _choose(clipset: ClipSet, most: int) -> list[Clip]:
 
 
 def _key(clips: list[Clip], audio: AudioConfig) -> str:
-    """Changes with the files measured and with what is measured on them."""
-    digest = hashlib.sha256(repr((audio.frames, audio.mels, audio.sample_rate)).encode())
+    """Changes with the files measured, with what is measured on them, and with how."""
+    digest = hashlib.sha256(repr((_VERSION, audio.frames, audio.mels, audio.sample_rate)).encode())
     for clip in clips:
         try:
             info = os.stat(clip.path)

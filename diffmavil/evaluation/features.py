@@ -14,9 +14,11 @@ from torch import Tensor
 
 from diffmavil import __version__
 from diffmavil.config import Config, ModelConfig
+from diffmavil.config.errors import RunError
 from diffmavil.data.audio import LogMel
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.loader import eval_batches
+from diffmavil.evaluation.result import NOT_FINITE
 from diffmavil.model import DiffMAViL
 from diffmavil.training.step import use_bf16
 
@@ -25,7 +27,7 @@ KINDS = ("audio", "video", "fused")
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Every clip that could be decoded; row i is the same clip everywhere."""
+    """Every clip that could be used; row i is the same clip everywhere."""
 
     features: dict[str, dict[str, Tensor]]
     """Model's name -> kind -> `[N, D]` (audio, video) or `[N, 2D]` (fused), float32 on the models' device."""
@@ -36,7 +38,7 @@ class FeatureTable:
     starts: list[float | None]
     """Seconds into the file, where the source gives them."""
     clips: int
-    """Clips asked for; those that are not in the rows could not be decoded."""
+    """Clips asked for; those that are not in the rows could not be used."""
     bad: dict[str, str]
     """File -> reason, of the clips left out."""
 
@@ -67,8 +69,12 @@ def extract(
         models: on one device; all take what `config.model` describes.
         progress: called after each batch with the index of the last clip seen, plus one.
 
+    A clip of which any model gives a feature that is not finite is left out and named like one that cannot be decoded:
+    whatever is compared with NaN counts as right.
+
     Raises:
         TooManyBadClips: there are clips, and none could be decoded.
+        RunError: a model gives no finite features of any clip.
     """
     if not clips.clips:
         return FeatureTable({name: {} for name in models}, [], clips.classes, [], [], 0, {})
@@ -89,12 +95,16 @@ def extract(
         bad = dict(loader.bad)
     # Crops of a clip are neighbours; a crop that could not be decoded is missing.
     index, clip_of_row, rows = torch.cat(positions).unique_consecutive(return_inverse=True, return_counts=True)
-    chosen = [clips.clips[i] for i in index.tolist()]
+    features = {
+        name: {kind: _mean_by_clip(torch.cat(parts), clip_of_row, rows) for kind, parts in kinds.items()}
+        for name, kinds in sums.items()
+    }
+    finite = _finite(features)
+    for clip in (clips.clips[i] for i in index[~finite].tolist()):
+        bad.setdefault(clip.path, NOT_FINITE)
+    chosen = [clips.clips[i] for i in index[finite].tolist()]
     return FeatureTable(
-        features={
-            name: {kind: _mean_by_clip(torch.cat(parts), clip_of_row, rows) for kind, parts in kinds.items()}
-            for name, kinds in sums.items()
-        },
+        features={name: {kind: x[finite] for kind, x in kinds.items()} for name, kinds in features.items()},
         labels=[clip.labels for clip in chosen],
         classes=clips.classes,
         paths=[clip.path for clip in chosen],
@@ -102,6 +112,22 @@ def extract(
         clips=len(clips.clips),
         bad=bad,
     )
+
+
+def _finite(features: dict[str, dict[str, Tensor]]) -> Tensor:
+    """Bool `[N]`: clips of which every model gives finite features. Raises `RunError` when a model gives none."""
+    by_model = {
+        name: torch.stack([x.isfinite().all(dim=1) for x in kinds.values()]).all(dim=0)
+        for name, kinds in features.items()
+    }
+    finite = torch.stack(list(by_model.values())).all(dim=0)
+    if not finite.any():
+        broken = [name for name, good in by_model.items() if not good.any()] or list(by_model)
+        raise RunError(
+            f"the {' and the '.join(broken)} model gives no finite features of any of {len(finite)} clips: look at the "
+            "run's losses, and evaluate the weights of an earlier checkpoint"
+        )
+    return finite
 
 
 def _mean_by_clip(rows: Tensor, clip_of_row: Tensor, count: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ Schema (one JSON object):
     classes   [str]  classes that training clips carry
     sources   {"train": str, "heldout": str}  where the clips come from
     clips     {"train": counts, "heldout": counts}, counts = {"used": int, "labelled": int, "skipped": int}
-    skipped   {path: reason}  clips that could not be decoded
+    skipped   {path: reason}  clips that could not be used
     neighbours int   k of kNN; null without labels
     probe_l2  {"trained": {"audio": float, "video": float, "fused": float}, "untrained": ...}  {} without labels
     results   {"trained": metrics, "untrained": metrics, "chance": metrics}; metrics = {name: float in [0, 1]}
@@ -34,6 +34,8 @@ from rich.table import Table
 
 from diffmavil.config.errors import UsageError
 
+NOT_FINITE = "its features are not finite"
+"""Why a clip is skipped of which a model gives NaN."""
 EVALUATION_FILE = "evaluation.json"
 Score = Literal["accuracy", "mAP"]
 _CHANCE = {
@@ -120,7 +122,8 @@ class Evaluation:
 
     def note(self) -> str:
         """What the numbers are, in sentences."""
-        skipped = sum(counts.skipped for counts in self.clips.values())
+        infinite = sum(reason == NOT_FINITE for reason in self.skipped.values())
+        undecoded = sum(counts.skipped for counts in self.clips.values()) - infinite
         about = [
             "Features of whole clips, nothing masked; the model is not trained further.",
             f"Untrained: the same model, newly initialised with seed {self.seed}.",
@@ -128,8 +131,10 @@ class Evaluation:
         ]
         if self.neighbours:
             about.append(f"Neighbours: the {self.neighbours} nearest training clips by cosine.")
-        if skipped:
-            about.append(f"{skipped} clips could not be decoded.")
+        if undecoded:
+            about.append(f"{undecoded} clips could not be decoded.")
+        if infinite:
+            about.append(f"{infinite} clips are left out since their features are not finite.")
         return " ".join([*about, *self.notes])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from diffmavil.config.progress import format_seconds
 
 METRICS_FILE = "metrics.jsonl"
 Metrics = dict[str, float]
+"""NaN where there is nothing to tell, as of the loss of an interval whose steps were all skipped; in the file: null."""
 
 
 def read_metrics(run_dir: Path) -> list[Metrics]:
@@ -24,10 +26,17 @@ def read_metrics(run_dir: Path) -> list[Metrics]:
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             break
+        records.append({name: math.nan if value is None else value for name, value in record.items()})
     return records
+
+
+def _line(metrics: Metrics) -> str:
+    """A record as it stands in the file: JSON, which has no NaN."""
+    plain = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    return json.dumps(plain, allow_nan=False) + "\n"
 
 
 class RunLog:
@@ -36,7 +45,7 @@ class RunLog:
     def __init__(self, run_dir: Path, *, resumed_step: int, total_steps: int) -> None:
         kept = [r for r in read_metrics(run_dir) if r["step"] <= resumed_step]
         path = run_dir / METRICS_FILE
-        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        path.write_text("".join(map(_line, kept)))
         self._file = path.open("a")
         self._board = SummaryWriter(run_dir / "tensorboard", purge_step=resumed_step + 1 if resumed_step else None)
         self._total = total_steps
@@ -61,12 +70,12 @@ class RunLog:
         self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def record(self, metrics: Metrics, eta_seconds: float) -> None:
-        self._file.write(json.dumps(metrics) + "\n")
+        self._file.write(_line(metrics))
         self._file.flush()
         os.fsync(self._file.fileno())
         step = int(metrics["step"])
         for name, value in metrics.items():
-            if name != "step":
+            if name != "step" and math.isfinite(value):
                 self._board.add_scalar(name, value, step)
         line = progress_line(metrics, self._total, eta_seconds)
         if self._live:
@@ -78,10 +87,13 @@ class RunLog:
 def progress_line(m: Metrics, total_steps: int, eta_seconds: float) -> str:
     """The state of a run in one line."""
     parts_of_loss = [f"{name.removeprefix('loss/')} {m[name]:.3f}" for name in m if name.startswith("loss/")]
+    loss = f"loss {m['loss']:.4f}" + (f" ({' '.join(parts_of_loss)})" if parts_of_loss else "")
+    if math.isnan(m["loss"]):
+        loss = "no loss (all steps skipped)"
     ratios = [f"{m[name]:.3f}" for name in m if name.startswith("mask_ratio/")]
     parts = [
         f"step {m['step']:.0f}/{total_steps}",
-        f"loss {m['loss']:.4f}" + (f" ({' '.join(parts_of_loss)})" if parts_of_loss else ""),
+        loss,
         *([f"mask {'/'.join(ratios)}"] if ratios else []),
         f"batch {m['batch_size']:.0f}",
         f"lr {m['lr']:.2e}",

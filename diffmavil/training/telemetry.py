@@ -78,8 +78,11 @@ class Telemetry:
         self._reset(done)
 
     def _read(self) -> list[float]:
-        """Means over the interval's good steps and the ranks, and the counters: the one wait for the device."""
-        means = self.world.mean(self._sums[:-1] / self._sums[-1].clamp(min=1))
+        """Means over the interval's good steps and the ranks, and the counters: the one wait for the device.
+
+        Without a good step the means are NaN, which is recorded as nothing: 0 would be a splendid loss.
+        """
+        means = self.world.mean(self._sums[:-1] / self._sums[-1])
         return torch.cat([means, torch.stack([self.step.nonfinite, self.step.nonfinite_run])]).tolist()
 
     def _metrics(self, done: int, now: Plan, scalars: list[float]) -> Metrics:

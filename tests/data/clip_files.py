@@ -53,6 +53,7 @@ def write_clip(
     pixels: str = "yuv420p",
     pixel_aspect: Fraction | None = None,
     options: dict[str, str] | None = None,
+    gop: int = 12,
 ) -> Path:
     """Encode frames at `times` (default: `fps` for `seconds`) and `sound` (default: a tone) as `path`'s suffix says."""
     paint = paint or numbered()
@@ -67,7 +68,7 @@ def write_clip(
             stream = container.add_stream(video_codec, rate=Fraction(fps).limit_denominator(1001))
             assert isinstance(stream, av.VideoStream)
             stream.width, stream.height, stream.pix_fmt = width, height, pixels
-            stream.gop_size = 12
+            stream.gop_size = gop
             stream.codec_context.thread_count = 1
             if pixel_aspect:
                 stream.codec_context.sample_aspect_ratio = pixel_aspect

@@ -68,6 +68,17 @@ def test_is_measured_again_when_a_file_or_the_config_changes(tmp_path: Path) -> 
     assert fewer.model.audio.mean != second.model.audio.mean
 
 
+def test_is_measured_again_by_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one counted silence, and did not say how many clips were silent."""
+    clipset = write_noise(tmp_path / "clips", [0.1, 0.2])
+    with monkeypatch.context() as earlier:
+        earlier.setattr(stats, "_VERSION", 1)
+        first = resolve_audio_stats(config(tmp_path), clipset)
+    (remembered,) = (tmp_path / "cache" / "stats").iterdir()
+    remembered.write_text('{"mean": -9.0, "std": 9.0}')
+    assert resolve_audio_stats(config(tmp_path), clipset) == first
+
+
 def test_given_statistics_stay(tmp_path: Path) -> None:
     given = Config(model=ModelConfig(audio=AudioConfig(frames=96, mels=64, mean=-4.0, std=4.5)))
     assert resolve_audio_stats(given, ClipSet([], [])) is given

@@ -251,6 +251,28 @@ def test_and_it_is_seen_and_heard(tmp_path: Path, suffix: str, sound: str) -> No
     assert abs(decoded.wave).max() > 0.1
 
 
+@pytest.mark.parametrize("suffix", [".ts", ".m2ts"])
+def test_the_first_keyframe_of_a_stream_without_index(tmp_path: Path, suffix: str) -> None:
+    """Its decoding time lies before the start of the file, where seeking by decoding times did not find it."""
+    # One group of pictures; sound begins a little later, as ffmpeg writes it.
+    path = write_clip(tmp_path / f"a{suffix}", seconds=1.2, fps=10, audio_start=0.06)
+    decoded = decode_clip(str(path), VIDEO, AUDIO, crop=(0, 8))
+    shown = [number_shown(frame) for frame in decoded.video]
+    assert shown == sorted(set(shown))
+    assert 0 <= shown[0] < shown[-1] <= 6
+
+
+def test_an_old_flv_whose_sound_begins_first(tmp_path: Path) -> None:
+    """Before its first keyframe libav knows no place to seek to."""
+    path = write_clip(tmp_path / "a.flv", seconds=2.0, video_start=0.1, rate=22_050, codecs=("flv1", "libmp3lame"))
+    decoded = decode_clip(str(path), VIDEO, AUDIO, crop=(0, 8))
+    assert 0 <= number_shown(decoded.video[0]) <= 5
+    (piece,) = transcode(Item(0, str(path), "a.flv"), Settings(), 60.0)
+    assert isinstance(piece, Piece)
+    assert piece.frames == 50
+    assert not piece.silent
+
+
 def test_what_is_not_looked_at_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = touch(tmp_path / "src", "a/x.txt", "a/y.TXT", "z.json", "README", "a/.hidden", ".cache/k.txt")
     with pytest.raises(ValueError, match=r"no video found.*; not looked at: 2 \.txt, 1 without a suffix, 1 \.json"):

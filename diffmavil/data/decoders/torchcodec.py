@@ -9,6 +9,7 @@ from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImp
 
 from diffmavil.data.frames import Painter, draw
 from diffmavil.data.media import BadClip, Media
+from diffmavil.data.shape import UPRIGHT
 from diffmavil.data.windows import Span
 
 
@@ -26,5 +27,5 @@ class TorchcodecPainter(Painter):
             raise BadClip("", f"torchcodec cannot decode it: {error}") from error
         out = self.canvas(len(found))
         for index, picture in enumerate(found):
-            draw(out[index], self.paint(VideoFrame.from_ndarray(picture, format="rgb24"), 1.0))
+            draw(out[index], self.paint(VideoFrame.from_ndarray(picture, format="rgb24"), UPRIGHT))
         return out

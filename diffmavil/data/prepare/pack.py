@@ -22,7 +22,7 @@ from typing import Any
 from diffmavil.config.errors import CannotWrite
 from diffmavil.data.durable import sync_folder, to_json, write_whole
 from diffmavil.data.prepare.items import Catalog, Item
-from diffmavil.data.prepare.settings import Settings
+from diffmavil.data.prepare.settings import SAMPLE_RATE, Settings
 from diffmavil.data.prepare.work import BLOCK
 from diffmavil.data.shards.index import DATASET_FILE, INDEX_FILE, Description, make_index
 
@@ -141,7 +141,7 @@ def finish(layout: Layout) -> Description:
         "rows": len(layout.catalog.items),
         "rows_kept": sum(len({s["key"].split("-")[0] for s in record["samples"]}) for record in made),
         "clips": len(samples),
-        "seconds": round(sum(sample["seconds"] for sample in samples), 3),
+        "seconds": round(sum(_real(sample) for sample in samples), 3),
         "silent": sum(sample["silent"] for sample in samples),
         "damaged": sum(sample["damaged"] > 0 for sample in samples),
         "bytes_in": sum({o["source"]: o["bytes_in"] for o in outcomes}.values()),
@@ -161,12 +161,20 @@ def finish(layout: Layout) -> Description:
     return description
 
 
+def _real(sample: dict[str, Any]) -> float:
+    """Seconds that have both picture and sound; what fills the gaps of the sound does not count."""
+    heard = sample.get("heard", sample["samples"])  # a preparation begun by an older version does not tell
+    return min(sample["seconds"], heard / SAMPLE_RATE)
+
+
 def _statistics(samples: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:
-    """mels -> (mean, std) of the log-mel over all sound; absent without sound, or when all of it is silent."""
+    """mels -> (mean, std) of the log-mel over all sound but silence; absent without sound, or when all is silent."""
     found: dict[int, tuple[float, float]] = {}
     for mels in sorted({int(mels) for sample in samples for mels in sample["log_mel"]}):
         moments = [sample["log_mel"][str(mels)] for sample in samples]
         count, total, squares = (sum(column) for column in zip(*moments, strict=True))
+        if not count:
+            continue
         mean = total / count
         std = max(0.0, squares / count - mean**2) ** 0.5
         if std > 1e-3:

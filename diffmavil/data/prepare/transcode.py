@@ -19,15 +19,20 @@ import numpy as np
 import torch
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
-from diffmavil.data.audio import log_mel
-from diffmavil.data.decode import limited, sound_of
+from diffmavil.data.audio import log_mel, moments
+from diffmavil.data.decode import limited
+from diffmavil.data.extent import seconds_of, tick_of
 from diffmavil.data.frames import Disordered, counted_frames, timed_frames
+from diffmavil.data.library import library_errors
 from diffmavil.data.media import BadClip, Deadline, Media
+from diffmavil.data.prepare.canvas import Canvas
 from diffmavil.data.prepare.items import Item
-from diffmavil.data.prepare.settings import MELS, SAMPLE_RATE, SMALLEST, Settings
+from diffmavil.data.prepare.settings import MELS, SAMPLE_RATE, Settings
+from diffmavil.data.shape import Shape, Shapes
+from diffmavil.data.sound import sound_of
 from diffmavil.data.windows import MIN_SECONDS, Span, Windows
 
 _TICK = Fraction(1, 90_000)
@@ -46,9 +51,10 @@ class Piece:
         seconds: how long its picture is.
         frames, width, height: its picture.
         samples: its sound, at 16 kHz.
+        heard: samples of it that were decoded; the others fill gaps.
         damaged: packets of its picture that could not be decoded.
         silent: its sound is digital silence.
-        log_mel: for each number of mel filters: how many values, their sum, the sum of their squares.
+        log_mel: for each number of mel filters: how many values count, their sum, the sum of their squares.
     """
 
     mp4: bytes
@@ -59,6 +65,7 @@ class Piece:
     width: int
     height: int
     samples: int
+    heard: int
     damaged: int
     silent: bool
     log_mel: dict[str, tuple[int, float, float]]
@@ -77,16 +84,18 @@ def transcode(
         with Media(item.path, Deadline(deadline, item.source)) as media:
             spans = _part(item, media, media.measured())
             origin = media.start
-        windows = _pieces(item, spans, settings)
-    except (av.error.FFmpegError, BadClip, OSError, ValueError) as error:
+        windows, empty = _pieces(item, spans, media.sounding, settings)
+    except (av.error.FFmpegError, BadClip, OSError) as error:
         yield _bad(item, error)
         return
+    if empty:
+        yield BadClip(item.source, f"{empty} pieces without any sound, where its time stamps jump")
     for window in windows:
         begun()
         try:
             with Media(item.path, Deadline(deadline, item.source)) as media:
                 yield _piece(media, item, window, spans, origin, settings)
-        except (av.error.FFmpegError, BadClip, OSError, ValueError) as error:
+        except (av.error.FFmpegError, BadClip, OSError) as error:
             yield _bad(item, error)
 
 
@@ -105,8 +114,11 @@ def _part(item: Item, media: Media, spans: tuple[Span, Span]) -> tuple[Span, Spa
     return limited(media, spans, item.start, item.duration)
 
 
-def _pieces(item: Item, spans: tuple[Span, Span], settings: Settings) -> list[Span]:
-    """Even pieces of the time that has both picture and sound; the last one keeps what is left of either."""
+def _pieces(item: Item, spans: tuple[Span, Span], sounding: set[int], settings: Settings) -> tuple[list[Span], int]:
+    """Even pieces of the time that has both picture and sound, and how many are left out for want of any sound.
+
+    The last one keeps what is left of either. One damaged time stamp makes years of a file: those are never listed.
+    """
     common = spans[0].intersect(spans[1])
     if common.length < MIN_SECONDS:
         lengths = f"picture ({spans[0].length:.2f} s) and sound ({spans[1].length:.2f} s)"
@@ -116,9 +128,18 @@ def _pieces(item: Item, spans: tuple[Span, Span], settings: Settings) -> list[Sp
     # A tenth too long is no reason to cut in two.
     count = max(1, math.ceil(common.length / settings.cut - 0.1))
     length = common.length / count
-    starts = [common.start + index * length for index in range(count)]
-    last = min(max(span.end for span in spans), starts[-1] + max(length, settings.cut))
-    return [Span(begin, end) for begin, end in zip(starts, [*starts[1:], last], strict=True)]
+    held: set[int] = set()
+    for second in sounding:
+        first, after = ((edge - common.start) / length for edge in (second, second + 1))
+        held.update(range(math.floor(first), math.floor(after) + 1))
+    last = min(max(span.end for span in spans), common.start + (count - 1) * length + max(length, settings.cut))
+    ends = {count - 1: last}
+    windows = [
+        Span(common.start + index * length, ends.get(index, common.start + (index + 1) * length))
+        for index in sorted(held)
+        if 0 <= index < count
+    ]
+    return windows, count - len(windows)
 
 
 def _piece(
@@ -127,40 +148,46 @@ def _piece(
     picture, sound = (Span(window.start, min(window.end, span.end)) for span in spans)
     video_packets, audio_packets = media.read(Windows(picture, sound))
     length = round(sound.length * SAMPLE_RATE)
-    wave, valid = sound_of(media, audio_packets, sound, sound.end, length, SAMPLE_RATE)
-    if valid < MIN_SECONDS * SAMPLE_RATE:
-        raise BadClip(item.source, f"only {valid / SAMPLE_RATE:.2f} s of its sound can be decoded")
-    wave = _quantized(wave[:valid])
-    silent = not wave.any()
-    if silent and settings.drop_silent:
-        raise BadClip(item.source, "its sound is digital silence")
+    wave, first, valid, heard = sound_of(media, audio_packets, sound, sound.end, length, SAMPLE_RATE)
     damaged: list[Packet | None] = []
+    begun = Span(window.start + first / SAMPLE_RATE, picture.end)
     try:
-        coded = _encode_picture(media, timed_frames(media, video_packets, damaged), picture, settings)
+        coded = _encode_picture(media, timed_frames(media, video_packets, damaged), begun, damaged, settings)
     except Disordered:
-        coded = _encode_picture(media, counted_frames(media, video_packets), picture, settings)
+        coded = _encode_picture(media, counted_frames(media, video_packets, damaged), begun, damaged, settings)
     if 2 * len(damaged) >= len(video_packets):
         raise BadClip(item.source, "most of the picture, or all of it, cannot be decoded")
     if coded.seconds < MIN_SECONDS:
         raise BadClip(item.source, f"only {coded.seconds:.2f} s of its picture can be decoded")
+    # Both begin with whichever comes later.
+    kept = slice(round((coded.start - window.start) * SAMPLE_RATE), valid)
+    wave, heard = _quantized(wave[kept]), int(np.count_nonzero(heard[kept]))
+    if heard < MIN_SECONDS * SAMPLE_RATE:
+        raise BadClip(item.source, f"only {heard / SAMPLE_RATE:.2f} s of its sound can be decoded")
+    silent = not wave.any()
+    if silent and settings.drop_silent:
+        raise BadClip(item.source, "its sound is digital silence")
+    waves = torch.from_numpy(wave.astype(np.float32) / 32768.0)[None]
     return Piece(
         mp4=coded.mp4,
         flac=_encode_sound(wave),
-        start=round(window.start - origin, 6),
+        start=round(coded.start - origin, 6),
         seconds=coded.seconds,
         frames=coded.frames,
         width=coded.width,
         height=coded.height,
-        samples=valid,
+        samples=len(wave),
+        heard=heard,
         damaged=len(damaged),
         silent=silent,
-        log_mel={str(mels): _moments(wave, mels) for mels in MELS},
+        log_mel={str(mels): moments(log_mel(waves, mels, SAMPLE_RATE)) for mels in MELS},
     )
 
 
 @dataclass(frozen=True)
 class _Picture:
     mp4: bytes
+    start: float
     seconds: float
     frames: int
     width: int
@@ -168,48 +195,50 @@ class _Picture:
 
 
 def _encode_picture(
-    media: Media, frames: Iterable[tuple[float, VideoFrame]], window: Span, settings: Settings
+    media: Media,
+    frames: Iterable[tuple[float, VideoFrame]],
+    window: Span,
+    damaged: list[Packet | None],
+    settings: Settings,
 ) -> _Picture:
-    """The frames on screen during `window`; the first appears at 0."""
+    """The frames on screen during `window`, or from the first frame on if that comes later; the first appears at 0.
+
+    A frame is on screen until the next one comes, or would have come: `damaged` grows with the packets that give none.
+    """
     encoder: _Encoder | None = None
-    before: VideoFrame | None = None
-    aspect = float(media.video.sample_aspect_ratio or 1)
+    before: tuple[VideoFrame, Shape] | None = None
+    start, last = window.start, float("-inf")
+    shapes = Shapes(media.video)
     for when, frame in frames:
         if when >= window.end:
             break
+        last = when
+        shown = frame, shapes(frame)
         if when <= window.start:
-            before = frame
+            before = shown
             continue
-        encoder = encoder or _Encoder(before or frame, aspect, settings)
-        if before is not None:
-            encoder.add(0.0, before)
-            before = None
-        encoder.add(when - window.start, frame)
-    if before is not None:
-        encoder = encoder or _Encoder(before, aspect, settings)
-        encoder.add(0.0, before)
+        if encoder is None:
+            encoder = _Encoder(*(before or shown), settings)
+            start = window.start if before else when
+            encoder.add(0.0, *(before or shown))
+        encoder.add(when - start, *shown)
+    if encoder is None and before is not None:
+        encoder = _Encoder(*before, settings)
+        encoder.add(0.0, *before)
     if encoder is None:
         raise BadClip("", "no frame of its picture can be decoded")
-    rate = float(media.video.average_rate or media.video.guessed_rate or 25)
-    return encoder.finish(window.length, usual=1 / rate)
+    tick = tick_of(media.video)
+    lost = [seconds_of(packet, tick) for packet in damaged if packet is not None]
+    end = min([window.end, *(when for when in lost if when is not None and when > last)])
+    return encoder.finish(start, end)
 
 
 class _Encoder:
-    """Frames to H.264 in mp4, drawn upright with square pixels in limited-range BT.601.
+    """Frames to H.264 in mp4, as `Canvas` draws them."""
 
-    One matrix and range for all clips: decoders differ in what they do about others.
-    """
-
-    def __init__(self, first: VideoFrame, aspect: float, settings: Settings) -> None:
-        if min(first.width, first.height) < SMALLEST:
-            size = f"{first.width}x{first.height}"
-            raise BadClip("", f"a picture of {size} pixels: both sides must have {SMALLEST} at least")
-        self.turns = round(first.rotation / 90) % 4
-        width, height = first.width * aspect, float(first.height)
-        scale = min(1.0, settings.short_side / min(width, height))
-        self.drawn = _even(width * scale), _even(height * scale)
-        self.size = self.drawn[::-1] if self.turns % 2 else self.drawn
-        self.reformatter = VideoReformatter()
+    def __init__(self, first: VideoFrame, shape: Shape, settings: Settings) -> None:
+        self.canvas = Canvas(first, shape, settings.short_side)
+        self.size = self.canvas.size
         self.file = io.BytesIO()
         self.container = av.open(self.file, "w", format="mp4")
         options = {**_X264, "crf": str(settings.crf)}
@@ -224,48 +253,27 @@ class _Encoder:
         self.packets: list[Packet] = []
         self.stamps: list[int] = []
 
-    def add(self, when: float, frame: VideoFrame) -> None:
+    def add(self, when: float, frame: VideoFrame, shape: Shape) -> None:
         stamp = round(when / _TICK)
         if self.stamps and stamp <= self.stamps[-1]:
             return  # two frames for one instant: nobody sees the second
-        width, height = self.drawn
-        drawn = self.reformatter.reformat(
-            frame, width, height, format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG,
-            interpolation=Interpolation.AREA, threads=1,
-        )  # fmt: skip
-        if self.turns:
-            drawn = _turned(drawn, self.turns)
+        with library_errors():
+            drawn = self.canvas.draw(frame, shape)
         drawn.pts, drawn.time_base = stamp, _TICK
         drawn.pict_type = 0  # the source's keyframes are not ours
         self.stamps.append(stamp)
-        self.packets += self.stream.encode(drawn)
+        with library_errors():
+            self.packets += self.stream.encode(drawn)
 
-    def finish(self, length: float, usual: float) -> _Picture:
-        """Write the file. `length`: seconds at most; `usual`: seconds for which the last frame is shown."""
+    def finish(self, start: float, end: float) -> _Picture:
+        """Write the file. `start`, `end`: seconds of the source at which its picture starts and ends."""
         self.packets += self.stream.encode(None)
-        end = min(round(length / _TICK), self.stamps[-1] + round(usual / _TICK))
-        for packet, begin, until in zip(self.packets, self.stamps, [*self.stamps[1:], end], strict=True):
-            packet.duration = max(1, until - begin)
+        until = max(round((end - start) / _TICK), self.stamps[-1] + 1)
+        for packet, begin, after in zip(self.packets, self.stamps, [*self.stamps[1:], until], strict=True):
+            packet.duration = after - begin
             self.container.mux(packet)
         self.container.close()
-        seconds = float(max(end, self.stamps[-1] + 1) * _TICK)
-        return _Picture(self.file.getvalue(), seconds, len(self.stamps), *self.size)
-
-
-def _even(pixels: float) -> int:
-    return max(SMALLEST, 2 * round(pixels / 2))
-
-
-def _turned(frame: VideoFrame, turns: int) -> VideoFrame:
-    """A yuv420p frame turned by `turns` quarters against the clock."""
-    packed = frame.to_ndarray().astype(np.uint8, copy=False)
-    width, height = frame.width, frame.height
-    luma, chroma = packed[:height], packed[height:].reshape(2, height // 2, width // 2)
-    planes = [np.rot90(plane, turns) for plane in (luma, *chroma)]
-    flat = np.concatenate([plane.reshape(-1) for plane in planes])
-    turned = VideoFrame.from_ndarray(flat.reshape(-1, planes[0].shape[1]), format="yuv420p")
-    turned.colorspace, turned.color_range = frame.colorspace, frame.color_range
-    return turned
+        return _Picture(self.file.getvalue(), start, float(until * _TICK), len(self.stamps), *self.size)
 
 
 def _quantized(wave: np.ndarray) -> np.ndarray:
@@ -286,9 +294,3 @@ def _encode_sound(wave: np.ndarray) -> bytes:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return file.getvalue()
-
-
-def _moments(wave: np.ndarray, mels: int) -> tuple[int, float, float]:
-    """How many log-mel values, their sum, and the sum of their squares, as float64."""
-    spec = log_mel(torch.from_numpy(wave.astype(np.float32) / 32768.0)[None], mels, SAMPLE_RATE).double()
-    return spec.numel(), float(spec.sum()), float(spec.square().sum())

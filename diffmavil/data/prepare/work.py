@@ -81,6 +81,7 @@ def _add(tar: io.BytesIO, item: Item, index: int, piece: Piece) -> dict[str, Any
         "width": piece.width,
         "height": piece.height,
         "samples": piece.samples,
+        "heard": piece.heard,
         "damaged": piece.damaged,
         "silent": piece.silent,
         "labels": list(item.labels),

@@ -1,0 +1,77 @@
+"""Which tracks of a file are its picture and its sound.
+
+The tracks that the file names as default come first, as in every player; of equal ones the first. Cover art, thumbnails
+and stills are no picture, tracks without a decoder are passed over, and one with comments or for the impaired is taken
+when there is no other.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.stream import Disposition, Stream
+from av.video.stream import VideoStream
+
+from diffmavil.data.library import BadClip, library_errors
+
+_STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+_SIDE = (
+    Disposition.comment
+    | Disposition.hearing_impaired
+    | Disposition.visual_impaired
+    | Disposition.descriptions
+    | Disposition.dependent
+)
+_IMAGE_CODECS = {"mjpeg", "png", "apng", "bmp", "gif", "webp", "tiff", "jpeg2000", "jpegls", "ppm", "targa"}
+"""What covers are coded in; but cameras and editors write whole films in some of them."""
+
+
+def choose_tracks(container: InputContainer, name: str) -> tuple[VideoStream, AudioStream]:
+    """The picture and the sound of the file `name`.
+
+    Raises `BadClip` when one is missing, or cannot be decoded here.
+    """
+    with library_errors(name):
+        pictures = [stream for stream in container.streams.video if not stream.disposition & _STILL]
+        video = _best(pictures, name, "video")
+        audio = _best(list(container.streams.audio), name, "audio")
+        for stream in (video, audio):
+            # Every core decodes a clip of its own already; more threads only get in each other's way.
+            stream.codec_context.thread_count = 1
+    return cast("VideoStream", video), cast("AudioStream", audio)
+
+
+def _best(streams: list, name: str, kind: str) -> Stream:
+    if not streams:
+        raise BadClip(name, f"no {kind} stream")
+    decodable = [stream for stream in streams if stream.codec_context is not None]
+    if not decodable:
+        raise BadClip(name, f"no decoder for its {kind} stream")
+    return min(decodable, key=_rank)
+
+
+def _rank(stream: Stream) -> tuple[bool, bool, bool, bool]:
+    """Less is better."""
+    disposition = stream.disposition
+    return (
+        _may_be_cover(stream),
+        _without_parameters(stream),
+        not disposition & Disposition.default,
+        bool(disposition & _SIDE),
+    )
+
+
+def _may_be_cover(stream: Stream) -> bool:
+    """A picture track of one frame, or coded as images and of nobody knows how many."""
+    if stream.type != "video":
+        return False
+    return stream.frames == 1 or (stream.frames == 0 and stream.codec_context.name in _IMAGE_CODECS)
+
+
+def _without_parameters(stream: Stream) -> bool:
+    """Whether libav found out nothing of it: a track that the file only announces."""
+    if isinstance(stream, AudioStream):
+        return not stream.codec_context.sample_rate
+    return not getattr(stream.codec_context, "width", 0)
