@@ -6,7 +6,7 @@ DEMO_DIR ?= runs/demo
 STAMP := $(VENV)/.installed
 
 .PHONY: help install check format test test-plain test-reference test-interpreter test-aot test-asan test-builds \
-	test-dali test-torchcodec aot cuda-report demo clean
+	test-versions test-dali test-torchcodec aot cuda-report demo clean
 
 help:
 	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: about 10 minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make aot      compile every Triton kernel for sm_80, sm_90, sm_100 and check its budget (no GPU needed)"
 	@echo "make cuda-report  compile csrc/cuda for the same and check what each kernel needs (nvcc, no GPU needed)"
 	@echo "make test-asan, test-builds   the native kernels under AddressSanitizer; every way to build the package"
+	@echo "make test-versions TORCH=2.15.0   the suite beside another torch, in .venv-2.15.0 (gigabytes)"
 	@echo "make test-dali, test-torchcodec   the optional decoders, which are installed for it (DALI: 700 MB)"
 	@echo "make install  only the virtual environment ($(VENV))"
 
@@ -53,6 +54,10 @@ test-asan: $(STAMP)
 
 test-builds: $(STAMP)
 	PYTHON=$(BIN)/python tests/install/builds.sh
+
+# Not in CI: torch's other builds take gigabytes. PYTHON=python3.12 tests with what needs that, as PyAV 19 does.
+test-versions: $(STAMP)
+	BUILDER=$(BIN)/python PYTHON=$(PYTHON) tests/install/versions.sh $(TORCH)
 
 test-dali: $(STAMP)
 	PYTHON=$(BIN)/python tests/install/decoder.sh dali

@@ -28,6 +28,8 @@ from gate import (
     table,
 )
 
+FUSED = {"enable_fp_fusion": True}
+"""Triton 3.9 warns where a launch leaves it open."""
 ARCHS = [pytest.param(arch, id=f"sm_{arch}") for arch in SHARED_LIMIT]
 
 
@@ -78,7 +80,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 def launch_rows(stride: int = 1024) -> None:
     x, ids = meta(64, stride), meta(8, dtype=torch.int32)
-    rows_kernel[(8,)](x, ids, meta(8, 1024), stride, SIZE=1024)
+    rows_kernel[(8,)](x, ids, meta(8, 1024), stride, SIZE=1024, **FUSED)
 
 
 def compiled(arch: int, launch) -> Binary:
@@ -122,7 +124,7 @@ def test_narrow_store_is_caught(arch: int) -> None:
     """The view starts two bytes into its storage."""
 
     def launch() -> None:
-        rows_kernel[(8,)](meta(64, 1024), meta(8, dtype=torch.int32), meta(8 * 1024 + 1)[1:], 1024, SIZE=1024)
+        rows_kernel[(8,)](meta(64, 1024), meta(8, dtype=torch.int32), meta(8 * 1024 + 1)[1:], 1024, SIZE=1024, **FUSED)
 
     budget = Budget(registers=64, shared=4096, load=128, store=128, narrow_loads={"ids": 32})
     (fault,) = over_budget(compiled(arch, launch), budget)
@@ -132,7 +134,7 @@ def test_narrow_store_is_caught(arch: int) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_spills_are_caught(arch: int) -> None:
     def launch() -> None:
-        subtract_max_kernel[(1,)](x, x, SIZE=16384, num_warps=1)
+        subtract_max_kernel[(1,)](x, x, SIZE=16384, num_warps=1, **FUSED)
 
     x = meta(16384, dtype=torch.float32)
     binary = compiled(arch, launch)
@@ -145,7 +147,7 @@ def test_spills_are_caught(arch: int) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_registers_over_budget_are_caught(arch: int) -> None:
     def launch() -> None:
-        subtract_max_kernel[(1,)](x, x, SIZE=4096, num_warps=1)
+        subtract_max_kernel[(1,)](x, x, SIZE=4096, num_warps=1, **FUSED)
 
     x = meta(4096, dtype=torch.float32)
     binary = compiled(arch, launch)
@@ -156,14 +158,14 @@ def test_registers_over_budget_are_caught(arch: int) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_shared_memory_over_budget_is_caught(arch: int) -> None:
     x = meta(64, 64)
-    binary = compiled(arch, lambda: transpose_kernel[(1,)](x, x, SIZE=64))
+    binary = compiled(arch, lambda: transpose_kernel[(1,)](x, x, SIZE=64, **FUSED))
     assert binary.shared >= 64 * 64 * 2
     assert over_budget(binary, Budget(registers=255, shared=4096)) == [f"shared {binary.shared} > 4096"]
 
 
 def test_grid_that_cuda_refuses_is_a_problem() -> None:
     x = meta(64, 64)
-    report = compile_cases([Case("grid", "big grid", lambda: transpose_kernel[(1, 65_536)](x, x, SIZE=64))], 80)
+    report = compile_cases([Case("grid", "big grid", lambda: transpose_kernel[(1, 65_536)](x, x, SIZE=64, **FUSED))], 80)
     assert report.problems == ["transpose_kernel, big grid: CUDA refuses the grid (1, 65536, 1)"]
 
 
