@@ -9,15 +9,16 @@ STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .PHONY: help install check format test test-plain test-reference test-interpreter test-aot test-asan test-builds \
-	test-dali test-torchcodec aot cuda-report demo clean
+	test-versions test-dali test-torchcodec aot cuda-report demo clean
 
 help:
-	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: about 10 minutes)"
+	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: about 8 minutes)"
 	@echo "make test     the whole test suite"
 	@echo "make check    lint, format and type checks"
 	@echo "make aot      compile every Triton kernel for sm_80, sm_90, sm_100 and check its budget (no GPU needed)"
 	@echo "make cuda-report  compile csrc/cuda for the same and check what each kernel needs (nvcc, no GPU needed)"
 	@echo "make test-asan, test-builds   the native kernels under AddressSanitizer; every way to build the package"
+	@echo "make test-versions TORCH=2.15.0   the suite beside another torch, in .venv-2.15.0 (gigabytes)"
 	@echo "make test-dali, test-torchcodec   the optional decoders, which are installed for it (DALI: 700 MB)"
 	@echo "make install  only the virtual environment ($(VENV))"
 
@@ -66,6 +67,10 @@ test-asan: $(DEV)
 
 test-builds: $(DEV)
 	PYTHON=$(BIN)/python tests/install/builds.sh
+
+# Not in CI: torch's other builds take gigabytes. PYTHON=python3.12 tests with what needs that, as PyAV 19 does.
+test-versions: $(STAMP)
+	BUILDER=$(BIN)/python PYTHON=$(PYTHON) tests/install/versions.sh $(TORCH)
 
 test-dali: $(DEV)
 	PYTHON=$(BIN)/python tests/install/decoder.sh dali

@@ -70,6 +70,7 @@ class Budget:
     """A kernel's table in budgets.toml."""
 
     registers: int
+    stack: int = 0
     shared: int = 0
     load: int = 0
     store: int = 0
@@ -195,7 +196,7 @@ def _tool(name: str, *args: str) -> str:
 
 def read_budgets(path: Path, version: str = triton.__version__) -> dict[str, Budget]:
     """One table for each kernel, and in it one for what `version` of Triton needs instead; unknown keys are errors."""
-    major, minor = version.split(".")[:2]
+    major, minor = _version(version)
     budgets = {}
     for name, table in tomllib.loads(path.read_text()).items():
         instead = {key: table.pop(key) for key in list(table) if re.fullmatch(r"triton-\d+_\d+", key)}
@@ -209,7 +210,7 @@ def over_budget(binary: Binary, budget: Budget, cases: Sequence[str] = ("",)) ->
     for what in ("registers", "shared"):
         if getattr(binary, what) > getattr(budget, what):
             faults.append(f"{what} {getattr(binary, what)} > {getattr(budget, what)}")
-    if binary.stack or binary.spills:
+    if binary.stack > budget.stack or (binary.spills and not budget.stack):
         faults.append(f"spills: {binary.stack} bytes of stack, {binary.spills} accesses to it")
     if not all(any(part in case for part in budget.narrow_cases) for case in cases):
         faults += _narrow("load", binary.loads, budget.load, budget.narrow_loads)
@@ -221,17 +222,29 @@ def _narrow(what: str, accesses: Counter[tuple[int, str]], width: int, excepted:
     """Accesses narrower than `width`, or than the width of the excepted name in their source line."""
     faults = []
     for (bits, line), count in sorted(accesses.items()):
-        text = _source(line)
+        text = " | ".join(_source(line, above).strip() for above in reversed(range(_lines_told_below(bits) + 1)))
         least = min((w for name, w in excepted.items() if re.search(rf"\b{name}\b", text)), default=width)
         if bits < least:
-            faults.append(f"{count} {what}s of {bits} < {least} bits at {_short(line)}: {text.strip()}")
+            faults.append(f"{count} {what}s of {bits} < {least} bits at {_short(line)}: {text}")
     return faults
 
 
-def _source(line: str) -> str:
+def _lines_told_below(bits: int) -> int:
+    """How far below its own source line an access may be told to be. Triton 3.9 counts the lines of its inline assembly
+    as if they were the source's, and a load there has a line for each register before it."""
+    return max(1, bits // 32) if _version(triton.__version__) >= (3, 9) else 0
+
+
+def _version(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _source(line: str, above: int = 0) -> str:
+    """The source line of `path:number`, or one so many lines above it."""
     path, _, number = line.rpartition(":")
     lines = _lines(path)
-    return lines[int(number) - 1] if lines and number else ""
+    return lines[int(number) - 1 - above] if lines and number and int(number) > above else ""
 
 
 @cache

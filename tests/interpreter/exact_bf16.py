@@ -88,6 +88,17 @@ def _binary(original: Callable[..., TensorHandle]) -> Callable[..., TensorHandle
     return binary_op
 
 
+def _unary(original: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
+    """`-x` is an operation of its own from triton 3.8 on, and acts on the uint16 patterns too."""
+
+    def unary_op(builder: InterpreterBuilder, arg: TensorHandle, op: Any) -> TensorHandle:
+        if not _is_bf16(arg):
+            return original(builder, arg, op)
+        return TensorHandle(round_to_bf16(op(widen(arg.data))), tl.bfloat16)
+
+    return unary_op
+
+
 def _fma(original: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
     """a * b + c rounded once: fp64 holds the product of two bf16 exactly."""
 
@@ -124,6 +135,7 @@ _REPLACEMENTS: dict[str, Callable[[Callable[..., TensorHandle]], Callable[..., T
     "cast_impl": _cast,
     "create_fp_to_fp": _cast_with_rounding,
     "binary_op": _binary,
+    "unary_op": _unary,
     "create_fma": _fma,
     "create_dot": _dot,
 }
