@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from maekernels import _native
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+T = TypeVar("T")
+_COMPLAINT = re.compile(r"\w+=.*: must be .*")
+
+
+def run_op(op: Callable[..., T], *args: object) -> T:
+    """`op(*args)`, whose complaints are `ValueError`s.
+
+    The C++ kernels throw std::invalid_argument, in Python ValueError. From torch 2.14 on the stable ABI makes a
+    RuntimeError of it, with the same words among its own.
+    """
+    if torch.compiler.is_compiling():
+        return op(*args)
+    try:
+        return op(*args)
+    except RuntimeError as error:
+        found = _COMPLAINT.search(str(error))
+        if found is None:
+            raise
+        raise ValueError(found.group()) from error
 
 
 def check(ok: bool, name: str, given: object, allowed: str) -> None:

@@ -26,6 +26,7 @@ from maekernels._checks import (
     check_backend,
     check_kernel_dtype,
     describe,
+    run_op,
 )
 from maekernels._native import PYTHON_CPU
 from maekernels._pixels import sample_chunks
@@ -56,7 +57,8 @@ def add_noise(
     check_alpha_bar(alpha_bar, x0.shape[0], x0.device)
     check(offset >= 0, "offset", offset, "not negative")
     check_backend(backend, x0.device)
-    return (_reference if backend == "torch" else _add_noise)(x0, alpha_bar, philox.as_seed(seed, x0.device), offset)
+    op = _reference if backend == "torch" else _add_noise
+    return run_op(op, x0, alpha_bar, philox.as_seed(seed, x0.device), offset)
 
 
 def _reference(x0: Tensor, alpha_bar: Tensor, seed: Tensor, offset: int) -> Tensor:

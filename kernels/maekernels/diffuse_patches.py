@@ -34,6 +34,7 @@ from maekernels._checks import (
     check_backend,
     check_kernel_dtype,
     check_range,
+    run_op,
 )
 from maekernels._native import PYTHON_CPU
 from maekernels._pixels import (
@@ -92,7 +93,7 @@ def diffuse_patches(
     op = _reference if backend == "torch" else _diffuse_patches
     seed = philox.as_seed(seed, x.device)
     args = (list(patch), list(mean), list(std), alpha_bar, seed, offset, norm_pix, dtype, channels_first)
-    return op(x, ids, *args)
+    return run_op(op, x, ids, *args)
 
 
 def _reference(

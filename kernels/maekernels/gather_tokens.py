@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from maekernels._checks import check_backend, check_float, check_ids, check_range
+from maekernels._checks import check_backend, check_float, check_ids, check_range, run_op
 from maekernels._native import PYTHON_CPU
 from maekernels._tokens import flat_rows
 from maekernels._triton import jit, register_cuda, row_tile
@@ -37,7 +37,7 @@ def gather_tokens(x: Tensor, ids: Tensor, *, backend: str | None = None) -> Tens
     check_float("x", x, "[B, N, D]")
     check_ids(ids, x.shape[0], x.device)
     check_backend(backend, x.device)
-    return (_reference if backend == "torch" else _gather_tokens)(x, ids)
+    return run_op(_reference if backend == "torch" else _gather_tokens, x, ids)
 
 
 def _reference(x: Tensor, ids: Tensor) -> Tensor:

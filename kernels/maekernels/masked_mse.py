@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from maekernels._checks import check, check_backend, check_float, check_kernel_dtype, check_range, describe
+from maekernels._checks import check, check_backend, check_float, check_kernel_dtype, check_range, describe, run_op
 from maekernels._native import PYTHON_CPU
 from maekernels._pixels import (
     as_video,
@@ -70,7 +70,7 @@ def masked_mse(
     check(ok, "pred", describe(pred), f"[B, Q, P]={[*ids.shape, grid.patch_dim]} on {x.device}, from ids and patch")
     check_backend(backend, x.device)
     op = _reference if backend == "torch" else _masked_mse
-    return op(pred, x.detach(), ids, list(patch), list(mean), list(std), norm_pix, channels_first)
+    return run_op(op, pred, x.detach(), ids, list(patch), list(mean), list(std), norm_pix, channels_first)
 
 
 def _difference(

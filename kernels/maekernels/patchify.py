@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from maekernels._checks import FLOATS, check, check_backend, check_kernel_dtype, check_range
+from maekernels._checks import FLOATS, check, check_backend, check_kernel_dtype, check_range, run_op
 from maekernels._native import PYTHON_CPU
 from maekernels._pixels import (
     as_video,
@@ -72,7 +72,7 @@ def patchify(
     check(dtype in FLOATS, "dtype", dtype, "a float type")
     check_backend(backend, x.device)
     op = _reference if backend == "torch" else _patchify
-    return op(x, ids, list(patch), list(mean), list(std), dtype, channels_first)
+    return run_op(op, x, ids, list(patch), list(mean), list(std), dtype, channels_first)
 
 
 def _reference(

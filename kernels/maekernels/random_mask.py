@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from maekernels import philox
-from maekernels._checks import check, check_backend, describe
+from maekernels._checks import check, check_backend, describe, run_op
 from maekernels._native import PYTHON_CPU
 from maekernels._native_cuda import current_stream, native_ops
 from maekernels._triton import jit, next_power_of_2, register_cuda
@@ -92,7 +92,7 @@ def random_mask(
         check(ok, "groups", describe(groups), f"int32 or int64 [{length}] or [G, {length}] on {seed.device}")
         groups = groups if groups.dim() == 2 else groups[None]
     op = {"torch": _reference, "triton": _on_triton}.get(backend or "", _random_mask)
-    return MaskIds(*op(batch, length, num_keep, seed, offset, groups))
+    return MaskIds(*run_op(op, batch, length, num_keep, seed, offset, groups))
 
 
 def _reference(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from maekernels._checks import check, check_backend, check_float, check_ids, check_range, describe
+from maekernels._checks import check, check_backend, check_float, check_ids, check_range, describe, run_op
 from maekernels._native import PYTHON_CPU
 from maekernels._tokens import flat_rows, launch_inverse
 from maekernels._triton import cdiv, jit, register_cuda, row_tile
@@ -52,7 +52,8 @@ def scatter_tokens(
         ok = fill.shape == values.shape[2:] and fill.is_floating_point() and fill.device == values.device
         check(ok, "fill", describe(fill), f"a number or a float tensor [{values.shape[2]}] on {values.device}")
         row, fill = fill.to(values.dtype), 0.0
-    return (_reference if backend == "torch" else _scatter_tokens)(values, ids, length, float(fill), row)
+    op = _reference if backend == "torch" else _scatter_tokens
+    return run_op(op, values, ids, length, float(fill), row)
 
 
 def _reference(values: Tensor, ids: Tensor, length: int, number: float, row: Tensor | None) -> Tensor:
