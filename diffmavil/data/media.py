@@ -250,7 +250,8 @@ class Media:
 
     def _packets(self) -> Iterator[Packet]:
         """Packets of both streams until the end of the file, or until where it is cut off or damaged."""
-        yield from self._demux(self.container, self.video, self.audio)
+        packets = self._demux(self.container, self.video, self.audio)
+        yield from one_recording(self._placed(packets), (self.video, self.audio))
 
     @property
     def _reordered(self) -> float:
@@ -266,14 +267,15 @@ class Media:
         return None if by_libav else Slots(self.video)
 
     def _demux(self, container: InputContainer, *streams: Stream) -> Iterator[Packet]:
-        yield from one_recording(self._placed(packets_of(container, *streams)), streams)
+        for packet in packets_of(container, *streams):
+            self.deadline.check()
+            yield packet
 
     def _placed(self, packets: Iterator[Packet]) -> Iterator[Packet]:
         """The packets; those of pictures that are counted with the times that their numbers give, or none."""
         slots = self._slots()
         numbered = self.container.format.name in BY_NUMBER
         for packet in packets:
-            self.deadline.check()
             if packet.stream is self.video:
                 if slots and not slots.place(packet):
                     continue
