@@ -15,10 +15,7 @@ _MOST = 1.0
 
 
 class _Watch:
-    """Of one process: a thread does not survive a fork."""
-
     def __init__(self) -> None:
-        self.pid = os.getpid()
         self._seen = (0.0, time.monotonic())  # awake seconds, and when that was; replaced whole
         threading.Thread(target=self._look, name="awake", daemon=True).start()
 
@@ -37,7 +34,19 @@ _watch: _Watch | None = None
 
 def awake_seconds() -> float:
     """Seconds since the first call in this process, less those in which it was suspended."""
+    return (_watch or _start()).seconds()
+
+
+def _start() -> _Watch:
     global _watch
-    if _watch is None or _watch.pid != os.getpid():
-        _watch = _Watch()
-    return _watch.seconds()
+    _watch = _Watch()
+    return _watch
+
+
+def _forget() -> None:
+    """A thread does not survive a fork."""
+    global _watch
+    _watch = None
+
+
+os.register_at_fork(after_in_child=_forget)
