@@ -178,7 +178,7 @@ class Media:
         near = self.start + (_NEAR_COUNTED if self.container.format.name == "mpeg" else _NEAR)
         best, most = Packets([], []), (0, 0)
         for back in _STEPS_BACK:
-            from_start = begin - back < near
+            from_start = begin - back < near or not self._seekable
             found = self._read_from(None if from_start else begin - back, windows)
             covered = self._covered(found, windows)
             rank = covered, bool(found.video) + bool(found.audio)
@@ -187,6 +187,12 @@ class Media:
             if covered == 2 or from_start:
                 break
         return self._trimmed(best, windows)
+
+    @property
+    def _seekable(self) -> bool:
+        """Whether packets have right times after a seek. Ogg stamps pages, and libav does not know how long a packet of
+        FLAC in it is."""
+        return not (self.container.format.name == "ogg" and self.audio.codec_context.name == "flac")
 
     def _covered(self, found: Packets, windows: Windows) -> int:
         """How many of the two streams were read from before their window, or from their first packet."""

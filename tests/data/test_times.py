@@ -153,6 +153,12 @@ def test_far_into_a_program_stream(base_mp3: Path, tmp_path: Path, make: Make, m
     assert_whole(make(base_mp3, tmp_path), slack=0.1)
 
 
+def test_flac_in_ogg(base: Path, tmp_path: Path) -> None:
+    """Its packets have wrong times after a seek."""
+    ffmpeg("-i", base, "-c:v", "libtheora", "-q:v", 8, "-c:a", "flac", tmp_path / "a.ogv")
+    assert_whole(tmp_path / "a.ogv")
+
+
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
 def test_b_frames_in_avi(base: Path, tmp_path: Path, codec: str) -> None:
     """It has no presentation times: pictures appear in order, and those that lack what they refer to do not count."""
