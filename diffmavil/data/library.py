@@ -22,6 +22,10 @@ av.logging.set_level(None)
 av.logging.set_libav_level(av.logging.PANIC)
 
 
+# PyAV 19 reads tags of any bytes, and no longer takes this.
+_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+
+
 class BadClip(Exception):
     """A clip that cannot be used, and why."""
 
@@ -52,7 +56,7 @@ def open_container(source: Any, name: str, form: str | None = None) -> InputCont
     Raises `BadClip` when it cannot be opened. Tags play no part here, so one that is not UTF-8 does no harm.
     """
     with library_errors(name):
-        return cast("InputContainer", av.open(source, "r", format=form, metadata_errors="replace"))
+        return cast("InputContainer", av.open(source, "r", format=form, **_TAGS))
 
 
 def packets_of(container: InputContainer, *streams: Stream) -> Iterator[Packet]:
