@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -49,13 +48,12 @@ def orientation_of(frame: VideoFrame) -> Orientation:
     """
     try:
         # Not `frame.side_data`: frame and data would hold each other, and the decoder not get its memory back.
-        entries: Iterable[SideData] = cast("Any", SideDataContainer)(frame)
-        found = [entry for entry in entries if entry.type == Type.DISPLAYMATRIX]
+        found: SideData | None = cast("Any", SideDataContainer)(frame).get(Type.DISPLAYMATRIX)
     except ValueError:  # PyAV knows not every kind of side data; the angle it still gives
         return _TURNS[round(frame.rotation / 90) % 4]
-    if not found:
+    if found is None:
         return Orientation()
-    a, b, _, c, d = np.frombuffer(memoryview(found[0]), np.int32, 5).astype(float)
+    a, b, _, c, d = np.frombuffer(memoryview(found), np.int32, 5).astype(float)
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return Orientation(False, a < 0, d < 0)
     return Orientation(True, c < 0, b < 0)
