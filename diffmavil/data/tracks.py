@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from typing import cast
 
+import av
 from av.audio.stream import AudioStream
+from av.codec.context import Flags2
 from av.container import InputContainer
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from diffmavil.data.library import BadClip, library_errors
+
+# FFmpeg 9, of PyAV 19, takes the samples that prime a decoder from the first packets that it is given, wherever in the
+# file they are. They lie before the track's start, and sound is placed by its time: they are cut off there.
+_SKIPS_ANYWHERE = int(av.__version__.partition(".")[0]) >= 19
 
 _STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 _SIDE = (
@@ -40,6 +46,8 @@ def choose_tracks(container: InputContainer, name: str) -> tuple[VideoStream, Au
         for stream in (video, audio):
             # Every core decodes a clip of its own already; more threads only get in each other's way.
             stream.codec_context.thread_count = 1
+        if _SKIPS_ANYWHERE:
+            audio.codec_context.flags2 |= Flags2.skip_manual
     return cast("VideoStream", video), cast("AudioStream", audio)
 
 
