@@ -41,6 +41,8 @@ def loudness(path: Path) -> tuple[float, float]:
     return float(np.abs(direct[2000:]).max()), float(np.abs(flac(piece)[2000:-2000]).max())
 
 
+OLD_PYAV = int(av.__version__.partition(".")[0]) < 19
+"""Later ones have mended what some files here are made of."""
 CODED = {
     "pcm-packed": ("pcm_s16le", ".mkv", "", range(1, 17)),
     "pcm-planar": ("pcm_s16le_planar", ".nut", "", range(1, 17)),
@@ -178,8 +180,9 @@ def test_a_tag_that_is_no_text_costs_nothing(tmp_path: Path, suffix: str) -> Non
     path.write_bytes(
         data.replace(b"QQQQQQQQ", b"\xff\xfe\x80QQ\xc3\x28\xa0").replace(b"RRRRRRRR", b"\xf0\x28\x8c\xbcRR\xe9\xff")
     )
-    with pytest.raises(UnicodeDecodeError):
-        av.open(str(path))
+    if OLD_PYAV:
+        with pytest.raises(UnicodeDecodeError):
+            av.open(str(path))
     assert_shown(path, 60, 0.2)
 
 
@@ -198,8 +201,9 @@ def test_a_stream_that_comes_up_late_ends_no_run(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "a.ts", seconds=7.0, paint=lambda index: noise[index % 25])  # more than is probed
     other = two_tracks(tmp_path / "b.ts", (60, 180), (0.2, 0.6))
     path.write_bytes(path.read_bytes() + other.read_bytes() + path.read_bytes())
-    with av.open(str(path), "r") as container, pytest.raises(IndexError):
-        list(container.demux(video=0, audio=0))
+    if OLD_PYAV:
+        with av.open(str(path), "r") as container, pytest.raises(IndexError):
+            list(container.demux(video=0, audio=0))
     assert decode_clip(str(path), VIDEO, AUDIO).wave.any()
     assert all(isinstance(piece, Piece) for piece in prepared(path))
 
