@@ -23,8 +23,8 @@ help:
 	@echo "make install  only the virtual environment ($(VENV))"
 
 # torch comes first, from the constraints file: what follows then finds it satisfied, and compiles against its headers;
-# an isolated build would download it once more. Python compiles what is imported, when it is: pip would compile it all.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# an isolated build would download it once more.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 
 $(STAMP): $(SOURCES)
