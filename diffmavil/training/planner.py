@@ -166,31 +166,30 @@ def check_processes(config: Config, processes: int) -> None:
         require(size % processes == 0, name, size, f"a multiple of the {processes} processes it is divided over")
 
 
+_PLANNED_FROM = ("rule", "gflop", "memory_gib", "multiple", "largest")
+"""Settings of `batch` that a plan of sizes rests on."""
+
+
 def continued(old: Config, new: Config, step: int, position: int | None) -> Config:
     """`new`, changed so that a run of `old` that has done `step` steps goes on at its place in the stream of samples.
 
-    Another batch size leaves the samples of the run as they are, unless the number of steps was changed too, and a plan
-    made for the old one is made anew.
+    Another batch size leaves the samples of the run as they are, unless the number of steps was changed too. A plan
+    that was made for other settings is made anew.
 
     position: of the next sample; None: where `old` says that it is.
     """
     position = plan(old, step).position if position is None else position
-    if new.train.batch_size != old.train.batch_size:
-        if new.train.steps == old.train.steps:
-            steps = -(-old.train.steps * old.train.batch_size // new.train.batch_size)
-            new = replace(new, train=replace(new.train, steps=steps))
+    resized = new.train.batch_size != old.train.batch_size
+    if resized and new.train.steps == old.train.steps:
+        steps = -(-old.train.steps * old.train.batch_size // new.train.batch_size)
+        new = replace(new, train=replace(new.train, steps=steps))
+    if resized or new.mask != old.mask or any(getattr(new.batch, x) != getattr(old.batch, x) for x in _PLANNED_FROM):
         kept = {name: () for name in ("sizes", "at_once") if getattr(new.batch, name) == getattr(old.batch, name)}
         new = replace(new, batch=replace(new.batch, **kept))
-    try:
-        same = timetable(new) == timetable(old) or plan(new, step).position == position
-    except ValueError:  # its plan is for another schedule: what is wrong is said where it is used
-        same = True
-    return new if same and not _planless(old, new) else replace(new, batch=replace(new.batch, begin=(step, position)))
-
-
-def _planless(old: Config, new: Config) -> bool:
-    """Whether a plan was dropped, which will be made anew with sizes not known yet."""
-    return bool(old.batch.sizes) and not new.batch.sizes
+    to_be_planned = new.batch.rule != "fixed" and not new.batch.sizes
+    if not to_be_planned and new.batch.begin[0] <= step and plan(new, step).position == position:
+        return new
+    return replace(new, batch=replace(new.batch, begin=(step, position)))
 
 
 @dataclass(frozen=True)
@@ -212,14 +211,15 @@ class Orders:
     @property
     def largest(self) -> int:
         """Most clips of one step on this rank."""
-        return max(s.batch_size for s in timetable(self.config).stretches) // self.processes
+        sizes = [stretch.batch_size for stretch in timetable(self.config).stretches]
+        return max(sizes, default=self.config.train.batch_size) // self.processes
 
 
 def changes(config: Config) -> list[tuple[int, Plan]]:
     """The first step of each run of steps that are alike but for position and learning rate, and its plan."""
     table = timetable(config)
     found: list[tuple[int, Plan]] = []
-    step, parts = 0, stretch_count(config.mask)
+    step, parts = 0, stretch_count(config.mask) if table.stretches else 0
     for i in range(parts):
         # The first step that begins inside part i: no earlier than where part i begins.
         begin = max(-(-table.samples * i // parts), config.batch.begin[1])

@@ -137,7 +137,9 @@ class TrainStep:
                     arguments = self.task.arguments(now, now.position)
                     coupled = self.task.couple([(inputs, arguments) for inputs in drawn])
             for inputs, own in zip(drawn, coupled, strict=True):
-                self.one_pass(inputs, now, now.position, 1.0 if len(parts) == 1 else 0.5, own)
+                # Graphs are recorded for a share.
+                share = len(inputs[0]) / (now.batch_size // self.world.size)
+                self.one_pass(inputs, now, now.position, share, own)
             self.drop_gradients()
         seconds = time.perf_counter() - begin
         what = f"{graphs_compiled()} graphs compiled, " if self.config.train.compile else ""

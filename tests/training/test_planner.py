@@ -284,4 +284,27 @@ def test_a_finished_run_stays_finished():
     old = adaptive()
     new = continued(old, replace(old, train=replace(old.train, batch_size=40)), 50, None)
     assert list(Orders(new, 50, 0, 1)) == []
+    assert Orders(new, 50, 0, 1).largest == 40
+    assert changes(new) == []
     assert (plan(new, 50).progress, timetable(new).steps) == (1.0, 50)
+
+
+@pytest.mark.parametrize("rule", ["flops", "fixed"])
+def test_a_run_goes_on_at_its_place_with_another_rule(rule):
+    """A plan that is still to be made, or that another rule has made, must not move the run in the stream."""
+    fixed, planned = adaptive(), resolve_batches(adaptive(rule="flops", multiple=2), ALONE)
+    old, wanted = (fixed, planned) if rule == "flops" else (planned, fixed)
+    position = plan(old, 17).position
+    batch = replace(wanted.batch, sizes=old.batch.sizes)  # what is resumed has the plan of before
+    new = resolve_batches(continued(old, replace(old, batch=batch), 17, None), ALONE)
+    assert plan(new, 17).position == position
+    assert (new.batch.sizes != ()) == (rule == "flops")
+    assert next(iter(Orders(new, 17, 0, 1))).start == position
+
+
+def test_another_masking_schedule_has_another_plan():
+    old = resolve_batches(adaptive(rule="flops", multiple=2), ALONE)
+    mask = replace(old.mask, video=replace(old.mask.video, levels=8))
+    new = resolve_batches(continued(old, replace(old, mask=mask), 17, None), ALONE)
+    assert len(new.batch.sizes) == 8
+    assert plan(new, 17).position == plan(old, 17).position
