@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from clip_files import MEDIA, number_shown, rotate_clockwise, write_clip
 from prepared_sets import DEADLINE, contents, layout_of, prepare_here, work_through, write_clips
+from telling_clips import frames_of
 
 from diffmavil.config.errors import CannotWrite, UsageError
 from diffmavil.data.prepare import work as work_module
@@ -41,13 +42,6 @@ def pieces_of(path: Path, *, start: float | None = None, duration: float | None 
     found = list(transcode(item, Settings(**settings), DEADLINE))
     assert all(isinstance(piece, Piece) for piece in found), found
     return found  # type: ignore[return-value]
-
-
-def frames_of(piece: Piece) -> tuple[list[float], np.ndarray]:
-    """When each frame appears, and the frames `[T, H, W, 3]`."""
-    with av.open(io.BytesIO(piece.mp4), "r") as container:
-        frames = list(container.decode(video=0))
-    return [float(f.time or 0.0) for f in frames], np.stack([f.to_ndarray(format="rgb24") for f in frames])
 
 
 def sound_of(piece: Piece) -> np.ndarray:

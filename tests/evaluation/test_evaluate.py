@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 import diffmavil.evaluation.judge as judging
 from diffmavil import __version__
-from diffmavil.config import AudioConfig, Config, DecoderConfig, EncoderConfig, VideoConfig
+from diffmavil.config import Config
 from diffmavil.config.errors import UsageError
 from diffmavil.config.files import save_config
 from diffmavil.config.presets import preset
@@ -175,23 +175,6 @@ def test_section_for_the_report():
 
 
 # On clips
-
-
-@pytest.fixture(scope="module")
-def config(cache: Path) -> Config:
-    """A very small model on a few generated clips."""
-    base = preset("diffmavil-tiny")
-    decoder = DecoderConfig(depth=1, width=32, heads=4, attention="cross")
-    model = replace(
-        base.model,
-        video=VideoConfig(frames=4, size=32),
-        audio=AudioConfig(frames=64, mels=32, mean=-6.0, std=4.0),
-        encoder=EncoderConfig(depth=1, width=48, heads=3),
-        video_decoder=decoder,
-        audio_decoder=decoder,
-    )
-    data = replace(base.data, cache=str(cache), synthetic_train=24, synthetic_eval=24, workers=0)
-    return replace(base, model=model, data=data)
 
 
 @pytest.fixture

@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from diffmavil.config import AudioConfig, Config, DecoderConfig, EncoderConfig, VideoConfig
+from diffmavil.config import Config
 from diffmavil.config.errors import RunError
-from diffmavil.config.presets import preset
 from diffmavil.data.sources import split_source
 from diffmavil.evaluation.evaluate import evaluate
 from diffmavil.evaluation.features import extract, untrained_model
 from diffmavil.model import DiffMAViL
-
-
-@pytest.fixture(scope="module")
-def config(cache: Path) -> Config:
-    base = preset("diffmavil-tiny")
-    decoder = DecoderConfig(depth=1, width=32, heads=4, attention="cross")
-    model = replace(
-        base.model,
-        video=VideoConfig(frames=4, size=32),
-        audio=AudioConfig(frames=64, mels=32, mean=-6.0, std=4.0),
-        encoder=EncoderConfig(depth=1, width=48, heads=3),
-        video_decoder=decoder,
-        audio_decoder=decoder,
-    )
-    data = replace(base.data, cache=str(cache), synthetic_train=24, synthetic_eval=24, workers=0)
-    return replace(base, model=model, data=data)
 
 
 @pytest.fixture
