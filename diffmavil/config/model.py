@@ -179,6 +179,8 @@ class ContrastConfig:
 class ModelConfig:
     """The architecture and its losses. Defaults: `mavil-base` as published."""
 
+    modalities: Literal["av", "audio", "video"] = "av"
+    """av: sound and picture, fused. audio, video: that branch alone; the other is neither decoded nor computed."""
     video: VideoConfig = VideoConfig()
     audio: AudioConfig = AudioConfig()
     encoder: EncoderConfig = EncoderConfig()
@@ -200,7 +202,16 @@ class ModelConfig:
     norm: Literal["torch", "apex"] = "torch"
     """LayerNorm of torch, or NVIDIA apex's fused one."""
 
+    @property
+    def hears(self) -> bool:
+        return self.modalities != "video"
+
+    @property
+    def sees(self) -> bool:
+        return self.modalities != "audio"
+
     def __post_init__(self) -> None:
+        require(self.modalities in ("av", "audio", "video"), "model.modalities", self.modalities, "av, audio or video")
         require(self.fusion_depth >= 0, "model.fusion_depth", self.fusion_depth, ">= 0")
         require(self.views in (1, 2), "model.views", self.views, "1 or 2")
         require(0 < self.decode_fraction <= 1, "model.decode_fraction", self.decode_fraction, "in (0, 1]")
