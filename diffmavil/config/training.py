@@ -139,6 +139,11 @@ class TrainConfig:
     keep_checkpoints: int = 2
     max_nonfinite: int = 5
     """Consecutive skipped steps after which the run stops."""
+    probe_every: int = 0
+    """Steps between looks at the features of held-out clips (neighbours, effective rank, dead dimensions), which show
+    early whether anything is learnt; 0: none. Training itself goes on as it would without."""
+    probe_clips: int = 256
+    """Held-out clips for that, and as many labelled training clips; the bound of its cost."""
     report: bool = True
     """Write report.html at the end."""
 
@@ -150,4 +155,6 @@ class TrainConfig:
         require(self.log_every >= 1, "train.log_every", self.log_every, ">= 1")
         require(self.checkpoint_every >= 1, "train.checkpoint_every", self.checkpoint_every, ">= 1")
         require(self.keep_checkpoints >= 1, "train.keep_checkpoints", self.keep_checkpoints, ">= 1")
+        require(self.probe_every >= 0, "train.probe_every", self.probe_every, ">= 0")
+        require(self.probe_clips >= 2, "train.probe_clips", self.probe_clips, ">= 2")
         require(self.max_nonfinite >= 1, "train.max_nonfinite", self.max_nonfinite, ">= 1")

@@ -12,11 +12,13 @@ from diffmavil.training.planner import Orders, plan, timetable
 from diffmavil.training.run import Run, StopSignals
 from diffmavil.training.step import TrainStep
 from diffmavil.training.task import Task
-from diffmavil.training.telemetry import Telemetry
+from diffmavil.training.telemetry import Monitor, Telemetry
 
 
-def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World) -> bool:
+def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World, monitor: Monitor | None = None) -> bool:
     """Run the remaining steps of `run`; False when a signal ended them early, after a checkpoint.
+
+    monitor: called every `train.probe_every` steps; what it sees stands in that step's record.
 
     Raises:
         UsageError: an optimiser, kernels or a CUDA graph that cannot be had here.
@@ -32,7 +34,7 @@ def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World) -> b
     loader.tally.add(run.progress.clips)
     if config.train.compile or config.train.cuda_graph:
         run = run.noting(step.warm_up())
-    with StopSignals() as stop, Telemetry(run, config, peers, step, loader, done) as telemetry, loader:
+    with StopSignals() as stop, Telemetry(run, config, peers, step, loader, done, monitor) as telemetry, loader:
         for batch in loader:
             now = plan(config, done)
             result = step(batch, now, offset=now.position + peers.rank * (now.batch_size // peers.size))

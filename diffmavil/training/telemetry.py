@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -18,13 +19,39 @@ from diffmavil.training.run import Run
 from diffmavil.training.step import StepResult, TrainStep
 
 
+class Observation(NamedTuple):
+    """What a monitor saw: numbers for the record of its step, and lines for whoever watches."""
+
+    metrics: Metrics
+    lines: list[str]
+
+
+class Monitor(Protocol):
+    """Looks at the model between two steps, every `train.probe_every` of them, on rank 0 while the others wait.
+
+    It must leave the model, and every random number that training draws, as they are.
+    """
+
+    def __call__(self, done: int) -> Observation: ...
+
+
 class Telemetry:
     """Sums losses on the device, reads them at each logging interval, and stops a run that has diverged."""
 
-    def __init__(self, run: Run, config: Config, world: World, step: TrainStep, loader: Loader, done: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        config: Config,
+        world: World,
+        step: TrainStep,
+        loader: Loader,
+        done: int,
+        monitor: Monitor | None = None,
+    ) -> None:
         self.config, self.world, self.step, self.loader = config, world, step, loader
         self._log = RunLog(run.folder, resumed_step=done, total_steps=timetable(config).steps) if world.main else None
         self._notes = run.notes
+        self._monitor = monitor if config.train.probe_every else None
         self._sums = torch.zeros(len(step.task.names) + 2, device=world.device)
         self._named_bad: set[str] = set()
         self._reset(done)
@@ -52,7 +79,7 @@ class Telemetry:
             self._log.say(message)
 
     def after_step(self, done: int, now: Plan, result: StepResult, *, flush: bool) -> None:
-        """Count one step; on the logging interval, or when `flush`, read and record.
+        """Count one step; on the logging interval, or when `flush` or the monitor's turn, read and record.
 
         Raises:
             RunError: too many non-finite steps in a row.
@@ -61,13 +88,16 @@ class Telemetry:
         self._sums += torch.where(torch.isfinite(result.grad_norm), values, 0)  # a skipped step has no loss
         self._gflop += FORWARDS * self.step.task.flops(now) * now.batch_size / 1e9
         self._clips += now.batch_size
-        if not flush and done % self.config.train.log_every:
+        monitored = self._monitor is not None and done % self.config.train.probe_every == 0
+        if not (flush or monitored) and done % self.config.train.log_every:
             return
         *scalars, grad_norm, skipped, in_a_row = self._read()
         self._name_bad_clips()
+        metrics = self._metrics(done, now, scalars)
+        metrics |= {"grad_norm": grad_norm, "nonfinite_steps": skipped, "bad_clips": len(self._named_bad)}
+        if monitored:  # after the clock is read: its seconds are not training's
+            metrics |= self._observe(done)
         if self._log:
-            metrics = self._metrics(done, now, scalars)
-            metrics |= {"grad_norm": grad_norm, "nonfinite_steps": skipped, "bad_clips": len(self._named_bad)}
             remaining = timetable(self.config).steps - done
             self._log.record(metrics, eta_seconds=remaining * metrics["seconds_per_step"])
         if in_a_row >= self.config.train.max_nonfinite:
@@ -76,6 +106,14 @@ class Telemetry:
                 "lower optim.lr, set optim.clip_grad, or use --train.precision fp32"
             )
         self._reset(done)
+
+    def _observe(self, done: int) -> Metrics:
+        monitor = self._monitor
+        assert monitor is not None  # who calls this has looked
+        seen = self.world.main_only(lambda: monitor(done))
+        for line in seen.lines:
+            self.say(line)
+        return seen.metrics
 
     def _read(self) -> list[float]:
         """Means over the interval's good steps and the ranks, and the counters: the one wait for the device.
