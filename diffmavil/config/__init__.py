@@ -17,6 +17,7 @@ from diffmavil.config.model import (
     DecoderConfig,
     DiffusionConfig,
     EncoderConfig,
+    Modalities,
     ModelConfig,
     VideoConfig,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "DiffusionConfig",
     "EncoderConfig",
     "MaskConfig",
+    "Modalities",
     "ModelConfig",
     "OptimConfig",
     "RatioSchedule",

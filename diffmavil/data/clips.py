@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 
 class Stored(NamedTuple):
-    """Where a prepared clip lies: bytes of its mp4 and of its FLAC in a shard, and their CRC-32."""
+    """Where a prepared clip lies: bytes of its mp4 and of its FLAC in a shard, and their CRC-32.
+
+    What it was prepared without has a size of 0.
+    """
 
     root: str
     shard: str
