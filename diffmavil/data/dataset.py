@@ -169,7 +169,7 @@ class TrainClips(Dataset):
         self.config = config
         self.decoder: DecoderName = decoder
         self.clips = ClipTable(clipset.clips)
-        self.stream = ClipStream(len(clipset), config.train.seed, clipset.parts)
+        self.stream = ClipStream(len(clipset), config.train.seed, clipset.parts, clipset.often)
         self.reader = make_reader(config)
         self.stop = stop
         """Set when nobody waits for the batch any more."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from diffmavil.config import DataConfig, Modalities
+from diffmavil.config import Config, DataConfig, Modalities
 from diffmavil.config.folders import expand, writing
 from diffmavil.data.clips import Clip, ClipSet, Split
 from diffmavil.data.csv_table import read_csv
@@ -56,6 +56,11 @@ def split_source(data: DataConfig, modalities: Modalities = "av") -> Split:
         single = [replace(data, root=root, more=(), weights=()) for root in (data.root, *data.more)]
         return _mixed([_split_one(one, modalities) for one in single], data.weights)
     return _split_one(data, modalities)
+
+
+def read_set(config: Config, root: str, name: str) -> ClipSet:
+    """All clips of one more set, which the setting `name` gives; errors as of `split_source`."""
+    return _read(config.data, root, name, "eval", config.model.modalities)
 
 
 def _mixed(splits: list[Split], weights: tuple[float, ...]) -> Split:

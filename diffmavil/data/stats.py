@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -27,11 +28,12 @@ from diffmavil.data.shards.store import StoreError
 from diffmavil.data.sources import split_source
 from diffmavil.data.stream import ClipStream
 
+C = TypeVar("C", bound=Config)
 _VERSION = 2
 """Of what is measured and remembered: files of another are measured anew. 1 counted silence, and did not tell of it."""
 
 
-def open_data(config: Config) -> tuple[Config, Split]:
+def open_data(config: C) -> tuple[C, Split]:
     """The config with the audio statistics of the training clips, and the clips, whose note tells of silent ones.
 
     With `model.modalities` video there are no such statistics.
@@ -44,7 +46,7 @@ def open_data(config: Config) -> tuple[Config, Split]:
     return config, split._replace(train=replace(split.train, note=f"{split.train.note}{told}"))
 
 
-def resolve_audio_stats(config: Config, clipset: ClipSet) -> Config:
+def resolve_audio_stats(config: C, clipset: ClipSet) -> C:
     """`config` with `model.audio.mean` and `.std`: as given, as the prepared set knows them, or measured.
 
     With `model.modalities` video it stays as it is.
@@ -57,7 +59,7 @@ def resolve_audio_stats(config: Config, clipset: ClipSet) -> Config:
     return _resolved(config, clipset)[0]
 
 
-def _resolved(config: Config, clipset: ClipSet) -> tuple[Config, str]:
+def _resolved(config: C, clipset: ClipSet) -> tuple[C, str]:
     """The config, and what is to be told of the clips measured."""
     audio = config.model.audio
     if audio.mean is not None or not config.model.hears:

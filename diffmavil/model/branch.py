@@ -92,14 +92,17 @@ class Branch(nn.Module):
             decodes.append(decode)
         return Masks(torch.stack(keeps, dim=1), torch.stack(decodes, dim=1))
 
-    def encode(self, x: Tensor, ids: Tensor) -> Tensor:
-        """The clip's patches at ids `[B, V, K]`, and no others, encoded: `[(B V), 1 + K, D]`."""
-        return self.encode_all([x], [ids])[0]
+    def encode(self, x: Tensor, ids: Tensor, scales: Tensor | None = None) -> Tensor:
+        """The clip's patches at ids `[B, V, K]`, and no others, encoded: `[(B V), 1 + K, D]`.
 
-    def encode_all(self, x: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
+        scales: as of `diffmavil.model.blocks.Blocks`.
+        """
+        return self.encode_all([x], [ids], scales)[0]
+
+    def encode_all(self, x: Sequence[Tensor], ids: Sequence[Tensor], scales: Tensor | None = None) -> list[Tensor]:
         """Several batches that keep other numbers of patches, each as in `encode`."""
         patches = [self.patches(*batch) for batch in zip(x, ids, strict=True)]
-        return self.encoder(patches, [rearrange(i, "b v k -> (b v) k") for i in ids])
+        return self.encoder(patches, [rearrange(i, "b v k -> (b v) k") for i in ids], scales)
 
     def patches(self, x: Tensor, ids: Tensor) -> Tensor:
         """Normalised patches at ids `[B, V, K]`: `[(B V), K, P]`."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from diffmavil.config import ModelConfig
 from diffmavil.model.blocks import CrossBlock, SelfBlock
+from diffmavil.model.classifier import Classifier
 from diffmavil.model.decoder import Decoder, DiffusedPatch
 from diffmavil.model.encoder import Encoder
 from diffmavil.model.fusion import Fusion
@@ -64,6 +65,13 @@ def forward_flops(model: DiffMAViL, keep_video: int, keep_audio: int) -> Flops:
 def _fusion(fusion: Fusion, keep_video: int, keep_audio: int) -> float:
     tokens = (keep_video + 1) + (keep_audio + 1)
     return sum(_self_block(cast(SelfBlock, block), tokens) for block in fusion.blocks)
+
+
+def classifier_flops(model: Classifier) -> float:
+    """Cost of one training clip's forward."""
+    kept = {name: model.kept(name) for name in model.branches}
+    encoders = sum(_encoder(branch.encoder, kept[name]) for name, branch in model.branches.items())
+    return encoders + _fusion(model.fusion, kept.get("video", 0), kept.get("audio", 0)) + _linear(model.head, 1)
 
 
 def mixed_flops(model: DiffMAViL, keep_video: int | tuple[int, ...], keep_audio: int | tuple[int, ...]) -> float:

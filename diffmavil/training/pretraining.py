@@ -49,6 +49,13 @@ class Pretraining:
         self._log_mel = make_log_mel(config.model).to(device)
         self._augment = Augment(config.data.augment, config.train.seed)
 
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def after_step(self, done: int) -> None:
+        """Nothing is kept along the run."""
+
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Video uint8 `[B, T, H, W, 3]`, normalised log-mel `[B, F, M]`; which clips they are, if some come twice."""
         video = self._augment.video(batch.video, batch.position)
