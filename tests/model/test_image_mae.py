@@ -194,18 +194,26 @@ def test_the_same_patch_size_is_not_resized() -> None:
     assert torch.equal(patch_weight(kernel, (6, 8)), rearrange(kernel.sum(dim=1), "d mel time -> d (time mel)"))
 
 
+def test_a_resized_kernel_of_sound_is_told_as_a_picture(
+    build: Build, small: ModelConfig, saved: Callable[..., Path]
+) -> None:
+    config = replace(small, audio=replace(small.audio, patch=(8, 4)))
+    report = initialise_from_image_mae(build(config), saved(mae.random_state()))
+    assert "resized (bicubic) from 8x8 to 4x8, summed over its 3 channels, time along its width" in report.mapped[1]
+
+
 def test_the_report_is_short_and_says_it_all(build: Build, small: ModelConfig, saved: Callable[..., Path]) -> None:
     config = replace(small, video=replace(small.video, patch=(2, 16, 16)))
     path = saved(mae.random_state(depth=3))
     assert initialise_from_image_mae(build(config), path).lines() == [
-        f"init: {path}, an image MAE (MAE's own names): 3 blocks of width 48, heads not told: taken to be ours, "
+        f"init: {path}, an image MAE (MAE's own names): depth 3, width 48, heads not told (taken to be ours), "
         "patches of 8x8",
         "  video.encoder.embed.proj <- patch_embed.proj: resized (bicubic) from 8x8 to 16x16, repeated over 2 frames "
         "and divided by 2",
         "  audio.encoder.embed.proj <- patch_embed.proj: summed over its 3 channels, time along its width",
-        "  cls <- cls_token; blocks <- blocks.0 to 1 of 3; norm <- norm, in each encoder",
+        "  each encoder: cls <- cls_token; blocks <- blocks.0 to 1; norm <- norm",
         "  fusion: each block <- blocks.1; norm <- norm",
-        "  left over: pos_embed (our positions are fixed), blocks.2 to 2, mask_token, decoder_embed, decoder_blocks",
+        "  left over: pos_embed (our positions are fixed), blocks.2, mask_token, decoder_embed, decoder_blocks",
         "  new: audio.decoder, video.decoder, fusion.audio_type, fusion.video_type",
     ]
 

@@ -78,12 +78,12 @@ def initialise_from_image_mae(model: DiffMAViL, path: Path) -> InitReport:
     for name, branch in branches(model).items():
         values |= _encoder(f"{name}.encoder", branch, image)
         mapped.append(f"{name}.encoder.embed.proj <- {image.names.patch}: {_how(branch, image.kernel)}")
-    depth, blocks = model.config.encoder.depth, image.names.block
-    used = f"{blocks.format(0)} to {depth - 1}" + (f" of {len(image.blocks)}" if len(image.blocks) > depth else "")
-    mapped.append(f"cls <- {image.names.cls}; blocks <- {used}; norm <- {image.names.norm}, in each encoder")
+    depth = model.config.encoder.depth
+    used = _span(image, 0, depth)
+    mapped.append(f"each encoder: cls <- {image.names.cls}; blocks <- {used}; norm <- {image.names.norm}")
     fusion = _fusion(model, image)
     if fusion:
-        mapped.append(f"fusion: each block <- {blocks.format(depth - 1)}; norm <- {image.names.norm}")
+        mapped.append(f"fusion: each block <- {image.names.block.format(depth - 1)}; norm <- {image.names.norm}")
     values |= fusion
     parameters = dict(model.named_parameters())
     for name, value in values.items():
@@ -152,23 +152,30 @@ def resize_kernel(kernel: Tensor, size: Iterable[int]) -> Tensor:
 
 def _how(branch: Branch, kernel: Tensor) -> str:
     """What became of the kernel of the patch embedding."""
+    height, width = kernel.shape[2:]
     if len(branch.patch) == 3:
         frames, *size = branch.patch
-        how, old = f"repeated over {frames} frames and divided by {frames}", list(kernel.shape[2:])
+        how = f"repeated over {frames} frames and divided by {frames}"
     else:
-        size, old = list(branch.patch), list(kernel.shape[:1:-1])
+        size = branch.patch[::-1]
         how = "summed over its 3 channels, time along its width"
-    return how if size == old else f"resized (bicubic) from {_by(old)} to {_by(size)}, {how}"
+    resized = f"resized (bicubic) from {height}x{width} to {_by(size)}, "
+    return how if (height, width) == tuple(size) else resized + how
 
 
 def _by(size: Iterable[int]) -> str:
     return "x".join(map(str, size))
 
 
+def _span(image: ImageEncoder, first: int, end: int) -> str:
+    """What the blocks from `first` to before `end` are called."""
+    return image.names.block.format(first) + (f" to {end - 1}" if end - first > 1 else "")
+
+
 def _source(image: ImageEncoder) -> str:
-    heads = "heads not told: taken to be ours" if image.heads is None else f"{image.heads} heads"
+    heads = "not told (taken to be ours)" if image.heads is None else str(image.heads)
     kernel = _by(image.kernel.shape[2:])
-    size = f"{len(image.blocks)} blocks of width {image.width}, {heads}, patches of {kernel}"
+    size = f"depth {len(image.blocks)}, width {image.width}, heads {heads}, patches of {kernel}"
     return f"{image.path}, an image MAE ({image.names.kind}): {size}"
 
 
@@ -176,7 +183,7 @@ def _left(image: ImageEncoder, depth: int) -> tuple[str, ...]:
     """Groups of keys; blocks beyond `depth` are one."""
     left = [f"{image.names.positions} (our positions are fixed)"] if image.names.positions in image.left else []
     if len(image.blocks) > depth:
-        left.append(f"{image.names.block.format(depth)} to {len(image.blocks) - 1}")
+        left.append(_span(image, depth, len(image.blocks)))
     others = (key for key in image.left if key != image.names.positions)
     groups = Counter(re.split(r"\.\d+\.|\.(?:weight|bias)$", key)[0] for key in others)
     return (*left, *(name if count == 1 else f"{name} ({count})" for name, count in groups.items()))

@@ -1,4 +1,7 @@
-"""What image MAEs are called inside: the original, and both generations of transformers' ViTMAE."""
+"""What image MAEs are called inside: the original, and both generations of transformers' ViTMAE.
+
+`save_pretrained` of transformers 5 still writes the older names; a state dict there has the newer ones.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ ORIGINAL = Names(
     },
 )
 TRANSFORMERS_4 = Names(
-    kind="names of transformers up to 4, and of all its files",
+    kind="transformers' older names",
     patch="embeddings.patch_embeddings.projection",
     cls="embeddings.cls_token",
     positions="embeddings.position_embeddings",
@@ -70,7 +73,7 @@ TRANSFORMERS_4 = Names(
     },
 )
 TRANSFORMERS_5 = Names(
-    kind="names of transformers 5",
+    kind="transformers' newer names",
     patch=TRANSFORMERS_4.patch,
     cls=TRANSFORMERS_4.cls,
     positions=TRANSFORMERS_4.positions,

@@ -78,6 +78,7 @@ def _read_torch(path: Path, head: bytes) -> object:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code:
             # torch's own message advises to load it all the same.
-            raise refusal(path, f"holds more than tensors ({code[1]}), and code in a file is never run") from error
+            why = f"holds more than tensors ({code[1]}): code in a file is never run; save its tensors alone"
+            raise refusal(path, why) from error
         why = f"is damaged, or neither safetensors nor torch's: it begins with {head!r} ({type(error).__name__})"
         raise refusal(path, why) from error
