@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +11,23 @@ import numpy as np
 import pytest
 import torch
 from clip_files import number_shown, numbered, write_clip
+from prepared_sets import layout_of, prepare_here
 from sound_files import rising, sound_of_file, write_sound
 
 from diffmavil.config import AudioConfig, Config, DataConfig, Modalities, ModelConfig, TrainConfig, VideoConfig
+from diffmavil.config.errors import TooManyBadClips, UsageError
+from diffmavil.data.bottleneck import diagnose
 from diffmavil.data.clips import ClipSet
+from diffmavil.data.dataset import Batch
 from diffmavil.data.decode import BadClip, Decoded, decode_clip, decode_sound
 from diffmavil.data.decoders import choose_decoder
 from diffmavil.data.loader import eval_batches, make_loader
+from diffmavil.data.prepare.verify import verify
+from diffmavil.data.shards.index import Description
 from diffmavil.data.sources import open_source, split_source
 from diffmavil.data.stats import open_data
+from diffmavil.doctor import main as doctor_command
+from diffmavil.prepare import main as prepare_command
 
 VIDEO = VideoConfig(frames=4, seconds=1.0, size=32, patch=(2, 16, 16))
 AUDIO = AudioConfig(frames=96, mels=64)  # 0.975 s
@@ -218,10 +228,8 @@ def test_a_table_of_sound_files_with_two_labels(mixed: Path, tmp_path: Path) -> 
     ("modalities", "picture", "samples"),
     [("audio", (3, 0, 0, 0, 3), AUDIO.samples), ("video", (3, 4, 32, 32, 3), 0)],
 )
-@pytest.mark.parametrize("workers", [0, 1])
-def test_batches_keep_their_rows(mixed: Path, modalities, picture: tuple[int, ...], samples: int, workers: int) -> None:
+def test_batches_keep_their_rows(mixed: Path, modalities, picture: tuple[int, ...], samples: int) -> None:
     settings = config(mixed, modalities, max_bad_share=1.0)
-    settings = replace(settings, data=replace(settings.data, workers=workers))
     clips = open_source(settings.data, "train", modalities)
     usable = ("cat/a.wav", "dog/b.FLAC", "dog/c.mp4") if modalities == "audio" else ("cat/d.mp4", "dog/c.mp4")
     with make_loader(settings, clips, steps=2) as loader:
@@ -251,3 +259,125 @@ def test_statistics(mixed: Path) -> None:
     assert heard.model.audio.std
     assert both.model.audio.std
     assert heard.model.audio.mean != both.model.audio.mean
+
+
+def read(root: Path, modalities: Modalities) -> Batch:
+    """All clips of a set as one batch, in order."""
+    settings = config(root, modalities, eval_root=str(root))
+    clips = split_source(settings.data, modalities).held_out
+    with eval_batches(settings, clips, len(clips)) as loader:
+        (batch,) = list(loader)
+        assert not loader.bad
+    return batch
+
+
+def test_prepared_sound_is_the_sound_of_the_files(tmp_path: Path) -> None:
+    """16 kHz wav: nothing is resampled, and FLAC keeps what was quantised."""
+    root = tmp_path / "clips"
+    for index, seconds in enumerate((0.2, 0.9, 2.5)):
+        path = root / f"class{index % 2}" / f"{index}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sound(path, rising(seconds, RATE), "pcm_s16le", RATE, "mono")
+    found = prepare_here(root, tmp_path / "out", modalities="audio", per_shard=2)
+    assert (found.facts["clips"], found.facts["seconds"]) == (3, 3.6)
+    assert set(found.audio) == {64, 128}
+    assert verify(tmp_path / "out") == []
+    with tarfile.open(tmp_path / "out" / found.shards[0][0]) as tar:
+        assert {Path(name).suffix for name in tar.getnames()} == {".flac", ".json"}
+    plain, prepared = read(root, "audio"), read(tmp_path / "out", "audio")
+    assert plain.wave_valid.tolist() == prepared.wave_valid.tolist()
+    assert plain.labels == prepared.labels
+    torch.testing.assert_close(plain.wave, prepared.wave, rtol=0, atol=1.01 / 32768)
+    stats, _ = open_data(config(tmp_path / "out", "audio"))
+    assert (stats.model.audio.mean, stats.model.audio.std) == found.audio[64]
+
+
+def test_a_long_sound_is_cut_into_pieces(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    write_sound(tmp_path / "clips/a.flac", rising(10.0, 44_100), "flac", 44_100, "stereo")
+    found = prepare_here(tmp_path / "clips", tmp_path / "out", modalities="audio", cut=4.0)
+    assert found.facts["clips"] == 3
+    assert found.facts["seconds"] == pytest.approx(10.0, abs=0.01)
+
+
+def test_prepared_muted_videos(mixed: Path, tmp_path: Path) -> None:
+    found = prepare_here(mixed, tmp_path / "out", modalities="video")
+    assert (found.facts["clips"], found.audio) == (2, {})
+    assert found.facts["seconds"] == pytest.approx(3.0, abs=0.05)
+    assert verify(tmp_path / "out") == []
+    with tarfile.open(tmp_path / "out" / found.shards[0][0]) as tar:
+        assert {Path(name).suffix for name in tar.getnames()} == {".mp4", ".json"}
+    plain, prepared = read(mixed, "video"), read(tmp_path / "out", "video")
+    shown = [[number_shown(frame.numpy()) for clip in batch.video for frame in clip] for batch in (plain, prepared)]
+    assert shown[0] == shown[1]
+
+
+def test_one_part_of_a_prepared_set_of_both(mixed: Path, tmp_path: Path) -> None:
+    """Only that part is read: what is wrong with the other is not seen."""
+    out = tmp_path / "out"
+    found = prepare_here(mixed, out)
+    assert found.facts["reasons"] == {"no audio stream": 1}
+    both, heard, seen = (read(out, modalities) for modalities in ("av", "audio", "video"))
+    assert heard.wave.any()
+    assert tuple(heard.video.shape) == (1, 0, 0, 0, 3)
+    shown = np.array([[number_shown(frame.numpy()) for frame in batch.video[0]] for batch in (both, seen)])
+    assert np.abs(shown[0] - shown[1]).max() <= 1
+    shard = out / found.shards[0][0]
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"mdat") + 100] ^= 1
+    shard.write_bytes(data)
+    assert torch.equal(read(out, "audio").wave, heard.wave)
+    settings = config(out, "video")
+    clips = split_source(settings.data, "video").train
+    with eval_batches(settings, clips, 2) as loader, pytest.raises(TooManyBadClips, match="checksum is wrong"):
+        list(loader)
+
+
+def test_a_prepared_set_without_what_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    write_sound(tmp_path / "clips/a.wav", rising(1.0, RATE), "pcm_s16le", RATE, "mono")
+    prepare_here(tmp_path / "clips", tmp_path / "out", modalities="audio")
+    data = DataConfig(root=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"data\.root=.*out': prepared with sound alone: .* picture and sound "):
+        split_source(data)
+    with pytest.raises(ValueError, match=r"data\.root=.*out': prepared with sound alone: .* picture alone "):
+        split_source(data, "video")
+
+
+def test_a_preparation_of_an_older_version_goes_on(mixed: Path, tmp_path: Path) -> None:
+    """It knew no --modalities; its sets are of both."""
+    layout_of(mixed, tmp_path / "out")
+    plan = tmp_path / "out/.prepare/plan.json"
+    plain = json.loads(plan.read_bytes())
+    del plain["settings"]["modalities"]
+    plan.write_text(json.dumps(plain))
+    layout_of(mixed, tmp_path / "out")
+    with pytest.raises(ValueError, match="holds other settings"):
+        layout_of(mixed, tmp_path / "out", modalities="video")
+    assert Description([], [], {}, {}).modalities == "av"
+
+
+def test_the_doctor_looks_at_video_alone(mixed: Path) -> None:
+    found = diagnose(config(mixed, "video"), 0.01)
+    assert min(found.decode, found.transform, found.together) > 0
+
+
+def test_the_commands(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    sounds = tmp_path / "sounds"
+    sounds.mkdir()
+    write_sound(sounds / "a.wav", rising(1.0, 8000), "pcm_s16le", 8000, "mono")
+    with pytest.raises(UsageError, match=r"SRC=.*1 \.wav: sound alone needs --modalities audio"):
+        prepare_command([str(sounds), out])
+    with pytest.raises(SystemExit, match="2"):
+        prepare_command([str(mixed), out, "--modalities", "video", "--drop-silent"])
+    assert "--drop-silent=True: must be off" in capsys.readouterr().err
+    prepare_command([str(mixed), out, "--modalities", "audio", "--workers", "1"])
+    said = capsys.readouterr().out
+    assert "2 videos, 2 sound files; not looked at: 1 .txt" in said
+    assert "skipped 1: no audio stream" in said
+    wanted = ["--preset", "diffmavil-tiny", "--seconds", "0.05", "--workers", "1", "--no-step", "--json"]
+    doctor_command([out, "--modalities", "audio", *wanted])
+    assert json.loads(capsys.readouterr().out)["together"] > 0
+    with pytest.raises(UsageError, match="prepared with sound alone"):
+        doctor_command([out, *wanted])
