@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from diffmavil.config.cli import parse_train, run_main
 from diffmavil.config.errors import usage_errors
 from diffmavil.data.stats import open_data
+from diffmavil.evaluation.monitor import FeatureMonitor
 from diffmavil.model.weights import WEIGHTS_FILE, export_weights
 from diffmavil.reporting.page import write_report
 from diffmavil.training.budget import plan_batches
@@ -35,7 +36,8 @@ def main(argv: Sequence[str]) -> None:
             task = Pretraining(config, peers.device, clips=len(split.train))
         if task.note:
             run = run.noting(task.note)
-        finished = fit(task, run, config, split.train, peers)
+        monitor = FeatureMonitor(task.model, config, split, run.folder) if config.train.probe_every else None
+        finished = fit(task, run, config, split.train, peers, monitor)
         if finished and peers.main:
             export_weights(task.model, config, run.folder / WEIGHTS_FILE)
             if config.train.report:
