@@ -40,7 +40,7 @@ from diffmavil.model import DiffMAViL
 from diffmavil.training.metrics import Metrics, read_metrics
 from diffmavil.training.telemetry import Observation
 
-DEAD = 1e-3
+DEAD = 1e-2
 """A dimension is dead when its standard deviation over clips is below this share of the features' root mean square."""
 DEAD_SHARE = 0.5
 """More dead dimensions than this are a collapse."""
@@ -70,6 +70,7 @@ class FeatureMonitor:
         learn_from = replace(split.train, clips=labelled if told else [], parts=())
         self._train = _Clips(_spread(learn_from, config.train.probe_clips), config, device)
         self._first: Metrics | None = None
+        self._warned: set[str] = set()
 
     def __call__(self, done: int) -> Observation:
         begin = time.perf_counter()
@@ -113,21 +114,23 @@ class FeatureMonitor:
         return {kind: torch.cat(rows) for kind, rows in parts.items()}, labels
 
     def _complaints(self, found: Metrics) -> list[str]:
-        """Signs of a collapse. The run's first look is what a rank is compared with."""
+        """Signs of a collapse, each until it is gone once. A rank is compared with that of the run's first look."""
         if self._first is None:
             past = (record for record in read_metrics(self._folder) if any(name in record for name in found))
             self._first = next(past, found)
-        signs = []
+        signs = {}
         for name, value in found.items():
             _, what, kind = name.split("/")
             first = self._first.get(name, math.nan)
             if what == "rank" and math.isnan(value):
-                signs.append(f"no {kind} features are finite")
+                signs[name] = f"no {kind} features are finite"
             if what == "rank" and (value < LOWEST_RANK or value < RANK_LOSS * first):
-                signs.append(f"the effective rank of the {kind} features is {value:.1f}, at first {first:.1f}")
+                signs[name] = f"the effective rank of the {kind} features is {value:.1f}, at first {first:.1f}"
             if what == "dead" and value > DEAD_SHARE:
-                signs.append(f"{value:.0%} of the dimensions of the {kind} features are the same for all clips")
-        return [f"warning, the model may be collapsing: {sign}" for sign in signs]
+                signs[name] = f"{value:.0%} of the dimensions of the {kind} features are the same for all clips"
+        new = [sign for name, sign in signs.items() if name not in self._warned]
+        self._warned = set(signs)
+        return [f"warning, the model may be collapsing: {sign}" for sign in new]
 
 
 def statistics(x: Tensor) -> Metrics:
