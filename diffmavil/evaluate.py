@@ -23,8 +23,10 @@ from diffmavil.config.folders import check_writable
 from diffmavil.data.sources import split_source
 from diffmavil.evaluation.evaluate import evaluate
 from diffmavil.evaluation.result import Evaluation
+from diffmavil.evaluation.vggsounder import read_annotations
 from diffmavil.model.weights import WEIGHTS_FILE, load_weights
 from diffmavil.reporting.page import write_report
+from diffmavil.training.metrics import read_metrics
 
 _NAMED = 10  # skipped clips that are printed
 
@@ -64,6 +66,8 @@ class Options:
     """Of the untrained model's initialisation, and of the split that chooses the probe's l2."""
     features: Path | None = None
     """Also write all features, labels and paths to this safetensors file."""
+    vggsounder: Path | None = None
+    """CSV of VGGSounder's labels: the probes of held-out clips of VGGSound's test set are scored by them besides."""
     data: DataOptions = field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
@@ -80,16 +84,19 @@ def main(argv: Sequence[str]) -> None:
     with usage_errors():
         config = replace(config, data=options.data.apply(config.data))
         split = split_source(config.data, config.model.modalities)
+        sounder = read_annotations(options.vggsounder) if options.vggsounder else None
     console.print(f"training clips: {split.train.note}\nheld-out clips: {split.held_out.note}")
     evaluation = evaluate(
         model,
         config,
         split.train,
         split.held_out,
+        weights=weights,
+        step=last_step(options.run_dir) if options.weights is None else None,
         batch_size=options.batch_size,
         crops=options.crops,
         seed=options.seed,
-        weights=str(weights),
+        vggsounder=sounder,
         features_file=options.features,
         console=console,
     )
@@ -123,6 +130,12 @@ def parse(argv: Sequence[str]) -> Options:
         if options.features:
             check_writable("--features", options.features.absolute().parent)
     return options
+
+
+def last_step(run_dir: Path) -> int | None:
+    """Of a run that has ended, for which it wrote its weights; None: its records are gone."""
+    records = read_metrics(run_dir)
+    return int(records[-1]["step"]) if records else None
 
 
 def show(evaluation: Evaluation, console: Console) -> None:

@@ -37,10 +37,9 @@ def main(argv: Sequence[str]) -> None:
     with world() as peers:
         if peers.device.type == "cpu":
             keep_freed_memory()
-        run, config = open_run(name, config, options, peers)
-        assert isinstance(config, FinetuneConfig)
+        run, opened = open_run(name, config, options, peers)
         with usage_errors():
-            config, split = peers.main_first(lambda: prepared(config, peers))
+            config, split = peers.main_first(lambda: prepared(opened, peers))
         write_run(run, config, peers)
         for clips in (split.train, split.validation, split.test):
             run = run.noting(f"{len(clips)} clips: {clips.note}") if clips else run
@@ -101,8 +100,10 @@ def finish(task: Classification, run: Run, config: FinetuneConfig, split: Labell
     models, at = {"last": task.model}, {"last": steps}
     export_weights(task.model, config, run.folder / WEIGHTS_FILE)
     for name, averaged in task.averages.models.items():
-        models[name], at[name] = averaged.module, steps
-        export_weights(averaged.module, config, run.folder / f"{name}.safetensors")
+        model = averaged.module
+        assert isinstance(model, Classifier)
+        models[name], at[name] = model, steps
+        export_weights(model, config, run.folder / f"{name}.safetensors")
     if (run.folder / BEST_FILE).exists():
         models["best"] = load_classifier(run.folder / BEST_FILE, task.device)[0]
         at["best"] = read_best(run.folder / BEST_FILE)[0]

@@ -9,6 +9,7 @@ from diffmavil.config.cli import parse_train, run_main
 from diffmavil.config.errors import usage_errors
 from diffmavil.config.folders import expand
 from diffmavil.data.stats import open_data
+from diffmavil.evaluation.monitor import FeatureMonitor
 from diffmavil.model.exchange import check_image_mae, initialise_from_image_mae
 from diffmavil.model.weights import WEIGHTS_FILE, export_weights
 from diffmavil.reporting.page import write_report
@@ -42,7 +43,8 @@ def main(argv: Sequence[str]) -> None:
             said = peers.main_first(partial(initialise_from_image_mae, task.model, init)).lines() if init else []
         for note in [*([task.note] if task.note else []), *said]:
             run = run.noting(note)
-        finished = fit(task, run, config, split.train, peers)
+        monitor = FeatureMonitor(task.model, config, split, run.folder) if config.train.probe_every else None
+        finished = fit(task, run, config, split.train, peers, monitor)
         if finished and peers.main:
             export_weights(task.model, config, run.folder / WEIGHTS_FILE)
             if config.train.report:

@@ -52,7 +52,7 @@ class Batch:
         wave: float32 `[B, S]`, mono, 16 kHz, zeros from `wave_valid` on; of a picture alone `[B, 0]`.
         wave_valid: int64 `[B]`, samples before the sound's end; 0 of a picture alone.
         labels: classes of each clip.
-        position: int64 `[B]`, place in the training stream; in evaluation the index of the clip.
+        position: int64 `[B]`, place in the training stream; in evaluation the row (`EvalClips`).
         paths: file of each clip.
         clip: int64 `[B]`, index of each clip in its set.
         opened: which clips were opened for it, and which were bad.
@@ -275,5 +275,5 @@ class EvalClips(Dataset):
             except BadClip as error:
                 opened.fail(index, error)
             else:
-                done.append(_Row(clip, decoded, index, index))
+                done.append(_Row(clip, decoded, row, index))
         return canvas.batch(done, opened)

@@ -202,7 +202,8 @@ def eval_batches(
 ) -> Loader:
     """Every clip once, in order, each as `crops` consecutive rows; bad clips are left out and named in `.bad`.
 
-    `Batch.position` is the clip's index. Raises `TooManyBadClips` while iterating only when no clip is usable.
+    A row is crop `position % crops` of clip `position // crops`. Raises `TooManyBadClips` while iterating only when no
+    clip is usable.
     """
     require(batch_size >= 1, "batch_size", batch_size, ">= 1")
     require(crops >= 1, "crops", crops, ">= 1")

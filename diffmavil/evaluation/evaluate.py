@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import platform
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from diffmavil import __version__
 from diffmavil.config import Config
 from diffmavil.config.progress import tracking
 from diffmavil.data.clips import ClipSet
-from diffmavil.evaluation.features import extract, save_features, untrained_model
-from diffmavil.evaluation.judge import judge
-from diffmavil.evaluation.result import Evaluation
+from diffmavil.evaluation.features import FeatureTable, extract, save_features, untrained_model
+from diffmavil.evaluation.judge import Judgement, judge
+from diffmavil.evaluation.result import CENTRE, Evaluation, Protocol
+from diffmavil.evaluation.vggsounder import Annotations, judge_vggsounder
 from diffmavil.model import DiffMAViL
 
 
@@ -24,10 +28,12 @@ def evaluate(
     train_clips: ClipSet,
     heldout_clips: ClipSet,
     *,
+    weights: Path | None = None,
+    step: int | None = None,
     batch_size: int = 32,
     crops: int = 1,
     seed: int = 0,
-    weights: str = "",
+    vggsounder: Annotations | None = None,
     features_file: Path | None = None,
     console: Console | None = None,
 ) -> Evaluation:
@@ -36,9 +42,11 @@ def evaluate(
     Args:
         config: as the model was trained; its audio statistics and `data.workers` are used.
         train_clips: those with labels serve linear probe and neighbours; the others are not decoded.
-        crops: crops in time of each clip; its features are their mean.
-        seed: of the untrained model and of the split that chooses the probe's l2.
-        weights: name of what is evaluated, for the record.
+        weights: the file that the model was read from, for the record; None: it was not.
+        step: of the training that wrote it, for the record.
+        crops: crops in time of each clip; its features are their mean, and those of the centre crop are judged besides.
+        seed: of the untrained model, of the split that chooses the probe's l2, and of the intervals.
+        vggsounder: labels by which the trained model's probes are scored besides.
         features_file: also write features, labels and paths there (`save_features`).
         console: where progress is shown.
 
@@ -57,12 +65,12 @@ def evaluate(
     if features_file:
         save_features(features_file, train, heldout)
     found = judge(train, heldout, seed)
+    if vggsounder:
+        judge_vggsounder(found, heldout, vggsounder, seed)
+    if heldout.centre:
+        _add_centre(found, judge(train.centre or train, heldout.centre, seed))
     return Evaluation(
-        version=__version__,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        weights=weights,
-        seed=seed,
-        crops=crops,
+        protocol=_protocol(config, weights, step, seed, crops, {"train": train, "heldout": heldout}, device),
         score=found.score,
         classes=found.classes,
         sources={"train": train_clips.note, "heldout": heldout_clips.note},
@@ -71,7 +79,50 @@ def evaluate(
         neighbours=found.neighbours,
         probe_l2=found.probe_l2,
         results=found.results,
+        intervals=found.intervals,
         notes=[*found.notes, *_overlap(train_clips, heldout_clips)],
+    )
+
+
+def _add_centre(found: Judgement, centre: Judgement) -> None:
+    """The same numbers of the centre crop alone."""
+    for name, metrics in centre.intervals.items():
+        found.results[name + CENTRE], found.intervals[name + CENTRE] = centre.results[name], metrics
+    used = {name: counts.used for name, counts in found.clips.items()}
+    missing = sum(used[name] - counts.used for name, counts in centre.clips.items())
+    if missing:
+        found.notes.append(f"{missing} clips have no centre crop that could be used, but others.")
+
+
+def _protocol(
+    config: Config,
+    weights: Path | None,
+    step: int | None,
+    seed: int,
+    crops: int,
+    tables: dict[str, FeatureTable],
+    device: torch.device,
+) -> Protocol:
+    video, audio = config.model.video, config.model.audio
+    sees, hears = config.model.sees, config.model.hears
+    digest = None
+    if weights:
+        with weights.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Protocol(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        weights=str(weights) if weights else None,
+        sha256=digest,
+        step=step,
+        seed=seed,
+        crops=crops,
+        clips={name: {"listed": table.clips, "found": len(table)} for name, table in tables.items()},
+        video_seconds=video.seconds if sees else None,
+        audio_seconds=audio.samples / audio.sample_rate if hears else None,
+        audio_mean=audio.mean if hears else None,
+        audio_std=audio.std if hears else None,
+        versions={"python": platform.python_version(), "torch": torch.__version__, "diffmavil": __version__},
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,12 +17,14 @@ from diffmavil.config import Config, ModelConfig
 from diffmavil.config.errors import RunError
 from diffmavil.data.audio import LogMel
 from diffmavil.data.clips import ClipSet
+from diffmavil.data.dataset import Batch
 from diffmavil.data.loader import eval_batches
 from diffmavil.evaluation.result import NOT_FINITE
 from diffmavil.model import DiffMAViL
 from diffmavil.training.step import use_bf16
 
 KINDS = ("audio", "video", "fused")
+"""Of a model with sound and picture. Of one with a single modality, that one alone."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,15 @@ class FeatureTable:
     """Clips asked for; those that are not in the rows could not be used."""
     bad: dict[str, str]
     """File -> reason, of the clips left out."""
+    centre: FeatureTable | None = None
+    """Where features are means over several crops: the same of the centre crop alone."""
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(next(iter(self.features.values())))
 
 
 def untrained_model(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> DiffMAViL:
@@ -51,6 +59,33 @@ def untrained_model(config: ModelConfig, seed: int, device: torch.device | str =
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DiffMAViL(config).to(device).eval()
+
+
+class Look:
+    """Decoded clips to the pooled features of models, nothing masked.
+
+    Args:
+        config: what the models take.
+        device: where they are.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.device = device
+        self._mels, self._bf16 = config.model.audio.mels, use_bf16(config, device)
+        self._log_mel = LogMel(config.model.audio).to(device) if config.model.hears else None
+
+    def __call__(self, models: Mapping[str, DiffMAViL], batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Model's name -> kind -> float32 `[B, D]`: of `KINDS`, those that the model has."""
+        spec = batch.wave.new_zeros(len(batch), 0, self._mels)
+        if self._log_mel is not None:
+            spec = self._log_mel(batch.wave, batch.wave_valid)
+        found = {}
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, self._bf16):
+            for name, model in models.items():
+                features = model.features(batch.video, spec)
+                given = {kind: getattr(features, kind) for kind in KINDS}
+                found[name] = {kind: x.float() for kind, x in given.items() if x is not None}
+        return found
 
 
 @torch.no_grad()
@@ -64,6 +99,8 @@ def extract(
     progress: Callable[[int], None] = lambda clips_done: None,
 ) -> FeatureTable:
     """Decode each clip once and show it to every model; with several crops in time, features are their mean.
+
+    Of an odd number of crops, the one in the middle is the centre crop; with an even number, that is decoded besides.
 
     Args:
         models: on one device; all take what `config.model` describes.
@@ -79,29 +116,41 @@ def extract(
     if not clips.clips:
         return FeatureTable({name: {} for name in models}, [], clips.classes, [], [], 0, {})
     device = next(next(iter(models.values())).parameters()).device
-    log_mel = LogMel(config.model.audio).to(device)
-    sums = {name: {kind: [] for kind in KINDS} for name in models}
-    positions = []
+    look = Look(config, device)
+    sums: dict[str, dict[str, list[Tensor]]] = {name: {} for name in models}
+    places = []
     with eval_batches(config, clips, batch_size, crops, device) as loader:
         for batch in loader:
-            spec = log_mel(batch.wave, batch.wave_valid)
-            for name, model in models.items():
-                with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, use_bf16(config, device)):
-                    features = model.features(batch.video, spec)
-                for kind, parts in sums[name].items():
-                    parts.append(getattr(features, kind).float())
-            positions.append(batch.position)
-            progress(int(batch.position[-1]) + 1)
+            for name, seen in look(models, batch).items():
+                for kind, x in seen.items():
+                    sums[name].setdefault(kind, []).append(x)
+            places.append(batch.position)
+            progress(int(batch.position[-1]) // crops + 1)
         bad = dict(loader.bad)
-    # Crops of a clip are neighbours; a crop that could not be decoded is missing.
-    index, clip_of_row, rows = torch.cat(positions).unique_consecutive(return_inverse=True, return_counts=True)
+    features = {name: {kind: torch.cat(parts) for kind, parts in kinds.items()} for name, kinds in sums.items()}
+    clip, crop = torch.cat(places) // crops, torch.cat(places) % crops
+    table = _by_clip(features, clip, clips, bad)
+    if crops == 1:
+        return table
+    if crops % 2 == 0:
+        return replace(table, centre=extract(models, config, clips, batch_size=batch_size, progress=progress))
+    middle = crop == crops // 2
+    alone = {name: {kind: x[middle] for kind, x in kinds.items()} for name, kinds in features.items()}
+    return replace(table, centre=_by_clip(alone, clip[middle], clips, bad))
+
+
+def _by_clip(features: dict[str, dict[str, Tensor]], clip: Tensor, clips: ClipSet, bad: dict[str, str]) -> FeatureTable:
+    """Means of the rows `[R, D]` of each clip, which are neighbours; a crop that could not be decoded is missing.
+
+    clip: int64 `[R]`, which clip each row shows.
+    """
+    index, clip_of_row, rows = clip.unique_consecutive(return_inverse=True, return_counts=True)
     features = {
-        name: {kind: _mean_by_clip(torch.cat(parts), clip_of_row, rows) for kind, parts in kinds.items()}
-        for name, kinds in sums.items()
+        name: {kind: _mean_by_clip(x, clip_of_row, rows) for kind, x in kinds.items()}
+        for name, kinds in features.items()
     }
     finite = _finite(features)
-    for clip in (clips.clips[i] for i in index[~finite].tolist()):
-        bad.setdefault(clip.path, NOT_FINITE)
+    spoilt = {clips.clips[i].path: NOT_FINITE for i in index[~finite].tolist()}
     chosen = [clips.clips[i] for i in index[finite].tolist()]
     return FeatureTable(
         features={name: {kind: x[finite] for kind, x in kinds.items()} for name, kinds in features.items()},
@@ -110,7 +159,7 @@ def extract(
         paths=[clip.path for clip in chosen],
         starts=[clip.start for clip in chosen],
         clips=len(clips.clips),
-        bad=bad,
+        bad=spoilt | bad,
     )
 
 

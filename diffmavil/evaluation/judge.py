@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
-from diffmavil.evaluation.features import KINDS, FeatureTable
-from diffmavil.evaluation.labels import Targets, chance, make_targets, score
+from diffmavil.evaluation.bootstrap import Interval, mean_interval, median_interval
+from diffmavil.evaluation.features import FeatureTable
+from diffmavil.evaluation.labels import Targets, chance, make_targets, score, score_interval
 from diffmavil.evaluation.neighbours import knn_scores, neighbour_count
 from diffmavil.evaluation.probe import fit_probe
 from diffmavil.evaluation.result import ClipCounts, Score
-from diffmavil.evaluation.retrieval import chance_recall, recall
+from diffmavil.evaluation.retrieval import chance_rank, chance_recall, ranks
 
-RECALL_AT = (1, 5)
+RECALL_AT = (1, 5, 10)
 DIRECTIONS = {"audio_to_video": ("audio", "video"), "video_to_audio": ("video", "audio")}
+_DIGITS = 6  # more are float32's noise
+
+
+class Answers(NamedTuple):
+    """What the linear probes of the trained model say of held-out clips."""
+
+    rows: Tensor
+    """int64 `[M]`: which rows of the held-out table."""
+    scores: dict[str, Tensor]
+    """Kind -> `[M, C]` in [0, 1]."""
 
 
 @dataclass
@@ -24,30 +36,42 @@ class Judgement:
     classes: list[str]
     clips: dict[str, ClipCounts]
     results: dict[str, dict[str, float]]
+    intervals: dict[str, dict[str, Interval]]
     probe_l2: dict[str, dict[str, float]] = field(default_factory=dict)
     score: Score | None = None
     neighbours: int | None = None
     notes: list[str] = field(default_factory=list)
+    answers: Answers | None = None
+
+    def add(self, model: str, metric: str, value: float, interval: Interval | None = None) -> None:
+        self.results[model][metric] = round(value, _DIGITS)
+        if interval is not None:
+            low, high = interval
+            self.intervals[model][metric] = round(low, _DIGITS), round(high, _DIGITS)
 
 
 def judge(train: FeatureTable, heldout: FeatureTable, seed: int = 0) -> Judgement:
     """Linear probe and neighbours from `train` to `heldout`, and retrieval inside `heldout`, for every model in both.
 
-    Without usable labels, probe and neighbours are left out and a note says why.
+    Without usable labels, probe and neighbours are left out and a note says why; so is retrieval of a model with one
+    modality.
     """
     targets = make_targets(train.labels, train.classes, heldout.labels, heldout.classes)
     counts = {
         "train": ClipCounts(len(train), int(targets.train.any(dim=1).sum()), train.clips - len(train)),
         "heldout": ClipCounts(len(heldout), int(targets.heldout.any(dim=1).sum()), heldout.clips - len(heldout)),
     }
-    out = Judgement(targets.classes, counts, {name: {} for name in (*heldout.features, "chance")})
+    models = list(heldout.features)
+    out = Judgement(targets.classes, counts, {name: {} for name in (*models, "chance")}, {name: {} for name in models})
     if targets.missing:
         out.notes.append(f"Linear probe and neighbours are left out: {targets.missing}.")
     else:
         _judge_labels(out, targets, train, heldout, seed)
-    _judge_retrieval(out, heldout)
-    for metrics in out.results.values():
-        metrics.update({name: round(value, 6) for name, value in metrics.items()})  # float32's last digits are noise
+    kinds = heldout.kinds
+    if {"audio", "video"} <= set(kinds):
+        _judge_retrieval(out, heldout, seed)
+    else:
+        out.notes.append(f"Retrieval is left out: the model has {' and '.join(kinds)} alone.")
     return out
 
 
@@ -56,18 +80,23 @@ def _judge_labels(out: Judgement, targets: Targets, train: FeatureTable, heldout
     train_rows, heldout_rows = targets.train.any(dim=1), targets.heldout.any(dim=1)
     out.neighbours = k = neighbour_count(targets.train)
     expected = chance(targets.heldout[heldout_rows], kind)
-    out.results["chance"] |= {f"{method}/{name}": expected for method in ("probe", "knn") for name in KINDS}
     for model, features in heldout.features.items():
-        probe, knn, l2 = {}, {}, {}
-        for name in KINDS:
+        probed, named = {}, {}
+        out.probe_l2[model] = {}
+        for name in heldout.kinds:
             x, queries = _rows(train.features[model][name], train_rows), _rows(features[name], heldout_rows)
-            target, true = targets.train[train_rows].to(x.device), targets.heldout[heldout_rows].to(x.device)
+            target = targets.train[train_rows].to(x.device)
             fitted = fit_probe(x, target, kind, seed=seed)
-            l2[name] = fitted.l2
-            probe[f"probe/{name}"] = score(fitted(queries), true, kind)
-            knn[f"knn/{name}"] = score(knn_scores(x, target, queries, k), true, kind)
-        out.results[model] |= probe | knn
-        out.probe_l2[model] = l2
+            out.probe_l2[model][name] = fitted.l2
+            probed[name], named[name] = fitted(queries), knn_scores(x, target, queries, k)
+        true = targets.heldout[heldout_rows]
+        for method, answers in (("probe", probed), ("knn", named)):
+            for name, scores in answers.items():
+                metric, right = f"{method}/{name}", true.to(scores.device)
+                out.add(model, metric, score(scores, right, kind), score_interval(scores, right, kind, seed))
+                out.add("chance", metric, expected)
+        if model == "trained":
+            out.answers = Answers(heldout_rows.nonzero().flatten(), probed)
     if kind == "mAP":
         out.notes.append(
             "Clips have several labels: one logistic regression for each class with a common l2, and neighbours' votes "
@@ -83,11 +112,15 @@ def _rows(x: Tensor, chosen: Tensor) -> Tensor:
     return x[chosen.to(x.device)]
 
 
-def _judge_retrieval(out: Judgement, heldout: FeatureTable) -> None:
+def _judge_retrieval(out: Judgement, heldout: FeatureTable, seed: int) -> None:
     for direction, (query, gallery) in DIRECTIONS.items():
-        names = [f"{direction}/recall@{k}" for k in RECALL_AT]
         for model, features in heldout.features.items():
-            out.results[model] |= dict(zip(names, recall(features[query], features[gallery], RECALL_AT), strict=True))
-        out.results["chance"] |= {
-            name: chance_recall(len(heldout), k) for name, k in zip(names, RECALL_AT, strict=True)
-        }
+            found = ranks(features[query], features[gallery])
+            for k in RECALL_AT:
+                hits = found.hits(k)
+                out.add(model, f"{direction}/recall@{k}", hits.mean().item(), mean_interval(hits, seed))
+            rank = found.expected()
+            out.add(model, f"{direction}/median_rank", rank.quantile(0.5).item(), median_interval(rank, seed))
+        for k in RECALL_AT:
+            out.add("chance", f"{direction}/recall@{k}", chance_recall(len(heldout), k))
+        out.add("chance", f"{direction}/median_rank", chance_rank(len(heldout)))

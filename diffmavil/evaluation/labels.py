@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_average_precision, multiclass_accuracy
 
+from diffmavil.evaluation.bootstrap import Interval, mean_interval, precision_interval
 from diffmavil.evaluation.result import Score
 
 
@@ -74,6 +75,13 @@ def score(scores: Tensor, target: Tensor, kind: Score) -> float:
         return multiclass_accuracy(predicted, true, num_classes=target.shape[1], average="micro").item()
     present = target.any(dim=0).nonzero().flatten().tolist()
     return fmean(binary_average_precision(scores[:, c], target[:, c].int()).item() for c in present)
+
+
+def score_interval(scores: Tensor, target: Tensor, kind: Score, seed: int) -> Interval:
+    """Of what `score` gives for these arguments: 95 %, over the clips."""
+    if kind == "accuracy":
+        return mean_interval(scores.argmax(dim=1) == target.int().argmax(dim=1), seed)
+    return precision_interval(scores, target, seed)
 
 
 def chance(target: Tensor, kind: Score) -> float:

@@ -2,11 +2,18 @@
 
 Schema (one JSON object):
 
-    version   str    of diffmavil
-    date      str    ISO 8601, UTC
-    weights   str    the file that was evaluated
-    seed      int    initialisation of the untrained model, and the split that chooses the probe's l2
-    crops     int    crops in time of each clip; features are averaged over them
+    protocol  what was evaluated and how:
+        date      str    ISO 8601, UTC
+        weights   str    the file that was evaluated; null: a model in memory
+        sha256    str    of that file
+        step      int    of the training that wrote it; null where that is not known
+        seed      int    initialisation of the untrained model, the split that chooses the probe's l2, and the intervals
+        crops     int    crops in time of each clip; features are averaged over them
+        clips     {"train": {"listed": int, "found": int}, "heldout": ...}  of the clips listed, those that were used
+        video_seconds, audio_seconds  float  windows that the model sees and hears; null without
+        audio_mean, audio_std         float  statistics of the log-mel, from training; null without sound
+        versions  {"python": str, "torch": str, "diffmavil": str}
+        device    str
     score     str    of linear probe and neighbours: "accuracy"; "mAP" if clips have several labels; null without labels
     classes   [str]  classes that training clips carry
     sources   {"train": str, "heldout": str}  where the clips come from
@@ -14,13 +21,17 @@ Schema (one JSON object):
     skipped   {path: reason}  clips that could not be used
     neighbours int   k of kNN; null without labels
     probe_l2  {"trained": {"audio": float, "video": float, "fused": float}, "untrained": ...}  {} without labels
-    results   {"trained": metrics, "untrained": metrics, "chance": metrics}; metrics = {name: float in [0, 1]}
+    results   {"trained": metrics, "untrained": metrics, "chance": metrics}; metrics = {name: float}
+              with several crops also {"trained, centre crop": metrics, "untrained, centre crop": metrics}
               names: probe/{audio,video,fused}, knn/{audio,video,fused} (absent without labels),
-              audio_to_video/recall@{1,5}, video_to_audio/recall@{1,5}
+              {audio_to_video,video_to_audio}/{recall@1,recall@5,recall@10,median_rank},
+              vggsounder_{audible,visible,both}/{mAP,f1@1,hit@1} of "trained", where its labels were given;
+              in [0, 1], but the rank, which counts from 1. A model with one modality has that kind, and no retrieval
+    intervals as results, without chance: [low, high], 95 %, over the held-out clips (`diffmavil.evaluation.bootstrap`)
     notes     [str]  sentences on what was left out, and why
 
-Chance is the share of the most common held-out class (accuracy), the mean share of clips that carry a class (mAP), and
-k / held-out clips (recall@k).
+Chance is the share of the most common held-out class (accuracy), the mean share of clips that carry a class (mAP),
+k / held-out clips (recall@k), and half of the held-out clips (median rank).
 """
 
 from __future__ import annotations
@@ -33,6 +44,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from diffmavil.config.errors import UsageError
+from diffmavil.evaluation.bootstrap import Interval
 
 NOT_FINITE = "its features are not finite"
 """Why a clip is skipped of which a model gives NaN."""
@@ -43,12 +55,19 @@ _CHANCE = {
     "mAP": "any order of the clips; any order of the candidates",
     None: "any order of the candidates",
 }
-_HEADLINE = "probe/fused"
+_HEADLINES = ("probe/fused", "probe/audio", "probe/video")
+"""The first of these that there is stands for all."""
+RANK = "median_rank"
+CENTRE = ", centre crop"
 _WORDS = {
     "probe": "linear probe",
     "knn": "nearest neighbours",
     "audio_to_video": "audio to video",
     "video_to_audio": "video to audio",
+    RANK: "median rank",
+    "vggsounder_audible": "VGGSounder, audible",
+    "vggsounder_visible": "VGGSounder, visible",
+    "vggsounder_both": "VGGSounder, both",
 }
 
 
@@ -61,14 +80,29 @@ class ClipCounts:
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """What was evaluated and how; the module's docstring tells the fields."""
+
+    date: str
+    weights: str | None
+    sha256: str | None
+    step: int | None
+    seed: int
+    crops: int
+    clips: dict[str, dict[str, int]]
+    video_seconds: float | None
+    audio_seconds: float | None
+    audio_mean: float | None
+    audio_std: float | None
+    versions: dict[str, str]
+    device: str
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The content of `evaluation.json`; the module's docstring tells the fields."""
 
-    version: str
-    date: str
-    weights: str
-    seed: int
-    crops: int
+    protocol: Protocol
     score: Score | None
     classes: list[str]
     sources: dict[str, str]
@@ -77,6 +111,7 @@ class Evaluation:
     neighbours: int | None
     probe_l2: dict[str, dict[str, float]]
     results: dict[str, dict[str, float]]
+    intervals: dict[str, dict[str, Interval]]
     notes: list[str]
 
     def write(self, folder: Path) -> Path:
@@ -86,38 +121,51 @@ class Evaluation:
         partial.replace(path)
         return path
 
+    @property
+    def headline(self) -> str | None:
+        """The metric that stands for all."""
+        return next((metric for metric in _HEADLINES if metric in self.results["trained"]), None)
+
     def caption(self) -> str:
         caption = f"{self.clips['heldout'].used} held-out clips"
         if self.score:
             learnt = self.clips["train"].labelled
-            caption += f", {len(self.classes)} classes; probe and neighbours learn from {learnt} training clips"
+            caption += f", {len(self.classes)} classes; probe and neighbours: {self.score}, learnt from {learnt} clips"
         return caption
 
     def rows(self) -> list[tuple[str, str, list[str]]]:
-        """(metric, its name in words, a percentage for each of `results`)."""
+        """(metric, its name in words, a cell for each of `results`)."""
         return [
-            (metric, self._name(metric), [f"{values[metric]:.1%}" for values in self.results.values()])
+            (metric, ", ".join(_WORDS.get(part, part) for part in metric.split("/")), self._cells(metric))
             for metric in self.results["trained"]
         ]
 
-    def _name(self, metric: str) -> str:
-        kind, what = metric.split("/")
-        unit = f" ({self.score})" if kind in ("probe", "knn") else ""
-        return f"{_WORDS[kind]}, {what}{unit}"
+    def _cells(self, metric: str) -> list[str]:
+        """Percentages, or a rank, with their intervals."""
+        scale, unit = (1, "") if metric.endswith(RANK) else (100, "%")
+        cells = []
+        for name, values in self.results.items():
+            cell = f"{scale * values[metric]:.1f}{unit}" if metric in values else ""
+            if metric in self.intervals.get(name, {}):
+                low, high = self.intervals[name][metric]
+                cell += f" [{scale * low:.1f}, {scale * high:.1f}]"
+            cells.append(cell)
+        return cells
 
     def table(self) -> Table:
         """For a terminal."""
         table = Table(title=self.caption(), title_style="")
         table.add_column("")
         for column in self.results:
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=True)
         for metric, name, cells in self.rows():
-            table.add_row(name, *cells, style="bold" if metric == _HEADLINE else None)
+            table.add_row(name, *cells, style="bold" if metric == self.headline else None)
         return table
 
     def section(self) -> dict[str, Any]:
         """For report.html: caption, columns, rows (name, cells, strong) and a note."""
-        rows = [{"name": name, "cells": cells, "strong": metric == _HEADLINE} for metric, name, cells in self.rows()]
+        strong = self.headline
+        rows = [{"name": name, "cells": cells, "strong": metric == strong} for metric, name, cells in self.rows()]
         return {"caption": self.caption(), "columns": list(self.results), "rows": rows, "note": self.note()}
 
     def note(self) -> str:
@@ -126,9 +174,12 @@ class Evaluation:
         undecoded = sum(counts.skipped for counts in self.clips.values()) - infinite
         about = [
             "Features of whole clips, nothing masked; the model is not trained further.",
-            f"Untrained: the same model, newly initialised with seed {self.seed}.",
+            f"Untrained: the same model, newly initialised with seed {self.protocol.seed}.",
             f"Chance: {_CHANCE[self.score]}.",
+            "In brackets: 95 % intervals by bootstrap over the held-out clips.",
         ]
+        if self.protocol.crops > 1:
+            about.append(f"Features are means over {self.protocol.crops} crops in time, unless of the centre crop.")
         if self.neighbours:
             about.append(f"Neighbours: the {self.neighbours} nearest training clips by cosine.")
         if undecoded:
@@ -150,6 +201,11 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     try:
         data = json.loads(path.read_text())
         data["clips"] = {name: ClipCounts(**counts) for name, counts in data["clips"].items()}
+        data["protocol"] = Protocol(**data["protocol"])
+        data["intervals"] = {
+            name: {metric: (low, high) for metric, (low, high) in found.items()}
+            for name, found in data["intervals"].items()
+        }
         return Evaluation(**data)
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(

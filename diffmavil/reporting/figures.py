@@ -23,6 +23,8 @@ _STYLE: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "font.size": 9,
 }
+_FEW = 20
+"""Fewer points of a curve than this are marked."""
 
 
 def svg(figure: Figure) -> str:
@@ -38,14 +40,15 @@ def png_tag(figure: Figure, alt: str) -> str:
 
 
 def curves(records: Sequence[Metrics], panels: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> Figure:
-    """One panel for each (title, [(metric, label), ...]), over samples seen."""
+    """One panel for each (title, [(metric, label), ...]), over samples seen; not every record has every metric."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(3.6 * len(panels), 2.6), layout="constrained")
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        samples = [r["samples"] for r in records]
         for axis, (title, lines) in zip(axes, panels, strict=True):
             for name, label in lines:
-                axis.plot(samples, [r[name] for r in records], label=label, linewidth=1.4)
+                told = [r for r in records if name in r]
+                x, y = [r["samples"] for r in told], [r[name] for r in told]
+                axis.plot(x, y, label=label, linewidth=1.4, marker="o" if len(told) < _FEW else None, markersize=3)
             axis.set_title(title, loc="left", fontsize=9)
             axis.set_xlabel("samples seen")
             if len(lines) > 1:

@@ -18,6 +18,7 @@ from diffmavil.config.progress import format_seconds
 from diffmavil.data.audio import LogMel
 from diffmavil.data.loader import eval_batches
 from diffmavil.data.sources import split_source
+from diffmavil.evaluation.features import KINDS
 from diffmavil.evaluation.result import read_evaluation
 from diffmavil.model import Pictures, Reconstruction
 from diffmavil.model.weights import WEIGHTS_FILE, load_weights
@@ -40,11 +41,22 @@ _PANELS = {
         ("batch size", [("batch_size", "clips")]),
         ("learning rate", [("lr", "lr")]),
     ),
+    "Features while training": (
+        ("nearest neighbours' score", [(f"probe/knn/{kind}", kind) for kind in KINDS]),
+        ("effective rank", [(f"probe/rank/{kind}", kind) for kind in KINDS]),
+        ("share of dead dimensions", [(f"probe/dead/{kind}", kind) for kind in KINDS]),
+        ("mean norm", [(f"probe/norm/{kind}", kind) for kind in KINDS]),
+    ),
     "Throughput": (
         ("clips/s", [("clips_per_second", "clips/s")]),
         ("GFLOP/s", [("gflop_per_second", "GFLOP/s")]),
         ("share of time waiting for data", [("data_wait", "wait")]),
     ),
+}
+
+_PANEL_NOTES = {
+    "Features while training": "Of some held-out clips, nothing masked. Ranks that fall towards 1, or dimensions that "
+    "die, mean that the model tells clips apart less and less."
 }
 
 
@@ -56,10 +68,10 @@ def write_report(run_dir: Path) -> Path:
     """
     config = load_config(run_dir / CONFIG_FILE)
     records = read_metrics(run_dir)
-    sections = []
-    if records:
-        for title, panels in _PANELS.items():
-            sections.append(_section(title, "", figures.svg(figures.curves(records, panels))))
+    sections = [
+        _section(title, _PANEL_NOTES.get(title, ""), figures.svg(figures.curves(records, panels)))
+        for title, panels in _recorded(records).items()
+    ]
     if (run_dir / WEIGHTS_FILE).exists():
         sections = _reconstructions(run_dir, config) + sections
     evaluation = read_evaluation(run_dir)
@@ -77,6 +89,17 @@ def write_report(run_dir: Path) -> Path:
     partial.write_text(page)
     partial.rename(path)
     return path
+
+
+def _recorded(records: Sequence[Metrics]) -> dict[str, list[tuple[str, list[tuple[str, str]]]]]:
+    """Of `_PANELS`, what the records tell something of."""
+    names = set().union(*records)
+    found = {}
+    for title, panels in _PANELS.items():
+        told = [(name, [line for line in lines if line[0] in names]) for name, lines in panels]
+        if any(lines for _, lines in told):
+            found[title] = [(name, lines) for name, lines in told if lines]
+    return found
 
 
 def _template() -> jinja2.Template:

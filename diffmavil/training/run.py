@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import TypeVar
 
 from diffmavil.config import Config, require
 from diffmavil.config.cli import RunOptions
@@ -17,6 +18,8 @@ from diffmavil.training.checkpoint import Progress, checkpoints, newest_whole, r
 from diffmavil.training.distributed import World
 from diffmavil.training.metrics import read_metrics
 from diffmavil.training.planner import check_processes, continued
+
+C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Run:
         return replace(self, notes=(*self.notes, note))
 
 
-def open_run(preset: str, config: Config, options: RunOptions, world: World) -> tuple[Run, Config]:
+def open_run(preset: str, config: C, options: RunOptions, world: World) -> tuple[Run, C]:
     """The folder of this run, the same on every rank, and its config, which on resume knows where the run was.
 
     Raises:

@@ -78,12 +78,14 @@ def test_usage_errors_say_what_is_allowed(argv, said):
         (["--train.stepz", "5"], "--train.steps"),
         (["--train.steps", "0"], ">= 1"),
         (["--train.precision", "fp8"], "bf16"),
+        (["--train.probe-every", "-1"], "train.probe_every=-1"),
+        (["--train.probe-clips", "1"], ">= 2"),
         (["--model.video.size", "97"], "multiple"),
         (["--mask.video.start", "1.5"], "(0, 1)"),
         (["--data.crop-scale", "0.9", "0.5"], "low <= high"),
         (["--model.diffusion.first-step", "1001"], "diffusion.steps=1000"),
     ],
-    ids=["unknown", "steps", "precision", "size", "ratio", "crop", "first-step"],
+    ids=["unknown", "steps", "precision", "probe every", "probe clips", "size", "ratio", "crop", "first-step"],
 )
 def test_wrong_flags_exit_with_2_and_say_what_is_allowed(argv, said, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,17 +19,18 @@ from diffmavil.config.files import save_config
 from diffmavil.config.presets import preset
 from diffmavil.data.clips import Clip, ClipSet
 from diffmavil.data.sources import split_source
-from diffmavil.evaluate import DataOptions, main, parse
+from diffmavil.evaluate import DataOptions, last_step, main, parse
 from diffmavil.evaluation.evaluate import evaluate
 from diffmavil.evaluation.features import KINDS, FeatureTable, extract, untrained_model
-from diffmavil.evaluation.judge import judge
-from diffmavil.evaluation.result import ClipCounts, Evaluation, read_evaluation
+from diffmavil.evaluation.judge import Judgement, judge
+from diffmavil.evaluation.result import ClipCounts, Evaluation, Protocol, read_evaluation
 from diffmavil.model import DiffMAViL
 from diffmavil.model.weights import export_weights
 from diffmavil.reporting.page import write_report
 
 LABELLED = [f"{method}/{kind}" for method in ("probe", "knn") for kind in KINDS]
-RETRIEVAL = [f"{a}_to_{b}/recall@{k}" for a, b in (("audio", "video"), ("video", "audio")) for k in (1, 5)]
+DIRECTIONS = ("audio_to_video", "video_to_audio")
+RETRIEVAL = [f"{way}/{what}" for way in DIRECTIONS for what in ("recall@1", "recall@5", "recall@10", "median_rank")]
 
 
 # From features to numbers
@@ -58,11 +60,42 @@ def test_judges_all_models_by_all_metrics():
     assert all(found.results["untrained"][name] < 0.7 for name in LABELLED)
     chance = found.results["chance"]
     assert [chance[name] for name in LABELLED] == pytest.approx([1 / 3] * 6, abs=1e-6)
-    assert [chance[name] for name in RETRIEVAL] == pytest.approx([1 / 60, 5 / 60] * 2, abs=1e-6)
+    assert [chance[name] for name in RETRIEVAL] == pytest.approx([1 / 60, 5 / 60, 10 / 60, 30.5] * 2, abs=1e-6)
     assert found.clips == {"train": ClipCounts(60, 60, 1), "heldout": ClipCounts(60, 60, 1)}
     assert found.score == "accuracy"
     assert found.neighbours == 10
     assert found.notes == []
+
+
+def test_every_number_of_a_model_has_an_interval():
+    found = judge(table(SINGLE, seed=1), table(SINGLE, seed=2))
+    assert list(found.intervals) == ["trained", "untrained"]
+    for name, metrics in found.intervals.items():
+        assert list(metrics) == LABELLED + RETRIEVAL
+        assert all(low <= found.results[name][metric] <= high for metric, (low, high) in metrics.items())
+    low, high = found.intervals["untrained"]["probe/fused"]
+    assert 0.1 < high - low < 0.4, "60 clips say little"
+
+
+def test_several_labels_have_intervals_too():
+    several = [(0,), (1,), (2,), (0, 1), (1, 2)] * 12
+    found = judge(table(several, seed=1), table(several, seed=2))
+    low, high = found.intervals["untrained"]["probe/audio"]
+    assert low < found.results["untrained"]["probe/audio"] < high
+
+
+@pytest.mark.parametrize("kind", ["audio", "video"])
+def test_a_model_with_one_modality(kind):
+    train, heldout = (
+        replace(whole, features={model: {kind: kinds[kind]} for model, kinds in whole.features.items()})
+        for whole in (table(SINGLE, seed=1), table(SINGLE, seed=2))
+    )
+    found = judge(train, heldout)
+    assert all(list(metrics) == [f"probe/{kind}", f"knn/{kind}"] for metrics in found.results.values())
+    assert found.notes == [f"Retrieval is left out: the model has {kind} alone."]
+    shown = evaluation_of(found)
+    assert shown.headline == f"probe/{kind}"
+    assert f"linear probe, {kind}" in [row["name"] for row in shown.section()["rows"] if row["strong"]]
 
 
 def test_heldout_labels_do_not_change_the_probe(monkeypatch):
@@ -122,20 +155,36 @@ def test_two_clips_are_enough():
     found = judge(table([(0,), (1,)], seed=1), table([(0,), (1,)], seed=2))
     assert found.neighbours == 1
     assert found.results["chance"]["video_to_audio/recall@5"] == 1
-    assert all(0 <= value <= 1 for metrics in found.results.values() for value in metrics.values())
+    shares = [{name: x for name, x in metrics.items() if "rank" not in name} for metrics in found.results.values()]
+    assert all(0 <= value <= 1 for metrics in shares for value in metrics.values())
+    assert all(1 <= metrics["audio_to_video/median_rank"] <= 2 for metrics in found.results.values())
 
 
 # The file
 
 
 def evaluation() -> Evaluation:
-    found = judge(table(SINGLE, seed=1), table(SINGLE, seed=2))
-    return Evaluation(
-        version=__version__,
+    return evaluation_of(judge(table(SINGLE, seed=1), table(SINGLE, seed=2)))
+
+
+def evaluation_of(found: Judgement) -> Evaluation:
+    protocol = Protocol(
         date="2024-05-01T12:00:00+00:00",
         weights="model.safetensors",
+        sha256="0" * 64,
+        step=100,
         seed=3,
         crops=1,
+        clips={"train": {"listed": 61, "found": 60}, "heldout": {"listed": 61, "found": 60}},
+        video_seconds=4.0,
+        audio_seconds=10.24,
+        audio_mean=-6.0,
+        audio_std=4.0,
+        versions={"diffmavil": __version__},
+        device="cpu",
+    )
+    return Evaluation(
+        protocol=protocol,
         score=found.score,
         classes=found.classes,
         sources={"train": "some clips", "heldout": "others"},
@@ -144,6 +193,7 @@ def evaluation() -> Evaluation:
         neighbours=found.neighbours,
         probe_l2=found.probe_l2,
         results=found.results,
+        intervals=found.intervals,
         notes=["A note."],
     )
 
@@ -166,9 +216,11 @@ def test_damaged_file(tmp_path, text):
 def test_section_for_the_report():
     section = evaluation().section()
     assert section["columns"] == ["trained", "untrained", "chance"]
-    assert [row["name"] for row in section["rows"] if row["strong"]] == ["linear probe, fused (accuracy)"]
-    assert section["rows"][0]["cells"][2] == "33.3%"
-    assert "60 held-out clips, 3 classes" in section["caption"]
+    assert [row["name"] for row in section["rows"] if row["strong"]] == ["linear probe, fused"]
+    assert section["rows"][0]["cells"] == ["100.0% [100.0, 100.0]", section["rows"][0]["cells"][1], "33.3%"]
+    assert section["rows"][-1]["name"] == "video to audio, median rank"
+    assert section["rows"][-1]["cells"][2] == "30.5"
+    assert "60 held-out clips, 3 classes; probe and neighbours: accuracy" in section["caption"]
     assert "seed 3" in section["note"]
     assert "2 clips could not be decoded" in section["note"]
     assert section["note"].endswith("A note.")
@@ -190,13 +242,12 @@ def test_command_writes_evaluation_features_and_report(run_dir, config, capsys):
     main(["--run-dir", str(run_dir), "--features", str(file), "--seed", "11"])
     found = read_evaluation(run_dir)
     assert found is not None
-    assert found.version == __version__
-    assert found.seed == 11
+    check_protocol(found.protocol, run_dir)
     assert found.clips == {"train": ClipCounts(24, 24, 0), "heldout": ClipCounts(24, 24, 0)}
     assert list(found.results["chance"]) == LABELLED + RETRIEVAL
     assert found.results["trained"] == found.results["untrained"], "both were initialised with seed 11"
     printed = capsys.readouterr().out
-    assert "linear probe, fused (accuracy)" in printed
+    assert "linear probe, fused" in printed
     assert "report.html" in printed
     assert (run_dir / "report.html").exists()
     check_features_file(file, config)
@@ -208,6 +259,25 @@ def test_report_of_a_model_with_a_single_timestep(tmp_path: Path, config: Config
     save_config(config, tmp_path / "config.yaml")
     export_weights(untrained_model(config.model, seed=11), config, tmp_path / "model.safetensors")
     assert "reconstruction" in write_report(tmp_path).read_text()
+
+
+def check_protocol(protocol: Protocol, run_dir: Path) -> None:
+    weights = run_dir / "model.safetensors"
+    assert protocol.weights == str(weights)
+    assert protocol.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (protocol.step, protocol.seed, protocol.crops) == (None, 11, 1)
+    assert protocol.clips == {"train": {"listed": 24, "found": 24}, "heldout": {"listed": 24, "found": 24}}
+    assert (protocol.audio_mean, protocol.audio_std) == (-6.0, 4.0)
+    assert protocol.video_seconds == 4.0
+    assert protocol.audio_seconds == pytest.approx(0.64, abs=0.03)
+    assert protocol.versions["torch"] == torch.__version__
+    assert protocol.versions["diffmavil"] == __version__
+
+
+def test_the_step_of_a_run_is_told(tmp_path):
+    assert last_step(tmp_path) is None
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5}\n{"step": 8}\n')
+    assert last_step(tmp_path) == 8
 
 
 def check_features_file(file: Path, config: Config) -> None:
@@ -234,7 +304,8 @@ def test_features_are_those_of_the_model_in_order(config):
     assert whole.features["it"]["audio"].std(dim=0).max() > 1e-4, "clips differ"
 
 
-def test_features_of_several_crops_are_their_mean(config, monkeypatch):
+@pytest.mark.parametrize("crops", [2, 3])
+def test_features_of_several_crops_are_their_mean_and_the_centre_is_told(config, monkeypatch, crops):
     held_out = split_source(config.data).held_out
     clips = replace(held_out, clips=held_out.clips[:4])
     model = untrained_model(config.model, seed=0)
@@ -247,10 +318,32 @@ def test_features_of_several_crops_are_their_mean(config, monkeypatch):
         return out
 
     monkeypatch.setattr(DiffMAViL, "features", spy)
-    got = extract({"it": model}, config, clips, batch_size=5, crops=3).features["it"]["audio"]
+    got = extract({"it": model}, config, clips, batch_size=5, crops=crops)
     rows = torch.cat(seen)
-    assert rows.shape[0] == 12
-    torch.testing.assert_close(got, torch.stack([rows[3 * i : 3 * i + 3].mean(0) for i in range(4)]))
+    assert rows.shape[0] == 12, "three crops of four clips: with an even number, the centre is decoded besides"
+    means = torch.stack([rows[crops * i : crops * (i + 1)].mean(0) for i in range(4)])
+    torch.testing.assert_close(got.features["it"]["audio"], means)
+    assert got.centre is not None
+    torch.testing.assert_close(got.centre.features["it"]["audio"], rows[1::3] if crops == 3 else rows[8:])
+    alone = extract({"it": model}, config, clips, batch_size=4)
+    torch.testing.assert_close(got.centre.features["it"]["audio"], alone.features["it"]["audio"])
+    assert got.centre.paths == alone.paths == got.paths
+
+
+def test_several_crops_are_judged_beside_the_centre_crop(config):
+    split = split_source(config.data)
+    train, held_out = (replace(clips, clips=clips.clips[:12]) for clips in split)
+    model = untrained_model(config.model, seed=1)
+    found = evaluate(model, config, train, held_out, crops=3)
+    single = evaluate(model, config, train, held_out)
+    assert list(found.results) == [
+        *("trained", "untrained", "chance", "trained, centre crop", "untrained, centre crop")
+    ]
+    assert found.results["trained, centre crop"] == pytest.approx(single.results["trained"])
+    assert found.intervals["trained, centre crop"] == single.intervals["trained"]
+    assert found.results["trained"] != found.results["trained, centre crop"]
+    assert found.protocol.crops == 3
+    assert found.protocol.sha256 is None
 
 
 def test_bad_clips_are_skipped_counted_and_named(config, tmp_path):

@@ -47,7 +47,7 @@ def test_such_clips_are_left_out_and_named(config: Config, spoil: Callable[[Diff
     assert "4 clips are left out since their features are not finite" in found.note()
     assert "could not be decoded" not in found.note()
     for metrics in found.results.values():
-        assert all(0 <= value <= 1 for value in metrics.values())
+        assert all(0 <= value <= 1 for name, value in metrics.items() if not name.endswith("median_rank"))
     assert found.results["chance"]["audio_to_video/recall@1"] == pytest.approx(1 / 22, abs=1e-6)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from diffmavil.training.distributed import World
 from diffmavil.training.metrics import read_metrics
 from diffmavil.training.planner import plan
 from diffmavil.training.step import StepResult
-from diffmavil.training.telemetry import Telemetry
+from diffmavil.training.telemetry import Monitor, Observation, Telemetry
 
 NAN = float("nan")
 LOSSES = [2.0, NAN, NAN, NAN, 1.0, 1.5]
@@ -29,20 +30,46 @@ LOSSES = [2.0, NAN, NAN, NAN, 1.0, 1.5]
 @pytest.fixture
 def run_dir(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     """A run of six steps, of which the second to the fourth were skipped."""
+    return run(tmp_path)
+
+
+def run(tmp_path: Path, monitor: Monitor | None = None, probe_every: int = 0) -> Path:
     config = preset("diffmavil-tiny")
-    config = replace(config, train=replace(config.train, steps=6, log_every=2, max_nonfinite=10))
+    settings = replace(config.train, steps=6, log_every=2, max_nonfinite=10, probe_every=probe_every)
+    config = replace(config, train=settings)
     save_config(config, tmp_path / CONFIG_FILE)
     names = ("loss", "loss/video", "loss/audio", "loss/inter", "loss/intra")
     task = SimpleNamespace(names=names, flops=lambda now: 1.0, metrics=lambda now: RATIOS)
     step: Any = SimpleNamespace(task=task, nonfinite=torch.zeros(()), nonfinite_run=torch.zeros(()))
-    run: Any = SimpleNamespace(folder=tmp_path, notes=())
+    folder: Any = SimpleNamespace(folder=tmp_path, notes=())
     loader: Any = SimpleNamespace(data_wait=0.0, bad={})
-    with Telemetry(run, config, World(0, 1, torch.device("cpu")), step, loader, 0) as telemetry:
+    with Telemetry(folder, config, World(0, 1, torch.device("cpu")), step, loader, 0, monitor) as telemetry:
         for done, loss in enumerate(LOSSES, 1):
             step.nonfinite += loss != loss
             result = StepResult(torch.full((5,), loss), torch.tensor(loss))
             telemetry.after_step(done, plan(config, done - 1), result, flush=False)
     return tmp_path
+
+
+def test_a_monitor_sees_its_steps_and_its_time_is_not_that_of_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def look(done: int) -> Observation:
+        time.sleep(0.3)
+        return Observation({"probe/rank/audio": float(done)}, [f"step {done}: seen"])
+
+    run(tmp_path, look, probe_every=3)
+    records = read_metrics(tmp_path)
+    assert [record["step"] for record in records] == [2, 3, 4, 6]
+    assert [record.get("probe/rank/audio") for record in records] == [None, 3.0, None, 6.0]
+    assert all(record["seconds_per_step"] < 0.2 for record in records)
+    told = capsys.readouterr().out
+    assert told.index("step 3: seen") < told.index("step 3/6")
+
+
+def test_without_an_interval_a_monitor_sees_nothing(tmp_path: Path) -> None:
+    run(tmp_path, lambda done: pytest.fail("asked for nothing"))
+    assert [record["step"] for record in read_metrics(tmp_path)] == [2, 4, 6]
 
 
 RATIOS = {"mask_ratio/video": 0.9, "mask_ratio/audio": 0.8}
