@@ -49,10 +49,8 @@ def main(argv: Sequence[str]) -> None:
                 weights, _ = read_weights(weights_file(expand(config.head.source)))
                 for line in start_from(task.model, weights):
                     run = run.noting(line)
-        if (
-            fit(task, run, config, split.train, peers, validation(task.model, config, split.validation, run))
-            and peers.main
-        ):
+        monitor = validation(task.model, config, split.validation, run)
+        if fit(task, run, config, split.train, peers, monitor) and peers.main:
             finish(task, run, config, split)
 
 
