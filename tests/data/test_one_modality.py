@@ -16,7 +16,7 @@ from sound_files import rising, sound_of_file, write_sound
 
 from diffmavil.config import AudioConfig, Config, DataConfig, Modalities, ModelConfig, TrainConfig, VideoConfig
 from diffmavil.config.errors import TooManyBadClips, UsageError
-from diffmavil.data.bottleneck import diagnose
+from diffmavil.data.bottleneck import diagnose, judge
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.dataset import Batch
 from diffmavil.data.decode import BadClip, Decoded, decode_clip, decode_sound
@@ -280,6 +280,7 @@ def test_prepared_sound_is_the_sound_of_the_files(tmp_path: Path) -> None:
         write_sound(path, rising(seconds, RATE), "pcm_s16le", RATE, "mono")
     found = prepare_here(root, tmp_path / "out", modalities="audio", per_shard=2)
     assert (found.facts["clips"], found.facts["seconds"]) == (3, 3.6)
+    assert found.facts["bytes_out"] < 1.2 * found.facts["bytes_in"]
     assert set(found.audio) == {64, 128}
     assert verify(tmp_path / "out") == []
     with tarfile.open(tmp_path / "out" / found.shards[0][0]) as tar:
@@ -360,6 +361,13 @@ def test_a_preparation_of_an_older_version_goes_on(mixed: Path, tmp_path: Path) 
 def test_the_doctor_looks_at_video_alone(mixed: Path) -> None:
     found = diagnose(config(mixed, "video"), 0.01)
     assert min(found.decode, found.transform, found.together) > 0
+
+
+def test_the_doctor_gives_sound_no_advice_on_pictures() -> None:
+    for read in (None, 5000.0):
+        _, said = judge(2, 2, read, 10.0, 900.0, None, 19.0, "audio")
+        assert ("--modalities audio" in said) == (read is None)
+        assert not any(word in said for word in ("picture", "--short-side", "data.decoder"))
 
 
 def test_the_commands(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
