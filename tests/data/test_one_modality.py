@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clip_files import number_shown, numbered, write_clip
+from clip_files import cut_off, number_shown, numbered, write_clip
 from prepared_sets import layout_of, prepare_here
 from sound_files import rising, sound_of_file, write_sound
 
@@ -82,6 +82,40 @@ def test_a_window_of_a_sound_file_is_what_lies_there(sounds: Path, name: str) ->
         assert decoded.wave_valid == AUDIO.samples
         inner = slice(RATE // 20, -RATE // 20)  # a resampler begins with what it was given
         assert np.corrcoef(decoded.wave[inner], expected[inner])[0, 1] > 0.98
+
+
+def test_a_window_of_an_mp3_of_few_bits_is_exact(tmp_path: Path) -> None:
+    """Its frames lie in the bytes of several before them."""
+    path = write_sound(tmp_path / "a.mp3", rising(6.0, RATE), "libmp3lame", RATE, "mono", bit_rate=16_000)
+    begin, whole = sound_of_file(path, RATE)
+    decoded = decode(path, "audio", crop=(3, 4))
+    first = round((decoded.windows.audio.start - begin) * RATE)
+    assert first > 3 * RATE
+    np.testing.assert_array_equal(decoded.wave, whole[first : first + AUDIO.samples])
+
+
+@pytest.mark.parametrize("name", ["a.wav", "c.flac", "d.mp3", "e.ogg", "i.aac"])
+def test_a_sound_file_that_is_cut_off_is_used_as_far_as_it_goes(sounds: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes((sounds / name).read_bytes())
+    cut_off(tmp_path / name, 0.5)
+    decoded = decode(tmp_path / name, "audio", crop=(4, 5))
+    half = LENGTH.get(name, 30.0) / 2
+    assert 0.7 * half < decoded.windows.audio.start < half
+    assert decoded.wave_valid == AUDIO.samples
+    (tmp_path / name).write_bytes(b"no sound " * 1000)
+    with pytest.raises(BadClip, match=r"cannot be decoded|only 0\.00 s of sound"):
+        decode(tmp_path / name, "audio")
+
+
+@pytest.mark.parametrize("size", [b"\xff" * 4, b"\0" * 4], ids=["endless", "none"])
+def test_a_wav_whose_header_was_written_before_its_sound(sounds: Path, tmp_path: Path, size: bytes) -> None:
+    data = bytearray((sounds / "a.wav").read_bytes())
+    at = data.index(b"data") + 4
+    data[at : at + 4] = size
+    (tmp_path / "a.wav").write_bytes(data)
+    decoded = decode(tmp_path / "a.wav", "audio", crop=(4, 5))
+    assert decoded.windows.audio.start == pytest.approx(0.9 * (30 - AUDIO.samples / RATE), abs=0.01)
+    assert decoded.wave_valid == AUDIO.samples
 
 
 def test_crops_are_spread_evenly_and_the_single_one_is_at_the_centre(sounds: Path) -> None:
