@@ -41,6 +41,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from diffmavil.config.errors import UsageError
@@ -141,20 +142,24 @@ class Evaluation:
         ]
 
     def _cells(self, metric: str) -> list[str]:
-        """Percentages, or a rank, with their intervals."""
-        scale, unit = (1, "") if metric.endswith(RANK) else (100, "%")
+        """Percentages, or ranks, with their intervals."""
+
+        def number(value: float) -> str:
+            return f"{value:.4g}" if metric.endswith(RANK) else f"{100 * value:.1f}"
+
+        unit = "" if metric.endswith(RANK) else "%"
         cells = []
         for name, values in self.results.items():
-            cell = f"{scale * values[metric]:.1f}{unit}" if metric in values else ""
+            cell = number(values[metric]) + unit if metric in values else ""
             if metric in self.intervals.get(name, {}):
                 low, high = self.intervals[name][metric]
-                cell += f" [{scale * low:.1f}, {scale * high:.1f}]"
+                cell += f" [{number(low)}, {number(high)}]"
             cells.append(cell)
         return cells
 
     def table(self) -> Table:
         """For a terminal."""
-        table = Table(title=self.caption(), title_style="")
+        table = Table(title=self.caption(), title_style="", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         table.add_column("")
         for column in self.results:
             table.add_column(column, justify="right", no_wrap=True)

@@ -24,6 +24,7 @@ from diffmavil.evaluation.evaluate import evaluate
 from diffmavil.evaluation.features import KINDS, FeatureTable, extract, untrained_model
 from diffmavil.evaluation.judge import Judgement, judge
 from diffmavil.evaluation.result import ClipCounts, Evaluation, Protocol, read_evaluation
+from diffmavil.evaluation.vggsounder import Annotations
 from diffmavil.model import DiffMAViL
 from diffmavil.model.weights import export_weights
 from diffmavil.reporting.page import write_report
@@ -334,7 +335,8 @@ def test_several_crops_are_judged_beside_the_centre_crop(config):
     split = split_source(config.data)
     train, held_out = (replace(clips, clips=clips.clips[:12]) for clips in split)
     model = untrained_model(config.model, seed=1)
-    found = evaluate(model, config, train, held_out, crops=3)
+    names = {Path(clip.path).stem: {held_out.classes[clip.labels[0]]: "A"} for clip in held_out.clips}
+    found = evaluate(model, config, train, held_out, crops=3, vggsounder=Annotations(names))
     single = evaluate(model, config, train, held_out)
     assert list(found.results) == [
         *("trained", "untrained", "chance", "trained, centre crop", "untrained, centre crop")
@@ -342,6 +344,9 @@ def test_several_crops_are_judged_beside_the_centre_crop(config):
     assert found.results["trained, centre crop"] == pytest.approx(single.results["trained"])
     assert found.intervals["trained, centre crop"] == single.intervals["trained"]
     assert found.results["trained"] != found.results["trained, centre crop"]
+    assert found.results["trained"]["vggsounder_audible/hit@1"] == found.results["trained"]["probe/audio"]
+    row = next(row for row in found.section()["rows"] if row["name"] == "VGGSounder, audible, hit@1")
+    assert [bool(cell) for cell in row["cells"]] == [True, False, True, False, False]
     assert found.protocol.crops == 3
     assert found.protocol.sha256 is None
 
