@@ -92,7 +92,8 @@ cuda-report: $(DEV)
 	$(BIN)/python tests/csrc/resources.py
 
 demo: $(STAMP)
-	$(BIN)/python -m diffmavil.train $(DEMO_PRESET) --run-dir $(DEMO_DIR) --resume --train.no-report
+	$(BIN)/python -m diffmavil.train $(DEMO_PRESET) --run-dir $(DEMO_DIR) --resume --train.steps 875 \
+		--train.no-report
 	@test -e $(DEMO_DIR)/model.safetensors || \
 		{ echo "the training was stopped before its end: make demo goes on from where it was" >&2; exit 1; }
 	$(BIN)/python -m diffmavil.evaluate --run-dir $(DEMO_DIR)

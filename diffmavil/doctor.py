@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from diffmavil.config import AugmentConfig, Config, DataConfig, require
+from diffmavil.config import AugmentConfig, Config, DataConfig, Modalities, require
 from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import RunError, UsageError
 from diffmavil.config.presets import preset
@@ -43,6 +43,8 @@ class Options:
     """A prepared folder or its URL; any other data.root works too."""
     preset: str = "diffmavil-base"
     """Whose frames, sizes and windows are measured, and whose training step."""
+    modalities: Modalities = "av"
+    """audio, video: of that branch alone, as with model.modalities in training."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Decoding processes of the measurement together."""
     decoder: Literal["pyav", "torchcodec", "dali", "auto"] = "pyav"
@@ -84,7 +86,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _config(options: Options) -> Config:
     data = DataConfig(root=options.shards, workers=options.workers, decoder=options.decoder, augment=options.augment)
-    return replace(preset(options.preset), data=data)
+    config = preset(options.preset)
+    return replace(config, data=data, model=replace(config.model, modalities=options.modalities))
 
 
 def step_speed(config: Config, seconds: float) -> float:
@@ -110,9 +113,10 @@ def _step_speed(config: Config, clips: int, device: torch.device, seconds: float
     config = replace(config, train=replace(config.train, batch_size=clips))
     step = TrainStep(Pretraining(config, device), config, World(rank=0, size=1, device=device))
     now = plan(config, timetable(config).steps // 2)
-    samples = config.model.audio.samples
+    samples = config.model.audio.samples if config.model.hears else 0
+    video = random_clips(config, clips, device)[0] if config.model.sees else torch.empty((clips, 0, 0, 0, 3))
     batch = Batch(
-        video=random_clips(config, clips, device)[0],
+        video=video.to(device, torch.uint8),
         wave=torch.randn(clips, samples).to(device),
         wave_valid=torch.full((clips,), samples, device=device),
         labels=[()] * clips,

@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     model, config = load_weights(weights, "cuda" if torch.cuda.is_available() else "cpu")
     with usage_errors():
         config = replace(config, data=options.data.apply(config.data))
-        split = split_source(config.data)
+        split = split_source(config.data, config.model.modalities)
         sounder = read_annotations(options.vggsounder) if options.vggsounder else None
     console.print(f"training clips: {split.train.note}\nheld-out clips: {split.held_out.note}")
     evaluation = evaluate(

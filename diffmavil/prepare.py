@@ -1,4 +1,4 @@
-"""Videos to shards: `python -m diffmavil.prepare SRC OUT [--csv TABLE] [--workers N] [--shard i/n]`.
+"""Videos or sound files to shards: `python -m diffmavil.prepare SRC OUT [--csv TABLE] [--workers N] [--shard i/n]`.
 
 Everything can be stopped at any instant; the same command goes on from there and ends with the same bytes.
 """
@@ -35,7 +35,7 @@ class Options:
     """Transcode videos once into WebDataset shards that are cheap to decode in training."""
 
     src: tyro.conf.Positional[Path | None] = None
-    """A folder of videos (folders become classes), or a CSV with path,start,duration (or end),labels."""
+    """A folder of videos or sound files (folders become classes), or a CSV with path,start,duration (or end),labels."""
     out: tyro.conf.Positional[Path | None] = None
     """Folder of the shards: new, empty, or begun earlier."""
     csv: Path | None = None
@@ -116,7 +116,12 @@ def prepare(options: Options, console: Console) -> None:
         raise ValueError(f"--ray={options.ray!r}: {why}")
     check_writable("OUT", options.out)
     catalog = read_catalog(
-        options.src, options.csv, split=options.split, names=options.classes, follow_links=options.follow_links
+        options.src,
+        options.csv,
+        split=options.split,
+        names=options.classes,
+        follow_links=options.follow_links,
+        modalities=options.settings.modalities,
     )
     if catalog.note:
         console.print(catalog.note)

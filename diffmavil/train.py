@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from diffmavil.config.cli import parse_train, run_main
 from diffmavil.config.errors import usage_errors
+from diffmavil.config.folders import expand
 from diffmavil.data.stats import open_data
 from diffmavil.evaluation.monitor import FeatureMonitor
+from diffmavil.model.exchange import check_image_mae, initialise_from_image_mae
 from diffmavil.model.weights import WEIGHTS_FILE, export_weights
 from diffmavil.reporting.page import write_report
 from diffmavil.training.budget import plan_batches
@@ -25,7 +28,10 @@ def main(argv: Sequence[str]) -> None:
         if peers.device.type == "cpu":
             keep_freed_memory()
         run, config = open_run(preset, config, options, peers)
+        init = expand(config.train.init) if config.train.init and run.checkpoint is None else None
         with usage_errors():
+            if init:  # the data may take long, and the file not fit
+                peers.main_first(partial(check_image_mae, config.model, init))
             config, split = peers.main_first(lambda: open_data(config))
             config = plan_batches(config, peers)
         write_run(run, config, peers)
@@ -34,8 +40,9 @@ def main(argv: Sequence[str]) -> None:
             run = run.noting(note)
         with usage_errors():
             task = Pretraining(config, peers.device, clips=len(split.train))
-        if task.note:
-            run = run.noting(task.note)
+            said = peers.main_first(partial(initialise_from_image_mae, task.model, init)).lines() if init else []
+        for note in [*([task.note] if task.note else []), *said]:
+            run = run.noting(note)
         monitor = FeatureMonitor(task.model, config, split, run.folder) if config.train.probe_every else None
         finished = fit(task, run, config, split.train, peers, monitor)
         if finished and peers.main:

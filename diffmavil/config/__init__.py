@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 
 from diffmavil.config.checks import require
 from diffmavil.config.data import AugmentConfig, DataConfig, DecoderName
+from diffmavil.config.head import HeadConfig
 from diffmavil.config.model import (
     AudioConfig,
     ContrastConfig,
     DecoderConfig,
     DiffusionConfig,
     EncoderConfig,
+    Modalities,
     ModelConfig,
     VideoConfig,
 )
@@ -33,7 +35,10 @@ __all__ = [
     "DecoderName",
     "DiffusionConfig",
     "EncoderConfig",
+    "FinetuneConfig",
+    "HeadConfig",
     "MaskConfig",
+    "Modalities",
     "ModelConfig",
     "OptimConfig",
     "RatioSchedule",
@@ -51,3 +56,18 @@ class Config:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Config):
+    """Of a classifier: `model` is what it was pretrained as, of which decoders, masks and contrast are not used.
+
+    Raises:
+        ValueError: a batch rule other than 'fixed': nothing changes the cost of a clip.
+    """
+
+    head: HeadConfig = field(default_factory=HeadConfig)
+
+    def __post_init__(self) -> None:
+        require(self.batch.rule == "fixed", "batch.rule", self.batch.rule, "'fixed' in fine-tuning")
+        require(self.batch.memory_gib is None, "batch.memory_gib", self.batch.memory_gib, "None in fine-tuning")

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar, Union, get_args
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from diffmavil.config import Config
+from diffmavil.config import Config, FinetuneConfig
 from diffmavil.config.errors import RunError, UsageError
 from diffmavil.config.files import CONFIG_FILE, load_config
 from diffmavil.config.folders import expand, expanded
@@ -93,13 +93,13 @@ def parse_train(argv: Sequence[str]) -> tuple[str, Config, RunOptions]:
         SystemExit: code 2, after tyro printed what is wrong with the flags; code 0 after --help.
     """
     argv = list(argv)
-    named = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    named = named_preset(argv)
     try:
         base = preset(named or DEFAULT_PRESET)
-        start = _resumed_config(argv)
-        if start is not None and named is not None:
-            raise UsageError(f"preset {named!r} beside --resume: the run folder's config.yaml decides; leave it out")
-        default = _Arguments(**_shallow(start or base))
+        start = resumed_config(argv, named)
+        if isinstance(start, FinetuneConfig):
+            raise UsageError("--run-dir: holds a fine-tuning run: python -m diffmavil.finetune goes on with it")
+        default = _Arguments(**shallow(start or base))
         args = parse_flags(
             _Arguments,
             argv,
@@ -113,17 +113,33 @@ def parse_train(argv: Sequence[str]) -> tuple[str, Config, RunOptions]:
     return named or DEFAULT_PRESET, config, RunOptions(run_dir=args.run_dir, resume=args.resume)
 
 
-def _resumed_config(argv: list[str]) -> Config | None:
+def named_preset(argv: list[str]) -> str | None:
+    """Takes the preset off the front, if one is named."""
+    return argv.pop(0) if argv and not argv[0].startswith("-") else None
+
+
+def flag(argv: Sequence[str], name: str) -> str | None:
+    """The last value given to a flag, before tyro reads it."""
+    inline = [a.split("=", 1)[1] for a in argv if a.startswith(f"--{name}=")]
+    spaced = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a == f"--{name}"]
+    return (inline + spaced or [None])[-1]
+
+
+def resumed_config(argv: list[str], named: str | None) -> Config | None:
     """The saved config of the run that `--resume` names, before the other flags are parsed over it."""
     if "--resume" not in argv:
         return None
-    inline = [a.split("=", 1)[1] for a in argv if a.startswith("--run-dir=")]
-    spaced = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a == "--run-dir"]
-    if not inline + spaced:
+    folder = flag(argv, "run-dir")
+    if folder is None:
         raise UsageError("--resume needs --run-dir: which run is to go on?")
-    path = expand((inline + spaced)[-1]) / CONFIG_FILE
-    return load_config(path) if path.exists() else None
+    path = expand(folder) / CONFIG_FILE
+    if not path.exists():
+        return None
+    if named is not None:
+        raise UsageError(f"preset {named!r} beside --resume: the run folder's config.yaml decides; leave it out")
+    return load_config(path)
 
 
-def _shallow(config: Config) -> dict[str, Any]:
+def shallow(config: Config) -> dict[str, Any]:
+    """Its fields as they are."""
     return {f.name: getattr(config, f.name) for f in fields(config)}

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from diffmavil.config import Config
+from diffmavil.config import Config, FinetuneConfig
 from diffmavil.config.errors import UsageError
 
 CONFIG_FILE = "config.yaml"
@@ -24,7 +24,7 @@ def config_to_yaml(config: Config) -> str:
 
 
 def load_config(path: Path) -> Config:
-    """Read what `save_config` wrote. Raises `UsageError` for a missing or damaged file."""
+    """What `save_config` wrote, which may be a `FinetuneConfig`. Raises `UsageError` for a missing or damaged file."""
     try:
         return config_from_yaml(path.read_text())
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
@@ -35,7 +35,7 @@ def config_from_yaml(text: str) -> Config:
     data = yaml.safe_load(text)
     if not isinstance(data, dict):
         raise ValueError("a mapping was expected")
-    return _build(Config, data, "")
+    return _build(FinetuneConfig if "head" in data else Config, data, "")
 
 
 def _build(cls: Any, data: dict[str, Any], where: str) -> Any:

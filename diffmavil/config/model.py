@@ -175,11 +175,14 @@ class ContrastConfig:
         require(self.intra_temperature > 0, "contrast.intra_temperature", self.intra_temperature, "positive")
 
 
+Modalities = Literal["av", "audio", "video"]
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture and its losses. Defaults: `mavil-base` as published."""
 
-    modalities: Literal["av", "audio", "video"] = "av"
+    modalities: Modalities = "av"
     """av: sound and picture, fused. audio, video: that branch alone; the other is neither decoded nor computed."""
     video: VideoConfig = VideoConfig()
     audio: AudioConfig = AudioConfig()

@@ -7,12 +7,16 @@ from dataclasses import replace
 
 from diffmavil.config import (
     AudioConfig,
+    AugmentConfig,
     BatchConfig,
     Config,
     ContrastConfig,
+    DataConfig,
     DecoderConfig,
     DiffusionConfig,
     EncoderConfig,
+    FinetuneConfig,
+    HeadConfig,
     MaskConfig,
     ModelConfig,
     OptimConfig,
@@ -97,8 +101,28 @@ def _optim(size: str) -> OptimConfig:
     return OptimConfig(lr=1e-3) if size == "tiny" else OptimConfig(lr=2e-4)
 
 
+def _finetune_presets() -> dict[str, FinetuneConfig]:
+    """As AudioMAE and MAViL fine-tune, where they say how; learning rates and lengths are ours."""
+    return {
+        f"finetune-{size}": FinetuneConfig(
+            model=model,
+            data=DataConfig(augment=AugmentConfig(roll=True)),
+            optim=OptimConfig(lr=1e-3 if size == "tiny" else 2e-4, betas=(0.9, 0.999), warmup=0.1, layer_decay=0.75),
+            train=TrainConfig(batch_size=32 if size == "tiny" else 64),
+            head=HeadConfig(fusion_depth=1 if size == "tiny" else 3, lr_video=1.0 if size == "tiny" else 0.5),
+        )
+        for size, model in _SIZES.items()
+    }
+
+
 PRESETS: dict[str, Config] = _presets()
+FINETUNE_PRESETS: dict[str, FinetuneConfig] = _finetune_presets()
 DEFAULT_PRESET = "diffmavil-tiny"
+
+
+def finetune_preset_of(model: ModelConfig) -> str:
+    """The fine-tuning preset whose encoders are nearest in width."""
+    return min(FINETUNE_PRESETS, key=lambda name: abs(FINETUNE_PRESETS[name].model.encoder.width - model.encoder.width))
 
 
 def preset(name: str) -> Config:

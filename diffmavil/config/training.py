@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from diffmavil.config.checks import require
 
@@ -125,6 +127,9 @@ class TrainConfig:
     batch_size: int = 64
     """Clips in one optimiser step, over all processes."""
     seed: int = 0
+    init: Annotated[str | None, arg(aliases=["--init"])] = None
+    """Image MAE checkpoint from which both encoders and the fusion blocks start: safetensors, .pth or .bin. Read once,
+    before step 0; a resumed run goes on from its own checkpoint."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast on a GPU, or a CPU (AVX512-BF16, AMX), that computes in it; else fp32."""
     compile: bool = False

@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffmavil.config import AudioConfig, require
+from diffmavil.config import AudioConfig, ModelConfig, require
 
 _PRE_EMPHASIS = 0.97
 _LOWEST = 20.0
@@ -89,6 +89,19 @@ def _filter(power: Tensor, bank: Tensor) -> Tensor:
         # TF32, where a trainer allows it, keeps three digits: too few for a logarithm near silence.
         return (power.double() @ bank.double()).float()
     return torch.stack([clip @ bank for clip in power])
+
+
+def make_log_mel(model: ModelConfig) -> LogMel | NoLogMel:
+    """What makes the audio encoder's input from waveforms; of a model without one an empty tensor."""
+    return LogMel(model.audio) if model.hears else NoLogMel()
+
+
+class NoLogMel(nn.Module):
+    """Stands for `LogMel` where nothing hears."""
+
+    def forward(self, wave: Tensor, valid: Tensor) -> Tensor:
+        """`wave` `[B, 0]` -> `[B, 0, 0]`."""
+        return rearrange(wave, "b s -> b s 1")[..., :0]
 
 
 class LogMel(nn.Module):

@@ -33,11 +33,13 @@ class Augment:
     def video(self, video: Tensor, position: Tensor) -> Tensor:
         """uint8 `[B, T, H, W, 3]`, int64 `[B]` -> the same shape and type."""
         strength = self.config.colour
-        return colour_jitter(video, position, self.seed, strength) if strength else video
+        return colour_jitter(video, position, self.seed, strength) if strength and video.numel() else video
 
     def spec(self, spec: Tensor, position: Tensor) -> Tensor:
         """Normalised log-mel `[B, F, M]`, int64 `[B]` -> the same shape and type."""
         c = self.config
+        if not spec.numel():
+            return spec
         if c.roll:
             spec = time_roll(spec, position, self.seed)
         if c.time_mask or c.mel_mask:

@@ -66,8 +66,8 @@ def diagnose(config: Config, seconds: float) -> Diagnosis:
     workers = config.data.workers
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = with_statistics(config)
-    clips = split_source(config.data).train
-    decoder = choose_decoder(config.data.decoder, clips.clips, device)
+    clips = split_source(config.data, config.model.modalities).train
+    decoder = choose_decoder(config.data.decoder, clips.clips, device, config.model.modalities)
     # DALI leaves the picture for later: what one process does is then measured with PyAV.
     dataset = TrainClips(config, clips, decoder="pyav" if decoder == "dali" else decoder)
     bad: dict[str, str] = {}
@@ -173,8 +173,8 @@ def _transforming(config: Config, batch: Batch, device: torch.device) -> Callabl
     augment = Augment(config.data.augment, config.train.seed)
 
     def once() -> object:
-        video = augment.video(batch.video, batch.position)
-        spec = augment.spec(log_mel(batch.wave, batch.wave_valid), batch.position)
+        video = augment.video(batch.video, batch.position) if config.model.sees else None
+        spec = augment.spec(log_mel(batch.wave, batch.wave_valid), batch.position) if config.model.hears else None
         return waited((video, spec))
 
     return once

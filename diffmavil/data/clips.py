@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 
 class Stored(NamedTuple):
-    """Where a prepared clip lies: bytes of its mp4 and of its FLAC in a shard, and their CRC-32."""
+    """Where a prepared clip lies: bytes of its mp4 and of its FLAC in a shard, and their CRC-32.
+
+    What it was prepared without has a size of 0.
+    """
 
     root: str
     shard: str
@@ -43,6 +46,7 @@ class ClipSet:
         note: a sentence on where the clips come from.
         audio_stats: mels -> (mean, std) of the log-mel, where that is known already.
         parts: (clips, weight) of each of several sets, which lie one after the other in `clips`; empty: one set.
+        often: how often each clip comes in training, relative to the others; empty: once an epoch.
     """
 
     clips: list[Clip]
@@ -50,6 +54,7 @@ class ClipSet:
     note: str = ""
     audio_stats: dict[int, tuple[float, float]] = field(default_factory=dict)
     parts: tuple[tuple[int, float], ...] = ()
+    often: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.clips)

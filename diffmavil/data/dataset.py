@@ -45,12 +45,12 @@ class Opened:
 
 @dataclass(frozen=True)
 class Batch:
-    """Decoded clips.
+    """Decoded clips; what `model.modalities` leaves out has no elements.
 
     Attributes:
-        video: uint8 `[B, T, H, W, 3]`.
-        wave: float32 `[B, S]`, mono, 16 kHz, zeros from `wave_valid` on.
-        wave_valid: int64 `[B]`, samples before the sound's end.
+        video: uint8 `[B, T, H, W, 3]`; of sound alone `[B, 0, 0, 0, 3]`.
+        wave: float32 `[B, S]`, mono, 16 kHz, zeros from `wave_valid` on; of a picture alone `[B, 0]`.
+        wave_valid: int64 `[B]`, samples before the sound's end; 0 of a picture alone.
         labels: classes of each clip.
         position: int64 `[B]`, place in the training stream; in evaluation the row (`EvalClips`).
         paths: file of each clip.
@@ -116,16 +116,16 @@ class _Canvas:
     """A batch being filled: pictures are decoded into the memory that is handed over, shared where it can be."""
 
     def __init__(self, config: Config, size: int, *, shared: bool, later: bool) -> None:
-        video, audio = config.model.video, config.model.audio
-        side = 0 if later else video.size
-        self.video = _empty((size, video.frames, side, side, 3), torch.uint8, shared)
-        self.wave = _empty((size, audio.samples), torch.float32, shared)
-        self.later = later
+        model = config.model
+        side = 0 if later or not model.sees else model.video.size
+        self.video = _empty((size, model.video.frames if model.sees else 0, side, side, 3), torch.uint8, shared)
+        self.wave = _empty((size, model.audio.samples if model.hears else 0), torch.float32, shared)
+        self.drawn = bool(side)
         self._video, self._wave = self.video.numpy(), self.wave.numpy()
 
     def picture(self, row: int) -> np.ndarray | None:
-        """Where the picture of a row is drawn; None when that is done later."""
-        return None if self.later else self._video[row]
+        """Where the picture of a row is drawn; None when that is done later, or never."""
+        return self._video[row] if self.drawn else None
 
     def batch(self, rows: list[_Row], opened: Opened) -> Batch:
         """The batch of `rows`, whose pictures are drawn already."""
@@ -153,7 +153,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, shared: bool) -> Tensor:
 
 
 def make_reader(config: Config) -> Reader:
-    return Reader(expand(config.data.cache), round(config.data.remote_cache_gb * 1e9))
+    return Reader(expand(config.data.cache), round(config.data.remote_cache_gb * 1e9), config.model.modalities)
 
 
 def _stopped(stop: Event | None) -> bool:
@@ -169,7 +169,7 @@ class TrainClips(Dataset):
         self.config = config
         self.decoder: DecoderName = decoder
         self.clips = ClipTable(clipset.clips)
-        self.stream = ClipStream(len(clipset), config.train.seed, clipset.parts)
+        self.stream = ClipStream(len(clipset), config.train.seed, clipset.parts, clipset.often)
         self.reader = make_reader(config)
         self.stop = stop
         """Set when nobody waits for the batch any more."""
@@ -205,6 +205,7 @@ class TrainClips(Dataset):
                     self.reader(clip),
                     model.video,
                     model.audio,
+                    modalities=model.modalities,
                     start=clip.start,
                     duration=clip.duration,
                     rng=rng,
@@ -261,6 +262,7 @@ class EvalClips(Dataset):
                     self.reader(clip),
                     model.video,
                     model.audio,
+                    modalities=model.modalities,
                     start=clip.start,
                     duration=clip.duration,
                     crop=(crop, self.crops),

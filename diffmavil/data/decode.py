@@ -13,15 +13,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from av.packet import Packet
 
-from diffmavil.config import AudioConfig, DecoderName, VideoConfig
+from diffmavil.config import AudioConfig, DecoderName, Modalities, VideoConfig
 from diffmavil.data.decoders import Later, painter_of
 from diffmavil.data.extent import span_of
 from diffmavil.data.frames import Painter
-from diffmavil.data.media import BadClip, Deadline, Media, Sample, UnknownLength, open_media
-from diffmavil.data.sound import sound_of
+from diffmavil.data.media import BadClip, Deadline, Media, UnknownLength
+from diffmavil.data.modalities import hears, too_short
+from diffmavil.data.samples import Sample, open_media
+from diffmavil.data.sound import Sound, sound_of
 from diffmavil.data.transforms import FramingRule, centre_framing
-from diffmavil.data.windows import MIN_SECONDS, Span, Windows, choose_windows
+from diffmavil.data.windows import Span, Windows, choose_windows
 
 __all__ = ["DEADLINE", "BadClip", "Decoded", "Sample", "decode_clip", "decode_sound"]
 
@@ -33,6 +36,7 @@ _MISSING = 0.25
 _LATE = 0.05
 """The same at a window's start."""
 _NO_FRAMES = np.empty((0, 0, 0, 3), np.uint8)
+_NO_SOUND = Sound(np.empty(0, np.float32), 0, 0, np.empty(0, bool))
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class Decoded:
     """A window of a clip.
 
     Attributes:
-        video: uint8 `[T, H, W, 3]`, RGB, upright; empty from `decode_sound`.
-        wave: float32 `[S]`, mono, 16 kHz; zeros from `wave_valid` on.
+        video: uint8 `[T, H, W, 3]`, RGB, upright; `[0, 0, 0, 3]` of sound alone.
+        wave: float32 `[S]`, mono, 16 kHz; zeros from `wave_valid` on; `[0]` of a picture alone.
         wave_valid: samples before the sound's end.
         windows: which seconds these are, on the container's clock.
         later: the picture, still coded, for a decoder that takes whole batches; then `video` is empty.
@@ -59,6 +63,7 @@ def decode_clip(
     video: VideoConfig,
     audio: AudioConfig,
     *,
+    modalities: Modalities = "av",
     start: float | None = None,
     duration: float | None = None,
     rng: np.random.Generator | None = None,
@@ -76,6 +81,7 @@ def decode_clip(
 
     Args:
         source: path of any file libav reads, or a prepared sample.
+        modalities: what is decoded; audio and video ask for that track alone, and the other one may be missing.
         start, duration: the part of the file that is the clip, in seconds from the file's start; None: all of it.
         rng: where the windows lie; None for evaluation: crop `crop[0]` of `crop[1]`, evenly spaced (one: the centre).
         framing: the spatial crop; None: short side to `video.size`, centre.
@@ -84,28 +90,36 @@ def decode_clip(
         out: uint8 `[T, size, size, 3]`, where the frames are drawn; None: memory of their own.
 
     Raises:
-        BadClip: no picture, no sound, less than 0.5 s of both together, undecodable, or not done by the deadline.
+        BadClip: no picture or no sound, where it is wanted; less than 0.5 s of both together, or of a picture alone, or
+            less than 0.1 s of sound alone; undecodable, or not done by the deadline.
     """
     place = ((crop[0] + 0.5) / crop[1], 0.5) if rng is None else (float(rng.random()), float(rng.random()))
-    painter = painter_of(decoder)(video, framing or centre_framing(video.size), out)
-    return _Job(source, start, duration, audio, place, painter, deadline).run()
+    painter = None
+    if modalities != "audio":
+        painter = painter_of(decoder)(video, framing or centre_framing(video.size), out)
+    return _Job(source, modalities, start, duration, audio, place, painter, deadline).run()
 
 
 def decode_sound(
     source: str | Sample,
     audio: AudioConfig,
     *,
+    modalities: Modalities = "av",
     start: float | None = None,
     duration: float | None = None,
     deadline: float = DEADLINE,
 ) -> Decoded:
-    """The sound alone, at the centre of the clip. Arguments and errors as of `decode_clip`."""
-    return _Job(source, start, duration, audio, (0.5, 0.5), None, deadline).run()
+    """The sound at the centre of the clip, without its picture. Arguments and errors as of `decode_clip`.
+
+    With `modalities` av, of the time that has a picture too.
+    """
+    return _Job(source, modalities, start, duration, audio, (0.5, 0.5), None, deadline).run()
 
 
 @dataclass(frozen=True)
 class _Job:
     source: str | Sample
+    modalities: Modalities
     start: float | None
     duration: float | None
     audio: AudioConfig
@@ -120,13 +134,13 @@ class _Job:
     def run(self) -> Decoded:
         deadline = Deadline(self.deadline, self.path)
         try:
-            with open_media(self.source, deadline) as media:
+            with open_media(self.source, deadline, self.modalities) as media:
                 decoded = self._try_promised(media)
             if decoded is not None:
                 return decoded
-            with open_media(self.source, deadline) as media:
+            with open_media(self.source, deadline, self.modalities) as media:
                 spans = media.measured()
-            with open_media(self.source, deadline) as media:
+            with open_media(self.source, deadline, self.modalities) as media:
                 decoded = self._decode(media, *self._limit(media, spans))
             assert decoded is not None
             return decoded
@@ -141,7 +155,7 @@ class _Job:
             picture, sound = self._limit(media, media.promised())
         except UnknownLength:
             return None
-        if picture.intersect(sound).length < MIN_SECONDS:
+        if too_short(self.modalities, picture, sound):
             return None
         return self._decode(media, picture, sound, trust=False)
 
@@ -149,24 +163,17 @@ class _Job:
         return limited(media, spans, self.start, self.duration)
 
     def _decode(self, media: Media, picture: Span, sound: Span, trust: bool = True) -> Decoded | None:
-        """Decode both windows. Without `trust` in the spans: None when the file holds less than they say."""
-        common = picture.intersect(sound).length
-        if common < MIN_SECONDS:
-            raise BadClip(
-                self.path,
-                f"only {common:.2f} s with both picture ({picture.length:.2f} s) and sound ({sound.length:.2f} s), "
-                f"at least {MIN_SECONDS} s are needed",
-            )
-        seconds = self.painter.video.seconds if self.painter else 0.0
-        rate = self.audio.sample_rate
-        windows = choose_windows(picture, sound, seconds, self.audio.samples / rate, self.place)
+        """Decode the windows. Without `trust` in the spans: None when the file holds less than they say."""
+        if reason := too_short(self.modalities, picture, sound):
+            raise BadClip(self.path, reason)
+        video_seconds = self.painter.video.seconds if self.painter else 0.0
+        audio_seconds = self.audio.samples / self.audio.sample_rate if hears(self.modalities) else 0.0
+        windows = choose_windows(picture, sound, video_seconds, audio_seconds, self.place)
         video_packets, audio_packets = media.read(windows)
-        wave, first, valid, heard = sound_of(media, audio_packets, windows.audio, sound.end, self.audio.samples, rate)
-        expected = min(windows.audio.end, sound.end) - windows.audio.start
-        if not trust and (valid / rate < expected - _MISSING or first > _LATE * rate):
+        heard = self._sound(media, audio_packets, windows, sound, trust) if hears(self.modalities) else _NO_SOUND
+        if heard is None:
             return None
-        if np.count_nonzero(heard) < rate // 40:
-            raise BadClip(self.path, "no sound could be decoded")
+        wave, valid = heard.wave, heard.valid
         if self.painter is None:
             return Decoded(_NO_FRAMES, wave, valid, windows)
         if not trust and span_of(media.video, video_packets).end < windows.video.end - _MISSING:
@@ -177,6 +184,17 @@ class _Job:
         if isinstance(frames, Later):
             return Decoded(_NO_FRAMES, wave, valid, windows, frames)
         return Decoded(frames, wave, valid, windows)
+
+    def _sound(self, media: Media, packets: list[Packet], windows: Windows, sound: Span, trust: bool) -> Sound | None:
+        """The sound of its window; None without `trust` in its span, when there is less than that says."""
+        rate = self.audio.sample_rate
+        found = sound_of(media, packets, windows.audio, sound.end, self.audio.samples, rate)
+        expected = min(windows.audio.end, sound.end) - windows.audio.start
+        if not trust and (found.valid / rate < expected - _MISSING or found.first > _LATE * rate):
+            return None
+        if np.count_nonzero(found.heard) < rate // 40:
+            raise BadClip(self.path, "no sound could be decoded")
+        return found
 
 
 def limited(media: Media, spans: tuple[Span, Span], start: float | None, duration: float | None) -> tuple[Span, Span]:

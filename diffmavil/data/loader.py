@@ -191,7 +191,7 @@ def make_loader(
         RuntimeError: a decoding process died.
     """
     orders = orders or _Orders(start_position, config.train.batch_size, rank, world, steps)
-    decoder = choose_decoder(config.data.decoder, clipset.clips, torch.device(device))
+    decoder = choose_decoder(config.data.decoder, clipset.clips, torch.device(device), config.model.modalities)
     dataset = TrainClips(config, clipset, _stop_event(config), decoder)
     batch_size = batch_size or config.train.batch_size // world
     return Loader(dataset, orders, config, batch_size, device, config.data.max_bad_share)
@@ -209,7 +209,7 @@ def eval_batches(
     require(crops >= 1, "crops", crops, ">= 1")
     rows = len(clipset) * crops
     orders = [range(first, min(first + batch_size, rows)) for first in range(0, rows, batch_size)]
-    decoder = choose_decoder(config.data.decoder, clipset.clips, torch.device(device))
+    decoder = choose_decoder(config.data.decoder, clipset.clips, torch.device(device), config.model.modalities)
     dataset = EvalClips(config, clipset, crops, _stop_event(config), decoder)
     return Loader(dataset, orders, config, batch_size, device, max_bad_share=1.0)
 

@@ -5,19 +5,20 @@ All times are seconds on the container's clock: presentation time stamp times ti
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple
 
 import av
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
+from av.video.stream import VideoStream
 
+from diffmavil.config import Modalities
 from diffmavil.data.awake import awake_seconds
 from diffmavil.data.extent import Extent, Slots, due, one_recording, since, tick_of
 from diffmavil.data.library import BadClip, library_errors, open_container, packets_of
@@ -31,6 +32,8 @@ _MOST_REORDERED = 17
 """More pictures than can be decoded ahead of one that is shown before them."""
 _WITHOUT_INDEX = ("mpeg", "mpegts")
 """Formats for which libav guesses each stream's length from the file's last packets, and often too short."""
+_BARE = ("mp3", "aac", "ac3", "eac3", "amr", "dts")
+"""Formats of bare frames, whose length libav guesses from the bit rate of the first ones."""
 BY_NUMBER = ("avi",)
 """Formats that keep no times but the numbers of the packets: the k-th picture shown belongs to the k-th packet, and may
 come out of the decoder after it. libav's guesses of presentation times are off by the delay of B frames."""
@@ -50,21 +53,6 @@ _LONGEST = 60.0
 
 class UnknownLength(Exception):
     """The header does not say how long a stream is."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An encoded clip in memory, as `diffmavil.prepare` makes it: picture and sound both start at zero.
-
-    Attributes:
-        name: where it comes from, for messages.
-        mp4: upright H.264, no sound.
-        flac: 16 kHz mono.
-    """
-
-    name: str
-    mp4: bytes
-    flac: bytes
 
 
 class Packets(NamedTuple):
@@ -87,33 +75,30 @@ class Deadline:
             raise BadClip(self.name, f"not decoded within the deadline of {self.seconds:g} s")
 
 
-def open_media(source: str | Sample, deadline: Deadline) -> Media:
-    """A file or a prepared sample, opened; raises as `Media` does."""
-    return SampleMedia(source, deadline) if isinstance(source, Sample) else Media(source, deadline)
-
-
 class Media:
-    """A file with its picture and its sound, as `choose_tracks` finds them; a context manager.
+    """A file with its picture and its sound, as `choose_tracks` finds them, or with one alone; a context manager.
 
     Attributes:
+        tracks: those that are wanted.
         sounding: once `measured` was called: whole seconds of the clock in which there is sound.
 
     Raises:
-        BadClip: it cannot be opened, one of the tracks is missing or has no decoder, or it is not a regular file
+        BadClip: it cannot be opened, a track that is wanted is missing or has no decoder, or it is not a regular file
             (opening a pipe would wait for ever).
     """
 
     _moved = _sought = False
     """Whether packets were read, and whether from a place in the middle."""
 
-    def __init__(self, path: str, deadline: Deadline) -> None:
+    def __init__(self, path: str, deadline: Deadline, modalities: Modalities = "av") -> None:
         self.deadline = deadline
+        self.modalities: Modalities = modalities
         if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise BadClip(path, "not a regular file")
         self.path = path
         self.container: InputContainer = open_container(path, deadline.name)
         try:
-            self.video, self.audio = choose_tracks(self.container, deadline.name)
+            self.tracks = choose_tracks(self.container, deadline.name, modalities)
         except BaseException:
             self.container.close()
             raise
@@ -127,6 +112,18 @@ class Media:
         self.container.close()
 
     @property
+    def video(self) -> VideoStream:
+        """The picture, where it is wanted."""
+        assert self.tracks.video is not None
+        return self.tracks.video
+
+    @property
+    def audio(self) -> AudioStream:
+        """The sound, where it is wanted."""
+        assert self.tracks.audio is not None
+        return self.tracks.audio
+
+    @property
     def coded_picture(self) -> bytes:
         """All bytes of a prepared sample's picture."""
         raise TypeError("a plain file has picture and sound together")
@@ -137,9 +134,14 @@ class Media:
         return (self.container.start_time or 0) / av.time_base
 
     def promised(self) -> tuple[Span, Span]:
-        """What the header says that picture and sound cover; `UnknownLength` if it does not say."""
+        """What the header says that picture and sound cover; `UnknownLength` if it does not say.
+
+        What is not wanted covers what the other does, here and in `measured`.
+        """
+        if self.container.format.name in _BARE:
+            raise UnknownLength
         spans = []
-        for stream in (self.video, self.audio):
+        for stream in self.tracks.wanted:
             tick = float(stream.time_base or 0)
             begin = self.start if stream.start_time is None else stream.start_time * tick
             if stream.duration and self.container.format.name not in _WITHOUT_INDEX:
@@ -148,33 +150,38 @@ class Media:
                 spans.append(Span(begin, self.start + self.container.duration / av.time_base))
             else:
                 raise UnknownLength
-        return spans[0], spans[1]
+        return spans[0], spans[-1]
 
     def measured(self) -> tuple[Span, Span]:
         """What the packets cover. Reads the whole of a file just opened, decodes nothing."""
         self.sounding: set[int] = set()
-        picture, sound = Extent(self.video), Extent(self.audio)
+        extents = [Extent(stream) for stream in self.tracks.wanted]
+        picture, sound = extents[0], extents[-1]
         for packet in self._packets():
-            if packet.stream is self.video:
+            if packet.stream is self.tracks.video:
                 picture.add(packet)
             elif heard := sound.add(packet):
                 self.sounding.update(range(int(heard.start), int(min(heard.end, heard.start + _LONGEST)) + 1))
-        return picture.held_until(self._said_end(picture.span, sound.span)), sound.span
+        if self.tracks.video is None:
+            return sound.span, sound.span
+        seen = picture.held_until(self._said_end(picture.span, sound.span))
+        return seen, seen if self.tracks.audio is None else sound.span
 
     def _said_end(self, picture: Span, sound: Span) -> float:
-        """When the picture ends by what the container says."""
+        """When the picture ends by what the container says; without sound beside it, its own span is given twice."""
         if self.video.duration and self.video.start_time is not None and self.container.format.name.startswith("mov"):
             return (self.video.start_time + self.video.duration) * tick_of(self.video)
         # Others say at most how long the file is, for a live recording not even that.
         length = (self.container.duration or 0) / av.time_base
-        return max(picture.end, min(self.start + length, sound.end))
+        longest = float("inf") if self.tracks.audio is None else sound.end
+        return max(picture.end, min(self.start + length, longest))
 
     def read(self, windows: Windows) -> Packets:
         """The packets needed for the windows, each stream's from before its window's start.
 
-        A place in a file is sought by the picture alone, and the sound of that time may lie before it.
+        A place in a file is sought by the picture alone if there is one, and the sound of that time may lie before it.
         """
-        begin = min(windows.video.start - self._reordered, windows.audio.start - PREROLL)
+        begin = min(start for _, start in self._starts(windows))
         near = self.start + (_NEAR_COUNTED if self.container.format.name == "mpeg" else _NEAR)
         best, most = Packets([], []), (0, 0)
         for back in _STEPS_BACK:
@@ -184,7 +191,7 @@ class Media:
             rank = covered, bool(found.video) + bool(found.audio)
             if rank >= most:
                 best, most = found, rank
-            if covered == 2 or from_start:
+            if covered == len(self.tracks.wanted) or from_start:
                 break
         return self._trimmed(best, windows)
 
@@ -192,14 +199,20 @@ class Media:
     def _seekable(self) -> bool:
         """Whether packets have right times after a seek. Ogg stamps pages, and libav does not know how long a packet of
         FLAC in it is."""
-        return not (self.container.format.name == "ogg" and self.audio.codec_context.name == "flac")
+        sound = self.tracks.audio
+        return not (self.container.format.name == "ogg" and sound is not None and sound.codec_context.name == "flac")
+
+    def _starts(self, windows: Windows) -> list[tuple[Stream, float]]:
+        """Each stream that is wanted, with the second from before which it must be read."""
+        starts = windows.video.start - self._reordered, windows.audio.start - PREROLL
+        return [(stream, start) for stream, start in zip(self.tracks, starts, strict=True) if stream is not None]
 
     def _covered(self, found: Packets, windows: Windows) -> int:
-        """How many of the two streams were read from before their window, or from their first packet."""
+        """How many of the streams were read from before their window, or from their first packet."""
         keys = [packet for packet in found.video if packet.is_keyframe]
-        starts = windows.video.start - self._reordered, windows.audio.start - PREROLL
         covered = 0
-        for stream, packets, start in zip((self.video, self.audio), (keys, found.audio), starts, strict=True):
+        for stream, start in self._starts(windows):
+            packets = keys if stream is self.tracks.video else found.audio
             tick = tick_of(stream)
             enough = start if stream.start_time is None else max(start, stream.start_time * tick)
             covered += any(due(packet, tick) <= enough for packet in packets)
@@ -207,23 +220,31 @@ class Media:
 
     def _trimmed(self, found: Packets, windows: Windows) -> Packets:
         """The picture from its last keyframe before the window on, the sound from a little before."""
-        tick, start = tick_of(self.video), windows.video.start - self._reordered
-        keys = [i for i, packet in enumerate(found.video) if packet.is_keyframe and due(packet, tick) <= start]
-        early, tick = windows.audio.start - 2 * PREROLL, tick_of(self.audio)
-        return Packets(found.video[keys[-1] :] if keys else found.video, since(early, found.audio, tick))
+        video, audio = found
+        if self.tracks.video is not None:
+            tick, start = tick_of(self.tracks.video), windows.video.start - self._reordered
+            keys = [i for i, packet in enumerate(video) if packet.is_keyframe and due(packet, tick) <= start]
+            video = video[keys[-1] :] if keys else video
+        if self.tracks.audio is not None:
+            audio = since(windows.audio.start - 2 * PREROLL, audio, tick_of(self.tracks.audio))
+        return Packets(video, audio)
 
     def _read_from(self, begin: float | None, windows: Windows) -> Packets:
         """Packets from second `begin` of the clock, or from the file's start, to the first past the windows' ends."""
-        ticks = {self.video.index: tick_of(self.video), self.audio.index: tick_of(self.audio)}
-        ends = {self.video.index: windows.video.end + self._reordered, self.audio.index: windows.audio.end}
-        packets: dict[int, list[Packet]] = {self.video.index: [], self.audio.index: []}
+        ends: dict[int, float] = {}
+        for stream, end in zip(self.tracks, (windows.video.end + self._reordered, windows.audio.end), strict=True):
+            if stream is not None:
+                ends[stream.index] = end
+        ticks = {stream.index: tick_of(stream) for stream in self.tracks.wanted}
+        packets: dict[int, list[Packet]] = {index: [] for index in ends}
         if begin is None:
             self._rewind()
         else:
             self._moved = self._sought = True
             try:
+                by = self.tracks.wanted[0]
                 with library_errors(self.deadline.name):
-                    self.container.seek(int(begin / ticks[self.video.index]), stream=self.video)
+                    self.container.seek(int(begin / tick_of(by)), stream=by)
             except BadClip:
                 return Packets([], [])
         past = 0
@@ -232,7 +253,7 @@ class Media:
             if index not in ends:
                 continue
             packets[index].append(packet)
-            if index == self.video.index and self.container.format.name == _MATROSKA:
+            if packet.stream is self.tracks.video and self.container.format.name == _MATROSKA:
                 # It stores no decoding times, and libav's guess may be too late, for frames far apart by far.
                 past += due(packet, ticks[index]) > ends[index]
                 done = past == _MOST_REORDERED
@@ -244,30 +265,32 @@ class Media:
                 del ends[index]
                 if not ends:
                     break
-        return Packets(packets[self.video.index], packets[self.audio.index])
+        return Packets(*([] if stream is None else packets[stream.index] for stream in self.tracks))
 
     def _rewind(self) -> None:
         """Go to the first packet: opened anew, since a seek finds no keyframe decoded before the start time."""
         if self._moved:
             self.container.close()
             self.container = open_container(self.path, self.deadline.name)
-            self.video, self.audio = choose_tracks(self.container, self.deadline.name)
+            self.tracks = choose_tracks(self.container, self.deadline.name, self.modalities)
         self._moved, self._sought = True, False
 
     def _packets(self) -> Iterator[Packet]:
-        """Packets of both streams until the end of the file, or until where it is cut off or damaged."""
-        packets = self._demux(self.container, self.video, self.audio)
-        yield from one_recording(self._placed(packets), (self.video, self.audio))
+        """Packets of the streams until the end of the file, or until where it is cut off or damaged."""
+        wanted = self.tracks.wanted
+        yield from one_recording(self._placed(self._demux(self.container, *wanted)), wanted)
 
     @property
     def _reordered(self) -> float:
         """Seconds by which the time of a picture may differ from that of its packet."""
-        return _HELD_BACK / float(self.video.average_rate or 25) if self.container.format.name in _COUNTED else 0.0
+        if self.tracks.video is None or self.container.format.name not in _COUNTED:
+            return 0.0
+        return _HELD_BACK / float(self.tracks.video.average_rate or 25)
 
     def _slots(self) -> Slots | None:
         """For pictures of a program stream; those of MPEG's own codecs have times by libav, which are exact to one
         picture, also after a seek."""
-        if self.container.format.name != "mpeg":
+        if self.tracks.video is None or self.container.format.name != "mpeg":
             return None
         by_libav = self._sought and self.video.codec_context.name in ("mpeg1video", "mpeg2video")
         return None if by_libav else Slots(self.video)
@@ -282,66 +305,9 @@ class Media:
         slots = self._slots()
         numbered = self.container.format.name in BY_NUMBER
         for packet in packets:
-            if packet.stream is self.video:
+            if packet.stream is self.tracks.video:
                 if slots and not slots.place(packet):
                     continue
                 if numbered:
                     packet.pts = None
             yield packet
-
-
-class SampleMedia(Media):
-    """A prepared sample: two containers in memory, one clock."""
-
-    def __init__(self, sample: Sample, deadline: Deadline) -> None:
-        self.deadline = deadline
-        self.sample = sample
-        self.container = open_container(io.BytesIO(sample.mp4), deadline.name, "mp4")
-        try:
-            self.sound: InputContainer = open_container(io.BytesIO(sample.flac), deadline.name, "flac")
-        except BaseException:
-            self.container.close()
-            raise
-        self.video = self.container.streams.video[0]
-        self.audio = self.sound.streams.audio[0]
-        for stream in (self.video, self.audio):
-            stream.codec_context.thread_count = 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.container.close()
-        self.sound.close()
-
-    @property
-    def coded_picture(self) -> bytes:
-        return self.sample.mp4
-
-    def promised(self) -> tuple[Span, Span]:
-        if not self.video.duration or not self.audio.duration:
-            raise UnknownLength
-        return Span(0.0, self.video.duration * tick_of(self.video)), Span(
-            0.0, self.audio.duration * tick_of(self.audio)
-        )
-
-    def read(self, windows: Windows) -> Packets:
-        with library_errors(self.deadline.name):
-            self.container.seek(int(windows.video.start / tick_of(self.video)), stream=self.video)
-        video = self._until(windows.video.end, self.container, self.video)
-        # FLAC frames stand alone and cost little: no search for the first, only those long before are left out.
-        early, tick = windows.audio.start - 2 * PREROLL, tick_of(self.audio)
-        sound = self._until(windows.audio.end, self.sound, self.audio)
-        return Packets(video, since(early, sound, tick))
-
-    def _until(self, end: float, container: InputContainer, stream: Stream) -> list[Packet]:
-        packets: list[Packet] = []
-        tick = tick_of(stream)
-        for packet in self._demux(container, stream):
-            if packet.dts is not None and packet.dts * tick > end:
-                break
-            packets.append(packet)
-        return packets
-
-    def _packets(self) -> Iterator[Packet]:
-        yield from self._demux(self.container, self.video)
-        yield from self._demux(self.sound, self.audio)

@@ -1,7 +1,8 @@
-"""Where clips come from: a folder of videos, a CSV, a prepared set, or the synthetic one; and which are held out.
+"""Where clips come from: a folder of files, a CSV, a prepared set, or the synthetic one; and which are held out.
 
-Folder: every video below it, sorted by relative path (`diffmavil.data.video_files`). When videos lie in two or more
-folders, the name of the folder is the class. CSV: `diffmavil.data.csv_table`; paths are relative to the CSV.
+Folder: every video below it, sorted by relative path (`diffmavil.data.media_files`); for sound alone sound files too.
+When they lie in two or more folders, the name of the folder is the class. CSV: `diffmavil.data.csv_table`; paths are
+relative to the CSV.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from diffmavil.config import DataConfig
+from diffmavil.config import Config, DataConfig, Modalities
 from diffmavil.config.folders import expand, writing
 from diffmavil.data.clips import Clip, ClipSet, Split
 from diffmavil.data.csv_table import read_csv
+from diffmavil.data.media_files import find_files, folder_classes
 from diffmavil.data.shards.prepared import is_prepared, read_prepared
 from diffmavil.data.synthetic import CLASSES, ensure_synthetic
-from diffmavil.data.video_files import find_videos, folder_classes
 
 __all__ = ["open_source", "read_csv", "split_source"]
 
@@ -27,15 +28,15 @@ HELD_OUT = 0.1
 FEWEST_FOR_SPLIT = 20
 
 
-def open_source(data: DataConfig, split: Literal["train", "eval"] = "train") -> ClipSet:
+def open_source(data: DataConfig, split: Literal["train", "eval"] = "train", modalities: Modalities = "av") -> ClipSet:
     """The training or the held-out clips of a run; see `split_source`."""
     if data.root == "synthetic" and data.eval_root is None and not data.more:
         return _read_synthetic(data, split)
-    train, held_out = split_source(data)
+    train, held_out = split_source(data, modalities)
     return train if split == "train" else held_out
 
 
-def split_source(data: DataConfig) -> Split:
+def split_source(data: DataConfig, modalities: Modalities = "av") -> Split:
     """Training clips of `data.root`, and held-out clips.
 
     Held out are: the clips of `data.eval_root` when it is set; the synthetic set's own held-out split; else a tenth of
@@ -43,14 +44,23 @@ def split_source(data: DataConfig) -> Split:
     place and all segments of a file are on one side. With fewer than 20 files the training clips serve for both, and
     the note says so. Of `data.more`, each set is split by itself; its training clips are mixed in by `data.weights`.
 
+    Args:
+        modalities: what of the clips will be decoded. It decides which files of a folder are taken: videos, and for
+            sound alone sound files beside them. The note says what else lies there.
+
     Raises:
-        ValueError: nothing there, no video in it, a prepared set that is not whole, or a CSV that cannot be read, with
-            the line.
+        ValueError: nothing there, no such file in it, a prepared set that is not whole or holds not what is wanted, or
+            a CSV that cannot be read, with the line.
     """
     if data.more:
-        return _mixed([_split_one(replace(data, root=root, more=(), weights=())) for root in (data.root, *data.more)],
-                      data.weights)  # fmt: skip
-    return _split_one(data)
+        single = [replace(data, root=root, more=(), weights=()) for root in (data.root, *data.more)]
+        return _mixed([_split_one(one, modalities) for one in single], data.weights)
+    return _split_one(data, modalities)
+
+
+def read_set(config: Config, root: str, name: str) -> ClipSet:
+    """All clips of one more set, which the setting `name` gives; errors as of `split_source`."""
+    return _read(config.data, root, name, "eval", config.model.modalities)
 
 
 def _mixed(splits: list[Split], weights: tuple[float, ...]) -> Split:
@@ -69,10 +79,10 @@ def _mixed(splits: list[Split], weights: tuple[float, ...]) -> Split:
     return Split(whole, ClipSet(kept, classes, " + ".join(notes)))
 
 
-def _split_one(data: DataConfig) -> Split:
-    train = _read(data, data.root, "data.root", "train")
+def _split_one(data: DataConfig, modalities: Modalities) -> Split:
+    train = _read(data, data.root, "data.root", "train", modalities)
     if data.eval_root is not None:
-        return _share_classes(train, _read(data, data.eval_root, "data.eval_root", "eval"))
+        return _share_classes(train, _read(data, data.eval_root, "data.eval_root", "eval", modalities))
     if data.root == "synthetic":
         return _share_classes(train, _read_synthetic(data, "eval"))
     files = sorted({_file(clip) for clip in train.clips})
@@ -101,19 +111,21 @@ def _file(clip: Clip) -> str:
     return clip.origin or clip.path
 
 
-def _read(data: DataConfig, root: str, name: str, split: Literal["train", "eval"]) -> ClipSet:
+def _read(data: DataConfig, root: str, name: str, split: Literal["train", "eval"], modalities: Modalities) -> ClipSet:
     if root == "synthetic":
         return _read_synthetic(data, split)
     path = expand(root)
     if is_prepared(root):
-        clipset = read_prepared(root, name)
+        clipset = read_prepared(root, name, modalities)
     elif path.is_dir():
-        clipset = _read_folder(path, name)
+        clipset = _read_folder(path, name, modalities)
     elif path.is_file() and path.suffix.lower() == ".csv":
         clipset = read_csv(path)
     else:
         what = "is not a CSV" if path.exists() else "does not exist"
-        raise ValueError(f"{name}={root!r} {what}: must be a folder of videos, a .csv file, or 'synthetic'")
+        raise ValueError(
+            f"{name}={root!r} {what}: must be a folder of videos or sound files, a .csv file, or 'synthetic'"
+        )
     aside = f" ({clipset.note})" if clipset.note else ""
     return replace(clipset, note=f"{len(clipset)} clips of {root}{aside}")
 
@@ -150,15 +162,15 @@ def _with_classes(clipset: ClipSet, classes: list[str]) -> ClipSet:
     return replace(clipset, clips=clips, classes=classes)
 
 
-def _read_folder(root: Path, name: str) -> ClipSet:
-    found = find_videos(root, name)
-    videos, labels = found.videos, folder_classes(found.videos)
+def _read_folder(root: Path, name: str, modalities: Modalities) -> ClipSet:
+    found = find_files(root, name, modalities, "--model.modalities")
+    labels = folder_classes(found.files)
     classes = sorted({label for label in labels if label})
     index = {label: i for i, label in enumerate(classes)}
     # Absolute, since libav takes what comes before the colon of a relative 10:30.mp4 for a protocol.
     here = root.absolute()
     clips = [
         Clip(str(here / file), labels=(index[label],) if label else ())
-        for file, label in zip(videos, labels, strict=True)
+        for file, label in zip(found.files, labels, strict=True)
     ]
-    return ClipSet(clips, classes, found.aside)
+    return ClipSet(clips, classes, found.note)

@@ -12,11 +12,12 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from rich.console import Console
 
-from diffmavil.config import AudioConfig, Config, require
+from diffmavil.config import AudioConfig, Config, Modalities, require
 from diffmavil.config.folders import expand, writing
 from diffmavil.config.progress import tracking
 from diffmavil.data.audio import frames_in, log_mel, moments
@@ -27,23 +28,28 @@ from diffmavil.data.shards.store import StoreError
 from diffmavil.data.sources import split_source
 from diffmavil.data.stream import ClipStream
 
+C = TypeVar("C", bound=Config)
 _VERSION = 2
 """Of what is measured and remembered: files of another are measured anew. 1 counted silence, and did not tell of it."""
 
 
-def open_data(config: Config) -> tuple[Config, Split]:
+def open_data(config: C) -> tuple[C, Split]:
     """The config with the audio statistics of the training clips, and the clips, whose note tells of silent ones.
+
+    With `model.modalities` video there are no such statistics.
 
     Raises:
         ValueError: no clips, or none whose sound can be measured.
     """
-    split = split_source(config.data)
+    split = split_source(config.data, config.model.modalities)
     config, told = _resolved(config, split.train)
     return config, split._replace(train=replace(split.train, note=f"{split.train.note}{told}"))
 
 
-def resolve_audio_stats(config: Config, clipset: ClipSet) -> Config:
+def resolve_audio_stats(config: C, clipset: ClipSet) -> C:
     """`config` with `model.audio.mean` and `.std`: as given, as the prepared set knows them, or measured.
+
+    With `model.modalities` video it stays as it is.
 
     What is measured is put into the cache, and found there the next time.
 
@@ -53,24 +59,24 @@ def resolve_audio_stats(config: Config, clipset: ClipSet) -> Config:
     return _resolved(config, clipset)[0]
 
 
-def _resolved(config: Config, clipset: ClipSet) -> tuple[Config, str]:
+def _resolved(config: C, clipset: ClipSet) -> tuple[C, str]:
     """The config, and what is to be told of the clips measured."""
     audio = config.model.audio
-    if audio.mean is not None:
+    if audio.mean is not None or not config.model.hears:
         return config, ""
     told = ""
     if audio.mels in clipset.audio_stats:
         mean, std = clipset.audio_stats[audio.mels]
     else:
         chosen = _choose(clipset, config.data.stats_clips)
-        path = expand(config.data.cache) / "stats" / f"{_key(chosen, audio)}.json"
+        path = expand(config.data.cache) / "stats" / f"{_key(chosen, audio, config.model.modalities)}.json"
         if path.is_file():
             stored = json.loads(path.read_text())
         else:
             with writing("data.cache", config.data.cache):
                 path.parent.mkdir(parents=True, exist_ok=True)
             silent: list[str] = []
-            mean, std = measure_audio_stats(chosen, audio, make_reader(config), silent)
+            mean, std = measure_audio_stats(chosen, audio, make_reader(config), silent, config.model.modalities)
             stored = {"mean": mean, "std": std, "clips": len(chosen), "silent": len(silent)}
             draft = path.with_suffix(f".{os.getpid()}.tmp")
             with writing("data.cache", config.data.cache):
@@ -88,11 +94,13 @@ def measure_audio_stats(
     audio: AudioConfig,
     reader: Callable[[Clip], str | Sample] = lambda clip: clip.path,
     silent: list[str] | None = None,
+    modalities: Modalities = "av",
 ) -> tuple[float, float]:
     """(mean, std) of the log-mel over the real frames of the clips' centre crops, summed in float64.
 
     Args:
         silent: where the paths of clips that are nothing but silence are put; they do not count.
+        modalities: audio: files need no picture, and their whole sound counts.
 
     Raises:
         ValueError: no clip's sound can be decoded, or all of it is silent.
@@ -102,7 +110,7 @@ def measure_audio_stats(
     bad: list[BadClip] = []
     for clip in _tracked(clips):
         try:
-            sound = decode_sound(reader(clip), audio, start=clip.start, duration=clip.duration)
+            sound = decode_sound(reader(clip), audio, modalities=modalities, start=clip.start, duration=clip.duration)
         except BadClip as error:
             bad.append(error)
             continue
@@ -138,9 +146,11 @@ def _choose(clipset: ClipSet, most: int) -> list[Clip]:
     return [clipset.clips[stream.item(i)] for i in range(min(most, len(clipset.clips)))]
 
 
-def _key(clips: list[Clip], audio: AudioConfig) -> str:
+def _key(clips: list[Clip], audio: AudioConfig, modalities: Modalities) -> str:
     """Changes with the files measured, with what is measured on them, and with how."""
     digest = hashlib.sha256(repr((_VERSION, audio.frames, audio.mels, audio.sample_rate)).encode())
+    if modalities != "av":
+        digest.update(modalities.encode())
     for clip in clips:
         try:
             info = os.stat(clip.path)

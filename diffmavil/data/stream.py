@@ -16,7 +16,7 @@ import numpy as np
 from diffmavil.config import require
 
 # Domains of the Philox counter, so that order, crops and substitutes never share random numbers.
-_ORDER, _CROP, _SUBSTITUTE, _MIX = 0, 1, 2, 3
+_ORDER, _CROP, _SUBSTITUTE, _MIX, _RESAMPLE = range(5)
 MIX_BLOCK = 1000
 """Positions in which several sets have exactly their shares, rounded to this."""
 MAX_ATTEMPTS = 256
@@ -34,6 +34,14 @@ def _permutation(n: int, seed: int, epoch: int, part: int = 0) -> np.ndarray:
     return _shuffled(n, generator(seed, epoch, _ORDER, part))
 
 
+def _resample(ends: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """As many clips as there are, each by its share, in random order. ends: where each one's share of the n ends."""
+    rng, n = generator(seed, epoch, _RESAMPLE), len(ends)
+    start = (int(rng.bit_generator.random_raw()) >> 11) * 2.0**-53
+    chosen = np.searchsorted(ends, start + np.arange(n), side="right").clip(max=n - 1)
+    return chosen[_shuffled(n, rng)]
+
+
 def _shuffled(n: int, rng: np.random.Generator) -> np.ndarray:
     # Sorting raw words: numpy keeps these for ever, but not what `Generator.permutation` makes of them.
     return np.argsort(rng.bit_generator.random_raw(n), kind="stable")
@@ -45,15 +53,21 @@ class ClipStream:
     Args:
         parts: (clips, weight) of each of several sets that follow each other in the n. Then every `MIX_BLOCK` positions
             hold each set by its weight, in an order keyed by (seed, block), and each set has epochs of its own.
+        often: positive numbers, one for each clip: in an epoch of n positions a clip comes by its share of their sum,
+            rounded up or down at random (systematic resampling), in place of once. Of one set only.
     """
 
-    def __init__(self, n: int, seed: int, parts: Sequence[tuple[int, float]] = ()) -> None:
+    def __init__(self, n: int, seed: int, parts: Sequence[tuple[int, float]] = (), often: Sequence[float] = ()) -> None:
         require(n >= 1, "n", n, "at least one clip")
         require(0 <= seed < 2**63, "seed", seed, "in [0, 2^63)")
         self.n = n
         self.seed = seed
         self.sizes = tuple(size for size, _ in parts) or (n,)
         require(sum(self.sizes) == n and min(self.sizes) > 0, "parts", parts, f"sets of some clips each, {n} together")
+        known = not often or (len(often) == n and not parts and min(often) > 0)
+        require(known, "often", f"{len(often)} numbers", f"{n} positive ones, of one set, or none")
+        self._shares = np.cumsum(often) / sum(often) * n if often else None
+        self._resampled: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
         self.slots = _slots([weight for _, weight in parts] or [1.0])
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)]).tolist()
 
@@ -61,6 +75,10 @@ class ClipStream:
         """Index of the clip at `position`."""
         part, inside = self._part(position)
         epoch, index = divmod(inside, self.sizes[part])
+        if self._shares is not None:
+            if self._resampled[0] != epoch:
+                self._resampled = epoch, _resample(self._shares, self.seed, epoch)
+            return int(self._resampled[1][index])
         return self.starts[part] + int(_permutation(self.sizes[part], self.seed, epoch, part)[index])
 
     def _part(self, position: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ when there is no other.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import av
 from av.audio.stream import AudioStream
@@ -16,7 +16,9 @@ from av.container import InputContainer
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
+from diffmavil.config import Modalities
 from diffmavil.data.library import BadClip, library_errors
+from diffmavil.data.modalities import hears, sees
 
 # FFmpeg 9, of PyAV 19, takes the samples that prime a decoder from the first packets that it is given, wherever in the
 # file they are. They lie before the track's start, and sound is placed by its time: they are cut off there.
@@ -34,21 +36,37 @@ _IMAGE_CODECS = {"mjpeg", "png", "apng", "bmp", "gif", "webp", "tiff", "jpeg2000
 """What covers are coded in; but cameras and editors write whole films in some of them."""
 
 
-def choose_tracks(container: InputContainer, name: str) -> tuple[VideoStream, AudioStream]:
-    """The picture and the sound of the file `name`.
+class Tracks(NamedTuple):
+    """Picture and sound; None: not wanted."""
 
-    Raises `BadClip` when one is missing, or cannot be decoded here.
+    video: VideoStream | None
+    audio: AudioStream | None
+
+    @property
+    def wanted(self) -> list[VideoStream | AudioStream]:
+        """One or both, the picture first."""
+        return [stream for stream in self if stream is not None]
+
+
+def choose_tracks(container: InputContainer, name: str, modalities: Modalities = "av") -> Tracks:
+    """The picture and the sound of the file `name`, as far as they are wanted.
+
+    Raises `BadClip` when one that is wanted is missing, or cannot be decoded here.
     """
+    video = audio = None
     with library_errors(name):
-        pictures = [stream for stream in container.streams.video if not stream.disposition & _STILL]
-        video = _best(pictures, name, "video")
-        audio = _best(list(container.streams.audio), name, "audio")
-        for stream in (video, audio):
+        if sees(modalities):
+            pictures = [stream for stream in container.streams.video if not stream.disposition & _STILL]
+            video = cast("VideoStream", _best(pictures, name, "video"))
+        if hears(modalities):
+            audio = cast("AudioStream", _best(list(container.streams.audio), name, "audio"))
+            if _SKIPS_ANYWHERE:
+                audio.codec_context.flags2 |= Flags2.skip_manual
+        tracks = Tracks(video, audio)
+        for stream in tracks.wanted:
             # Every core decodes a clip of its own already; more threads only get in each other's way.
             stream.codec_context.thread_count = 1
-        if _SKIPS_ANYWHERE:
-            audio.codec_context.flags2 |= Flags2.skip_manual
-    return cast("VideoStream", video), cast("AudioStream", audio)
+    return tracks
 
 
 def _best(streams: list, name: str, kind: str) -> Stream:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 MIN_SECONDS = 0.5
-"""A clip whose picture and sound share less time than this is of no use."""
+"""A clip whose picture and sound share less time than this is of no use, nor is a shorter picture alone."""
+MIN_SOUND_SECONDS = 0.1
+"""The same of sound alone: spoken digits last 0.2 s, and what is missing of the window is padded."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def choose_windows(
 
     Args:
         picture: time covered by frames.
-        sound: time covered by samples; the two share at least `MIN_SECONDS`.
+        sound: time covered by samples; the two overlap. Of one that is not wanted: as the other, with a length of 0.
         video_seconds, audio_seconds: wanted lengths. A shorter picture gives a shorter video window; the audio window
             always has its full length (what lies past the sound's end is padding).
         place: two numbers in [0, 1]: where the longer window lies in the clip, and where the video window lies inside

@@ -62,8 +62,9 @@ def _leave_with_main() -> None:
 
 
 def batch_bytes(config: Config, batch_size: int) -> int:
-    video, audio = config.model.video, config.model.audio
-    return batch_size * (video.frames * video.size**2 * 3 + audio.samples * 4)
+    model = config.model
+    picture = model.video.frames * model.video.size**2 * 3 if model.sees else 0
+    return batch_size * (picture + (model.audio.samples * 4 if model.hears else 0))
 
 
 def fits_shared_memory(size: int) -> bool:

@@ -7,7 +7,7 @@ Everything here takes tokens of equal sequences `[B, N, D]` or, with `Segments`,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from einops import rearrange
@@ -88,7 +88,10 @@ class CrossAttention(nn.Module):
 
 
 class SelfBlock(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), as in ViT: `[B, N, D] -> [B, N, D]`."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), as in ViT: `[B, N, D] -> [B, N, D]`.
+
+    scale: `[2, B]`, by which each of the two terms is multiplied before it is added to a clip's tokens.
+    """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -97,9 +100,13 @@ class SelfBlock(nn.Module):
         self.norm2 = layer_norm(width)
         self.mlp = Mlp(width, mlp_ratio)
 
-    def forward(self, x: Tensor, segments: Segments | None = None) -> Tensor:
-        x = x + self.attn(self.norm1(x), segments)
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, segments: Segments | None = None, scale: Tensor | None = None) -> Tensor:
+        if scale is None:
+            x = x + self.attn(self.norm1(x), segments)
+            return x + self.mlp(self.norm2(x))
+        first, second = rearrange(scale.to(x.dtype), "two b -> two b 1 1")
+        x = x + first * self.attn(self.norm1(x), segments)
+        return x + second * self.mlp(self.norm2(x))
 
 
 class CrossBlock(nn.Module):
@@ -131,8 +138,15 @@ class Blocks(nn.ModuleList):
 
     recompute: bool = False
 
-    def forward(self, batches: Sequence[Tensor], contexts: Sequence[Tensor] = ()) -> list[Tensor]:
-        """batches: `[B_i, N_i, D]`, and for cross-attention contexts `[B_i, M_i, D]`; gives the shapes of batches."""
+    def forward(
+        self, batches: Sequence[Tensor], contexts: Sequence[Tensor] = (), scales: Tensor | None = None
+    ) -> list[Tensor]:
+        """batches: `[B_i, N_i, D]`, and for cross-attention contexts `[B_i, M_i, D]`; gives the shapes of batches.
+
+        scales: `[blocks, 2, B]` of one batch, see `SelfBlock`.
+        """
+        if scales is not None:
+            return [self._run_scaled(batches[0], scales)]
         if len(batches) == 1:
             return [self._run(batches[0], *contexts)]
         x, segments = pack(batches)
@@ -143,12 +157,19 @@ class Blocks(nn.ModuleList):
 
     def _run(self, x: Tensor, *others: Tensor | Segments) -> Tensor:
         for block in self:
-            if self.recompute and torch.is_grad_enabled():
-                # Nothing in a block is random, so there is no generator's state to keep.
-                x = checkpoint(block, x, *others, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, *others)
+            x = self._block(block, x, *others)
         return x
+
+    def _run_scaled(self, x: Tensor, scales: Tensor) -> Tensor:
+        for block, scale in zip(self, scales, strict=True):
+            x = self._block(block, x, None, scale)
+        return x
+
+    def _block(self, block: nn.Module, *arguments: Tensor | Segments | None) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            # Nothing in a block is random, so there is no generator's state to keep.
+            return cast(Tensor, checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False))
+        return block(*arguments)
 
 
 def pack(batches: Sequence[Tensor]) -> tuple[Tensor, Segments]:

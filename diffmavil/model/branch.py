@@ -31,11 +31,15 @@ class Branch(nn.Module):
         stream: keeps the modality's random numbers apart from those of the others.
         input_config: shape, patch and normalisation of the input; spectrograms come normalised already.
         config: the whole model.
+        decodes: False leaves the decoder out: what a classifier needs.
     """
 
     alpha_bar: Tensor
+    decoder: Decoder
 
-    def __init__(self, stream: int, input_config: VideoConfig | AudioConfig, config: ModelConfig) -> None:
+    def __init__(
+        self, stream: int, input_config: VideoConfig | AudioConfig, config: ModelConfig, *, decodes: bool = True
+    ) -> None:
         super().__init__()
         self.stream = stream
         self.grid: tuple[int, ...] = input_config.grid
@@ -51,10 +55,18 @@ class Branch(nn.Module):
         self.views = config.views
         self.diffused = config.diffusion.corruption == "diffusion"
         self.encoder = Encoder(self.grid, input_config.patch_dim, config.encoder)
-        self.decoder = Decoder(self.grid, input_config.patch_dim, config.encoder.width, decoder, diffused=self.diffused)
-        if self.diffused:
+        if decodes:
+            width = config.encoder.width
+            self.decoder = Decoder(self.grid, input_config.patch_dim, width, decoder, diffused=self.diffused)
+        if decodes and self.diffused:
             self.register_buffer("alpha_bar", alpha_bars(config.diffusion).float(), persistent=False)
             self.times = config.diffusion.times
+
+    def reached(self, heard: Tensor) -> Tensor:
+        """Tokens that begin before frame `heard` (int64 `[B]`) of the first axis: bool `[B, N]`, some in each row."""
+        inside = self.tokens // self.grid[0]
+        first = torch.arange(self.tokens, device=heard.device) // inside * self.patch[0]
+        return first < rearrange(heard.clamp(min=1), "b -> b 1")
 
     def decode_count(self, keep: int) -> int:
         """Masked patches that are decoded when `keep` are visible: the configured share, at least one."""
@@ -80,14 +92,17 @@ class Branch(nn.Module):
             decodes.append(decode)
         return Masks(torch.stack(keeps, dim=1), torch.stack(decodes, dim=1))
 
-    def encode(self, x: Tensor, ids: Tensor) -> Tensor:
-        """The clip's patches at ids `[B, V, K]`, and no others, encoded: `[(B V), 1 + K, D]`."""
-        return self.encode_all([x], [ids])[0]
+    def encode(self, x: Tensor, ids: Tensor, scales: Tensor | None = None) -> Tensor:
+        """The clip's patches at ids `[B, V, K]`, and no others, encoded: `[(B V), 1 + K, D]`.
 
-    def encode_all(self, x: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
+        scales: as of `diffmavil.model.blocks.Blocks`.
+        """
+        return self.encode_all([x], [ids], scales)[0]
+
+    def encode_all(self, x: Sequence[Tensor], ids: Sequence[Tensor], scales: Tensor | None = None) -> list[Tensor]:
         """Several batches that keep other numbers of patches, each as in `encode`."""
         patches = [self.patches(*batch) for batch in zip(x, ids, strict=True)]
-        return self.encoder(patches, [rearrange(i, "b v k -> (b v) k") for i in ids])
+        return self.encoder(patches, [rearrange(i, "b v k -> (b v) k") for i in ids], scales)
 
     def patches(self, x: Tensor, ids: Tensor) -> Tensor:
         """Normalised patches at ids `[B, V, K]`: `[(B V), K, P]`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -10,9 +12,16 @@ from maekernels import info_nce
 from maekernels.info_nce import all_rows
 
 
-def pool(tokens: Tensor) -> Tensor:
-    """Mean over all tokens but the CLS in front: `[..., 1 + K, D] -> [..., D]`, float32."""
-    return tokens[..., 1:, :].float().mean(dim=-2)
+def pool(tokens: Tensor, real: Tensor | None = None) -> Tensor:
+    """Mean over all tokens but the CLS in front: `[..., 1 + K, D] -> [..., D]`, float32.
+
+    real: bool `[..., K]`, at least one True in each row: over these tokens alone.
+    """
+    tokens = tokens[..., 1:, :].float()
+    if real is None:
+        return tokens.mean(dim=-2)
+    weight = real.float() / real.sum(dim=-1, keepdim=True)
+    return (tokens * weight[..., None]).sum(dim=-2)
 
 
 def inter_modal(audio: Tensor, video: Tensor, temperature: float, clips: Tensor | None = None) -> Tensor:
@@ -24,13 +33,12 @@ def inter_modal(audio: Tensor, video: Tensor, temperature: float, clips: Tensor 
     return torch.stack([contrast(audio[:, v], video[:, v], temperature, clips) for v in views]).mean()
 
 
-def intra_modal(audio: Tensor, video: Tensor, temperature: float, clips: Tensor | None = None) -> Tensor:
-    """One masked view of a clip against the other view of the same modality: mean over the two modalities.
+def intra_modal(modalities: Sequence[Tensor], temperature: float, clips: Tensor | None = None) -> Tensor:
+    """One masked view of a clip against the other view of the same modality: mean over the modalities.
 
-    audio, video: `[B, 2, D]`, the pooled views. clips: int64 `[B]`, see `contrast`.
+    modalities: `[B, 2, D]` each, the pooled views. clips: int64 `[B]`, see `contrast`.
     """
-    pair = [contrast(x[:, 0], x[:, 1], temperature, clips) for x in (audio, video)]
-    return torch.stack(pair).mean()
+    return torch.stack([contrast(x[:, 0], x[:, 1], temperature, clips) for x in modalities]).mean()
 
 
 def contrast(a: Tensor, b: Tensor, temperature: float, clips: Tensor | None = None) -> Tensor:

@@ -26,12 +26,14 @@ class Encoder(nn.Module):
         self.blocks = Blocks(SelfBlock(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = layer_norm(config.width)
 
-    def forward(self, patches: Tensor | Sequence[Tensor], ids: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    def forward(
+        self, patches: Tensor | Sequence[Tensor], ids: Tensor | Sequence[Tensor], scales: Tensor | None = None
+    ) -> Tensor | list[Tensor]:
         """patches `[B, K, P]` at ids `[B, K]` -> `[B, 1 + K, D]`, the CLS token first.
 
-        Or lists of them, for batches that keep other numbers of patches.
+        Or lists of them, for batches that keep other numbers of patches. scales: as of `Blocks`.
         """
         if isinstance(patches, Tensor):
-            return self.forward([patches], [ids])[0]  # type: ignore[list-item]  # a tensor each
+            return self.forward([patches], [ids], scales)[0]  # type: ignore[list-item]  # a tensor each
         embedded = [self.embed(*batch) for batch in zip(patches, ids, strict=True)]
-        return [self.norm(x) for x in self.blocks(embedded)]
+        return [self.norm(x) for x in self.blocks(embedded, scales=scales)]

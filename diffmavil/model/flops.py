@@ -15,8 +15,10 @@ from torch import nn
 
 from diffmavil.config import ModelConfig
 from diffmavil.model.blocks import CrossBlock, SelfBlock
+from diffmavil.model.classifier import Classifier
 from diffmavil.model.decoder import Decoder, DiffusedPatch
 from diffmavil.model.encoder import Encoder
+from diffmavil.model.fusion import Fusion
 from diffmavil.model.mavil import DiffMAViL
 
 FORWARDS = 3
@@ -50,17 +52,26 @@ def meta_model(config: ModelConfig) -> DiffMAViL:
 
 
 def forward_flops(model: DiffMAViL, keep_video: int, keep_audio: int) -> Flops:
-    """Cost of one clip's forward with these numbers of visible tokens."""
-    video, audio = model.video, model.audio
-    fused = (keep_video + 1) + (keep_audio + 1)
-    one_view = Flops(
-        video_encoder=_encoder(video.encoder, keep_video),
-        audio_encoder=_encoder(audio.encoder, keep_audio),
-        fusion=sum(_self_block(cast(SelfBlock, block), fused) for block in model.fusion.blocks),
-        video_decoder=_decoder(video.decoder, keep_video, video.decode_count(keep_video)),
-        audio_decoder=_decoder(audio.decoder, keep_audio, audio.decode_count(keep_audio)),
-    )
-    return Flops(*(model.config.views * part for part in one_view))
+    """Cost of one clip's forward with these numbers of visible tokens; an absent branch costs nothing."""
+    keep = {"video": keep_video, "audio": keep_audio}
+    parts = dict.fromkeys(Flops._fields, 0.0)
+    for name, branch in model.branches.items():
+        parts[f"{name}_encoder"] = _encoder(branch.encoder, keep[name])
+        parts[f"{name}_decoder"] = _decoder(branch.decoder, keep[name], branch.decode_count(keep[name]))
+    parts["fusion"] = _fusion(model.fusion, keep_video, keep_audio)
+    return Flops(**{name: model.config.views * part for name, part in parts.items()})
+
+
+def _fusion(fusion: Fusion, keep_video: int, keep_audio: int) -> float:
+    tokens = (keep_video + 1) + (keep_audio + 1)
+    return sum(_self_block(cast(SelfBlock, block), tokens) for block in fusion.blocks)
+
+
+def classifier_flops(model: Classifier) -> float:
+    """Cost of one training clip's forward."""
+    kept = {name: model.kept(name) for name in model.branches}
+    encoders = sum(_encoder(branch.encoder, kept[name]) for name, branch in model.branches.items())
+    return encoders + _fusion(model.fusion, kept.get("video", 0), kept.get("audio", 0)) + _linear(model.head, 1)
 
 
 def mixed_flops(model: DiffMAViL, keep_video: int | tuple[int, ...], keep_audio: int | tuple[int, ...]) -> float:

@@ -26,18 +26,19 @@ class Fusion(nn.Module):
             self.norm = layer_norm(config.width)
 
     def forward(
-        self, audio: Tensor | Sequence[Tensor], video: Tensor | Sequence[Tensor]
+        self, audio: Tensor | Sequence[Tensor], video: Tensor | Sequence[Tensor], scales: Tensor | None = None
     ) -> tuple[Tensor, Tensor] | list[tuple[Tensor, Tensor]]:
         """audio `[B, 1 + Ka, D]`, video `[B, 1 + Kv, D]` -> the same shapes, each having read the other.
 
-        Or lists of them, for batches of other numbers of tokens: then a list of pairs.
+        Or lists of them, for batches of other numbers of tokens: then a list of pairs. scales: as of `Blocks`.
         """
         if isinstance(audio, Tensor):
-            return self.forward([audio], [video])[0]  # type: ignore[list-item]  # a tensor each
+            return self.forward([audio], [video], scales)[0]  # type: ignore[list-item]  # a tensor each
         pairs = list(zip(audio, video, strict=True))
         if not self.blocks:
             return pairs
-        joint = self.blocks([torch.cat([a + self.audio_type, v + self.video_type], dim=1) for a, v in pairs])
+        both = [torch.cat([a + self.audio_type, v + self.video_type], dim=1) for a, v in pairs]
+        joint = self.blocks(both, scales=scales)
         fused = []
         for x, (a, v) in zip(joint, pairs, strict=True):
             fused_audio, fused_video = self.norm(x).split([a.shape[1], v.shape[1]], dim=1)

@@ -19,17 +19,19 @@ from diffmavil.model.blocks import choose_kernels
 from diffmavil.model.branch import Branch
 from diffmavil.model.contrast import inter_modal, intra_modal, pool
 from diffmavil.model.decoder import DiffusedPatch
-from diffmavil.model.draws import Draws, Keep, check_keep, spans
+from diffmavil.model.draws import Drawn, Draws, Keep, check_keep, spans
 from diffmavil.model.embed import all_ids
 from diffmavil.model.fusion import Fusion
-from diffmavil.model.reconstruct import Reconstruction, draw_pictures
+from diffmavil.model.reconstruct import Pictures, Reconstruction, draw_pictures
 
 AUDIO_STREAM, VIDEO_STREAM = 0, 1
 _TOKEN_STD = 0.02
 
 
 class Losses(NamedTuple):
-    """fp32 scalars. `total` is weighted; the parts are not. A part that the config turns off is 0."""
+    """fp32 scalars. `total` is weighted; the parts are not. A part that the config turns off, or has no branch for, is
+    0.
+    """
 
     total: Tensor
     video: Tensor
@@ -39,7 +41,7 @@ class Losses(NamedTuple):
 
 
 class Pooled(NamedTuple):
-    """What the contrast reads of clips: pooled encoder outputs `[B, V, D]`, float32."""
+    """What the contrast reads of clips: pooled encoder outputs `[B, V, D]`, float32; D is 0 of an absent branch."""
 
     audio: Tensor
     video: Tensor
@@ -59,7 +61,10 @@ class Coupled(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What unmasked clips look like to the model. Pooled: the mean over tokens without CLS, float32."""
+    """What unmasked clips look like to the model. Pooled: the mean over tokens without CLS, float32.
+
+    What the model has no branch for has no elements: `[B, 0]` or `[B, 0, D]`.
+    """
 
     audio: Tensor
     """`[B, D]`, pooled audio encoder."""
@@ -72,18 +77,38 @@ class Features(NamedTuple):
     video_tokens: Tensor
     """`[B, Nv, D]`, video encoder."""
 
+    @property
+    def kinds(self) -> dict[str, Tensor]:
+        """The pooled ones that there are: of "audio", "video" and "fused"."""
+        pooled = {"audio": self.audio, "video": self.video, "fused": self.fused}
+        return {kind: x for kind, x in pooled.items() if x.shape[1]}
+
 
 class DiffMAViL(nn.Module):
-    """The pretraining model that `config` describes. A variant has only the parameters that it uses."""
+    """The pretraining model that `config` describes. A variant has only the parameters that it uses.
+
+    Of a branch that `config.modalities` leaves out, the input is a tensor without elements: `[B, 0, 0, 0, 3]` for
+    video, `[B, 0, 0]` for the spectrogram.
+    """
+
+    audio: Branch
+    video: Branch
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.audio = Branch(AUDIO_STREAM, config.audio, config)
-        self.video = Branch(VIDEO_STREAM, config.video, config)
-        self.fusion = Fusion(config.fusion_depth, config.encoder)
-        self.apply(_initialise)
+        if config.hears:
+            self.audio = Branch(AUDIO_STREAM, config.audio, config)
+        if config.sees:
+            self.video = Branch(VIDEO_STREAM, config.video, config)
+        self.fusion = Fusion(config.fusion_depth if config.hears and config.sees else 0, config.encoder)
+        self.apply(initialise)
         choose_kernels(self, config.attention, config.norm)
+
+    @property
+    def branches(self) -> dict[str, Branch]:
+        """Those that there are, "audio" before "video"."""
+        return {name: getattr(self, name) for name in ("audio", "video") if hasattr(self, name)}
 
     def forward(
         self,
@@ -120,18 +145,22 @@ class DiffMAViL(nn.Module):
         if draws is None:
             draws = self.draw(video, spec, seed=seed, offset=offset, keep_video=keep_video, keep_audio=keep_audio)
         cut = spans(video.shape[0], offset, keep_audio, keep_video)
-        specs, videos = ([x[span.first : span.last] for span in cut] for x in (spec, video))
-        audio_tokens = self.audio.encode_all(specs, [drawn.masks.keep for drawn in draws.audio])
-        video_tokens = self.video.encode_all(videos, [drawn.masks.keep for drawn in draws.video])
-        pooled = self._pool(audio_tokens, video_tokens, clips)
+        inputs = {name: [x[span.first : span.last] for span in cut] for name, x in (("audio", spec), ("video", video))}
+        drawn = draws._asdict()
+        tokens = {
+            name: branch.encode_all(inputs[name], [one.masks.keep for one in drawn[name]])
+            for name, branch in self.branches.items()
+        }
+        pooled = self._pool(tokens, clips)
         inter, intra = self._contrast(pooled) if coupled is None else (coupled.inter, coupled.intra)
-        fused = self.fusion(audio_tokens, video_tokens)
-        audio_loss = self.audio.loss([audio for audio, _ in fused], specs, draws.audio)
-        video_loss = self.video.loss([video for _, video in fused], videos, draws.video)
+        fused = self._fuse(tokens)
+        loss = {name: pooled.audio.new_zeros(()) for name in inputs} | {
+            name: branch.loss(fused[name], inputs[name], drawn[name]) for name, branch in self.branches.items()
+        }
         config = self.config
         total = (
-            config.video_weight * video_loss
-            + config.audio_weight * audio_loss
+            config.video_weight * loss["video"]
+            + config.audio_weight * loss["audio"]
             + config.contrast.inter_weight * inter
             + config.contrast.intra_weight * intra
         )
@@ -139,33 +168,41 @@ class DiffMAViL(nn.Module):
             # Nothing is added to the value, and the gradient of all passes' contrast to that of this one.
             reach = (pooled.audio * coupled.audio).sum() + (pooled.video * coupled.video).sum()
             total = total + (reach - reach.detach())
-        return Losses(total, video_loss, audio_loss, inter, intra)
+        return Losses(total, loss["video"], loss["audio"], inter, intra)
 
     @torch.no_grad()
     def draw(self, video: Tensor, spec: Tensor, *, seed: int, offset: int, keep_video: Keep, keep_audio: Keep) -> Draws:
         """Masks, timesteps and diffused patches of a batch; arguments and errors as of `forward`."""
-        self._check_inputs(video, spec)
-        check_keep("keep_video", keep_video, self.video.tokens)
-        check_keep("keep_audio", keep_audio, self.audio.tokens)
-        audio, video_drawn = [], []
+        self._check_inputs(video, spec, keep_video, keep_audio)
+        drawn: dict[str, list[Drawn]] = {"audio": [], "video": []}
         for span in spans(video.shape[0], offset, keep_audio, keep_video):
             rows, first = slice(span.first, span.last), offset + span.first
-            audio.append(self.audio.draw(spec[rows], span.keep_audio, seed, first))
-            video_drawn.append(self.video.draw(video[rows], span.keep_video, seed, first))
-        return Draws(tuple(audio), tuple(video_drawn))
+            for name, branch in self.branches.items():
+                x, keep = (spec, span.keep_audio) if name == "audio" else (video, span.keep_video)
+                drawn[name].append(branch.draw(x[rows], keep, seed, first))
+        return Draws(tuple(drawn["audio"]), tuple(drawn["video"]))
 
-    def features(self, video: Tensor, spec: Tensor) -> Features:
-        """Features of whole clips, nothing masked; inputs as for `forward`."""
+    def features(self, video: Tensor, spec: Tensor, heard: Tensor | None = None) -> Features:
+        """Features of whole clips, nothing masked; inputs as for `forward`.
+
+        heard: int64 `[B]`, frames of the spectrogram before the sound's end; tokens of nothing but padding are not
+        pooled. None: all are.
+        """
         self._check_inputs(video, spec)
-        audio = self.audio.encode(spec, all_ids(spec.shape[0], 1, self.audio.tokens, spec.device))
-        video_tokens = self.video.encode(video, all_ids(video.shape[0], 1, self.video.tokens, video.device))
-        fused = self.fusion(audio, video_tokens)
+        tokens = {
+            name: branch.encode(x, all_ids(len(x), 1, branch.tokens, x.device))
+            for name, branch, x in self._present(spec, video)
+        }
+        real = {"audio": None if heard is None or not self.config.hears else self.audio.reached(heard), "video": None}
+        pooled = {name: pool(x, real[name]) for name, x in tokens.items()}
+        if len(tokens) == 2:
+            both = zip(tokens, self.fusion(tokens["audio"], tokens["video"]), strict=True)
+            pooled["fused"] = torch.cat([pool(x, real[name]) for name, x in both], dim=1)
+        none = next(iter(tokens.values()))[:, :0]
         return Features(
-            audio=pool(audio),
-            video=pool(video_tokens),
-            fused=torch.cat([pool(tokens) for tokens in fused], dim=1),
-            audio_tokens=audio[:, 1:],
-            video_tokens=video_tokens[:, 1:],
+            **{kind: pooled.get(kind, none.flatten(1).float()) for kind in ("audio", "video", "fused")},
+            audio_tokens=tokens["audio"][:, 1:] if "audio" in tokens else none,
+            video_tokens=tokens["video"][:, 1:] if "video" in tokens else none,
         )
 
     @torch.no_grad()
@@ -187,18 +224,19 @@ class DiffMAViL(nn.Module):
         thinks possible. A model with mask tokens predicts once. All masked patches are decoded, whatever
         `decode_fraction` is.
         """
-        self._check_inputs(video, spec)
-        check_keep("keep_video", keep_video, self.video.tokens)
-        check_keep("keep_audio", keep_audio, self.audio.tokens)
-        audio_ids = self.audio.mask_view(spec.shape[0], keep_audio, 0, seed, offset, spec.device)
-        video_ids = self.video.mask_view(video.shape[0], keep_video, 0, seed, offset, video.device)
-        audio_tokens = self.audio.encode(spec, rearrange(audio_ids.ids_keep, "b k -> b 1 k"))
-        video_tokens = self.video.encode(video, rearrange(video_ids.ids_keep, "b k -> b 1 k"))
-        fused_audio, fused_video = self.fusion(audio_tokens, video_tokens)
-        return Reconstruction(
-            video=draw_pictures(self.video, fused_video, video, video_ids, seed, offset, sample_steps),
-            audio=draw_pictures(self.audio, fused_audio, spec, audio_ids, seed, offset, sample_steps),
-        )
+        self._check_inputs(video, spec, keep_video, keep_audio)
+        kept = {"audio": keep_audio, "video": keep_video}
+        ids, tokens = {}, {}
+        for name, branch, x in self._present(spec, video):
+            ids[name] = branch.mask_view(len(x), kept[name], 0, seed, offset, x.device)
+            tokens[name] = [branch.encode(x, rearrange(ids[name].ids_keep, "b k -> b 1 k"))]
+        fused = self._fuse(tokens)
+        pictures = {
+            name: draw_pictures(branch, fused[name][0], x, ids[name], seed, offset, sample_steps)
+            for name, branch, x in self._present(spec, video)
+        }
+        absent = {name: Pictures(x, x, None, x) for name, x in (("audio", spec), ("video", video))}
+        return Reconstruction(**(absent | pictures))
 
     def pooled(
         self,
@@ -212,17 +250,15 @@ class DiffMAViL(nn.Module):
         keep_audio: Keep,
     ) -> Pooled:
         """What the contrast reads of a batch that `forward` would be given with these arguments."""
-        self._check_inputs(video, spec)
-        tokens: dict[str, list[Tensor]] = {"audio": [], "video": []}
+        self._check_inputs(video, spec, keep_video, keep_audio)
+        tokens: dict[str, list[Tensor]] = {name: [] for name in self.branches}
         for span in spans(video.shape[0], offset, keep_audio, keep_video):
             rows, first = slice(span.first, span.last), offset + span.first
-            for name, branch, x, keep in (
-                ("audio", self.audio, spec[rows], span.keep_audio),
-                ("video", self.video, video[rows], span.keep_video),
-            ):
+            for name, branch, x in self._present(spec[rows], video[rows]):
+                keep = span.keep_audio if name == "audio" else span.keep_video
                 views = [branch.mask_view(len(x), keep, view, seed, first, x.device) for view in range(branch.views)]
                 tokens[name].append(branch.encode(x, torch.stack([ids.ids_keep for ids in views], dim=1)))
-        return self._pool(tokens["audio"], tokens["video"], clips)
+        return self._pool(tokens, clips)
 
     def couple(self, passes: Sequence[Pooled]) -> list[Coupled]:
         """The contrast of a batch that is computed in several passes, as if it were one (gradient caching, Gao et al.
@@ -238,7 +274,9 @@ class DiffMAViL(nn.Module):
             inter, intra = self._contrast(Pooled(audio, video, torch.cat(ids) if ids else None))
             total = config.inter_weight * inter + config.intra_weight * intra
             leaves = (audio, video)
-            grads = torch.autograd.grad(total, leaves) if total.requires_grad else [torch.zeros_like(x) for x in leaves]
+            grads: Sequence[Tensor] = [torch.zeros_like(x) for x in leaves]
+            if total.requires_grad:
+                grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
         # The loss of a pass is the mean over its clips, and weighs as much as they are of all.
         more = [sum(counts) / count for count in counts]
         return [
@@ -246,32 +284,61 @@ class DiffMAViL(nn.Module):
             for times, audio_grad, video_grad in zip(more, *(grad.split(counts) for grad in grads), strict=True)
         ]
 
-    def _pool(self, audio_tokens: Sequence[Tensor], video_tokens: Sequence[Tensor], clips: Tensor | None) -> Pooled:
-        audio, video = (
-            rearrange(torch.cat([pool(span) for span in tokens]), "(b v) d -> b v d", v=self.config.views)
-            for tokens in (audio_tokens, video_tokens)
-        )
-        return Pooled(audio, video, clips)
+    def _present(self, spec: Tensor, video: Tensor) -> list[tuple[str, Branch, Tensor]]:
+        """Name, branch and input of each modality that there is."""
+        return [(name, branch, spec if name == "audio" else video) for name, branch in self.branches.items()]
+
+    def _fuse(self, tokens: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+        """Of each span the tokens `[B, 1 + K, D]` of both modalities, each having read the other; one stays alone."""
+        if len(tokens) == 1:
+            return tokens
+        pairs = self.fusion(tokens["audio"], tokens["video"])
+        return {"audio": [audio for audio, _ in pairs], "video": [video for _, video in pairs]}
+
+    def _pool(self, tokens: dict[str, list[Tensor]], clips: Tensor | None) -> Pooled:
+        views = self.config.views
+        found = {
+            name: rearrange(torch.cat([pool(span) for span in spans_of]), "(b v) d -> b v d", v=views)
+            for name, spans_of in tokens.items()
+        }
+        one = next(iter(found.values()))
+        return Pooled(found.get("audio", one[..., :0]), found.get("video", one[..., :0]), clips)
 
     def _contrast(self, pooled: Pooled) -> tuple[Tensor, Tensor]:
         config, (audio, video, clips) = self.config.contrast, pooled
         inter = intra = audio.new_zeros(())
-        if config.inter_weight > 0:
+        present = [x for x in (audio, video) if x.shape[-1]]
+        if config.inter_weight > 0 and len(present) == 2:
             inter = inter_modal(audio, video, config.inter_temperature, clips)
         if config.intra_weight > 0 and self.config.views == 2:
-            intra = intra_modal(audio, video, config.intra_temperature, clips)
+            intra = intra_modal(present, config.intra_temperature, clips)
         return inter, intra
 
-    def _check_inputs(self, video: Tensor, spec: Tensor) -> None:
-        v, a = self.config.video, self.config.audio
+    def _check_inputs(
+        self, video: Tensor, spec: Tensor, keep_video: Keep | None = None, keep_audio: Keep | None = None
+    ) -> None:
+        check_inputs(self.config, video, spec)
+        for name, keep in (("video", keep_video), ("audio", keep_audio)):
+            if keep is not None and name in self.branches:
+                check_keep(f"keep_{name}", keep, self.branches[name].tokens)
+
+
+def check_inputs(config: ModelConfig, video: Tensor, spec: Tensor) -> None:
+    """Raises `ValueError` for shapes that `config` does not describe; an absent modality may have any."""
+    v, a = config.video, config.audio
+    require(
+        len(video) == len(spec), "video.shape, spec.shape", (tuple(video.shape), tuple(spec.shape)), "as many clips"
+    )
+    if config.sees:
         shape = (v.frames, v.size, v.size, 3)
         allowed = f"(B, {', '.join(map(str, shape))})"
         require(video.dim() == 5 and video.shape[1:] == shape, "video.shape", tuple(video.shape), allowed)
+    if config.hears:
         shape = (video.shape[0], a.frames, a.mels)
         require(tuple(spec.shape) == shape, "spec.shape", tuple(spec.shape), f"{shape}")
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """As MAE: Linear xavier-uniform with zero bias, LayerNorm identity, tokens normal(0, 0.02)."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)

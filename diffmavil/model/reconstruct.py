@@ -36,6 +36,8 @@ class Pictures(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
+    """What the model has no branch for has pictures without elements."""
+
     video: Pictures
     audio: Pictures
 

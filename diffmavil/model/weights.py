@@ -2,38 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from diffmavil import __version__
-from diffmavil.config import Config
+from diffmavil.config import Config, FinetuneConfig, ModelConfig
 from diffmavil.config.errors import UsageError
 from diffmavil.config.files import config_from_yaml, config_to_yaml
 from diffmavil.model import DiffMAViL
+from diffmavil.model.classifier import Classifier
 
 WEIGHTS_FILE = "model.safetensors"
 
 
-def export_weights(model: DiffMAViL, config: Config, path: Path) -> None:
-    """Write float32 weights; `config.model` with the audio statistics goes into the header."""
+def export_weights(model: nn.Module, config: Config, path: Path, notes: Mapping[str, str] | None = None) -> None:
+    """Write float32 weights of a `DiffMAViL`, or of a `Classifier` and its `FinetuneConfig`; the config, in which are
+    the audio statistics, goes into the header, and `notes` too.
+    """
     weights = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
-    metadata = {"format": "pt", "diffmavil_version": __version__, "config": config_to_yaml(config)}
+    metadata = {"format": "pt", "diffmavil_version": __version__, "config": config_to_yaml(config), **(notes or {})}
     partial = path.with_name(f".{path.name}.partial")
     save_file(weights, partial, metadata=metadata)
     partial.rename(path)
 
 
 def load_weights(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMAViL, Config]:
-    """A model in evaluation mode and the config it was trained with.
+    """A pretrained model in evaluation mode and the config it was trained with.
 
     Kernels that training forced, and that run on CUDA alone, are not asked for on a CPU.
 
     Raises:
-        UsageError: no such file, or not written by `export_weights`.
+        UsageError: no such file, or not written by `export_weights`, or a classifier's.
+    """
+    weights, config = read_weights(path, device)
+    if isinstance(config, FinetuneConfig):
+        raise UsageError(f"{path}: holds a fine-tuned classifier, where a pretrained model is needed")
+    return _filled(DiffMAViL(_here(config, device)), weights, path, device), config
+
+
+def load_classifier(path: Path, device: torch.device | str = "cpu") -> tuple[Classifier, FinetuneConfig]:
+    """A fine-tuned classifier in evaluation mode and its config; errors as of `load_weights`."""
+    weights, config = read_weights(path, device)
+    if not isinstance(config, FinetuneConfig):
+        raise UsageError(f"{path}: holds a pretrained model, where a fine-tuned classifier is needed")
+    return _filled(Classifier(_here(config, device), config.head), weights, path, device), config
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _filled(model: M, weights: dict[str, torch.Tensor], path: Path, device: torch.device | str) -> M:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UsageError(f"{path}: its weights are not those of its config: {error}") from error
+    return model.to(device).eval()
+
+
+def _here(config: Config, device: torch.device | str) -> ModelConfig:
+    on_cpu = torch.device(device).type == "cpu"
+    return replace(config.model, attention="auto", norm="torch") if on_cpu else config.model
+
+
+def read_weights(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, torch.Tensor], Config]:
+    """What `export_weights` wrote.
+
+    Raises:
+        UsageError: no such file, or another kind of file.
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
@@ -43,10 +86,7 @@ def load_weights(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMA
         raise UsageError(f"{path}: cannot be read as exported weights: {error}") from error
     if "config" not in metadata:
         raise UsageError(f"{path}: holds no config; write it with diffmavil.model.weights.export_weights")
-    config = config_from_yaml(metadata["config"])
-    wanted = config.model
-    if torch.device(device).type == "cpu":
-        wanted = replace(wanted, attention="auto", norm="torch")
-    model = DiffMAViL(wanted).to(device).eval()
-    model.load_state_dict(weights)
-    return model, config
+    try:
+        return weights, config_from_yaml(metadata["config"])
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: the config in it cannot be read: {error}") from error

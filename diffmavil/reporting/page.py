@@ -165,7 +165,7 @@ def reconstruct_heldout(run_dir: Path, config: Config) -> tuple[Reconstruction, 
     """Pictures of the first held-out clips, on the CPU, at the run's final mask ratio; and the clips' names."""
     model, config = load_weights(run_dir / WEIGHTS_FILE)
     config = replace(config, data=replace(config.data, workers=0))  # processes would take longer to start than this
-    clips = split_source(config.data).held_out
+    clips = split_source(config.data, config.model.modalities).held_out
     batch = next(iter(eval_batches(config, clips, batch_size=_CLIPS)))
     result = model.reconstruct(
         batch.video,

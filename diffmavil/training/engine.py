@@ -39,6 +39,7 @@ def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World, moni
             now = plan(config, done)
             result = step(batch, now, offset=now.position + peers.rank * (now.batch_size // peers.size))
             done += 1
+            task.after_step(done)
             last = done == steps
             stopping = peers.any(stop.requested)
             telemetry.after_step(done, now, result, flush=last or stopping)

@@ -26,25 +26,31 @@ def depth_of(name: str, encoder_depth: int) -> int:
     return 0 if _BELOW.match(name) else encoder_depth + 1
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0, lr_video: float = 1.0
+) -> list[dict[str, Any]]:
     """The matrices of Linear layers decay; biases and norms do not, as in MAE, nor learnt single tokens, as MAE's do.
 
-    With `layer_decay` below 1 a group for each height (`depth_of`) too, the lower the slower. Each trained parameter is
-    in exactly one group.
+    With `layer_decay` below 1 a group for each height (`depth_of`) too, the lower the slower; with `lr_video` other
+    than 1 one for the video branch, by so much. Each trained parameter is in exactly one group.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     depth = 1 + max((int(m.group(1)) for name, _ in trained if (m := _BLOCK.match(name))), default=-1)
-    found: dict[tuple[bool, int], list[nn.Parameter]] = defaultdict(list)
+    found: dict[tuple[bool, int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in trained:
         height = 0 if layer_decay == 1 else depth + 1 - depth_of(name, depth)
-        found[parameter.ndim != 2, height].append(parameter)
+        found[parameter.ndim != 2, height, lr_video != 1 and name.startswith("video.")].append(parameter)
     return [
-        {"params": params, "weight_decay": 0.0 if exempt else weight_decay, LR_SCALE: layer_decay**below}
-        for (exempt, below), params in sorted(found.items(), key=lambda item: item[0])
+        {
+            "params": params,
+            "weight_decay": 0.0 if exempt else weight_decay,
+            LR_SCALE: layer_decay**below * (lr_video if slower else 1.0),
+        }
+        for (exempt, below, slower), params in sorted(found.items(), key=lambda item: item[0])
     ]
 
 
-def make_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, config: OptimConfig, lr_video: float = 1.0) -> list[torch.optim.Optimizer]:
     """One optimiser, or for Muon two, which together have every trained parameter once.
 
     Fused AdamW makes one pass over all parameters, and is able to skip a step on the device (`found_inf`).
@@ -52,7 +58,7 @@ def make_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.O
     Raises:
         ValueError: an apex optimiser where NVIDIA apex is not usable.
     """
-    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay, lr_video)
     if config.name == "apex_adam":
         return [fused_adam(groups, config.lr, config.betas)]
     if config.name == "apex_lamb":

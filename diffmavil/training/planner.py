@@ -15,12 +15,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from diffmavil.config import Config, MaskConfig, require
 from diffmavil.training.curriculum import keep_count, mixed_counts, raised_counts
 from diffmavil.training.optim import learning_rate
 
+C = TypeVar("C", bound=Config)
 Counts = int | tuple[int, ...]
 
 
@@ -170,7 +171,7 @@ _PLANNED_FROM = ("rule", "gflop", "memory_gib", "multiple", "largest")
 """Settings of `batch` that a plan of sizes rests on."""
 
 
-def continued(old: Config, new: Config, step: int, position: int | None) -> Config:
+def continued(old: Config, new: C, step: int, position: int | None) -> C:
     """`new`, changed so that a run of `old` that has done `step` steps goes on at its place in the stream of samples.
 
     Another batch size leaves the samples of the run as they are, unless the number of steps was changed too. A plan

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffmavil.config import Config
-from diffmavil.data.audio import LogMel
+from diffmavil.data.audio import make_log_mel
 from diffmavil.data.augment import Augment
 from diffmavil.data.dataset import Batch
 from diffmavil.model import DiffMAViL
@@ -46,8 +46,15 @@ class Pretraining:
         torch.manual_seed(fold_in(config.train.seed, _INIT) % 2**63)
         self.model = DiffMAViL(config.model).to(device)
         self.seed = fold_in(config.train.seed, _MASKS)
-        self._log_mel = LogMel(config.model.audio).to(device)
+        self._log_mel = make_log_mel(config.model).to(device)
         self._augment = Augment(config.data.augment, config.train.seed)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def after_step(self, done: int) -> None:
+        """Nothing is kept along the run."""
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Video uint8 `[B, T, H, W, 3]`, normalised log-mel `[B, F, M]`; which clips they are, if some come twice."""
@@ -74,20 +81,22 @@ class Pretraining:
         return mixed_flops(self.model, now.keep_video, now.keep_audio)
 
     def metrics(self, now: Plan) -> dict[str, float]:
+        keep = {"video": now.keep_video, "audio": now.keep_audio}
         return {
-            "mask_ratio/video": 1 - _mean(now.keep_video) / self.config.model.video.tokens,
-            "mask_ratio/audio": 1 - _mean(now.keep_audio) / self.config.model.audio.tokens,
+            f"mask_ratio/{name}": 1 - _mean(count) / self.model.branches[name].tokens
+            for name, count in keep.items()
+            if name in self.model.branches
         }
 
 
 def random_clips(config: Config, clips: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Noise in the shape of a batch: video uint8 `[B, T, H, W, 3]` and spectrogram `[B, F, M]`."""
+    """Noise in the shape of a batch: video uint8 `[B, T, H, W, 3]` and spectrogram `[B, F, M]`, empty if not used."""
     video, audio = config.model.video, config.model.audio
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(
-        256, (clips, video.frames, video.size, video.size, 3), dtype=torch.uint8, generator=generator
-    )
-    return pixels.to(device), torch.randn(clips, audio.frames, audio.mels, generator=generator).to(device)
+    frames = (video.frames, video.size, video.size) if config.model.sees else (0, 0, 0)
+    pixels = torch.randint(256, (clips, *frames, 3), dtype=torch.uint8, generator=generator)
+    spec = torch.randn(clips, *((audio.frames, audio.mels) if config.model.hears else (0, 0)), generator=generator)
+    return pixels.to(device), spec.to(device)
 
 
 def _mean(counts: Counts) -> float:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import TypeVar
 
-from diffmavil.config import Config
+from diffmavil.config import Config, require
 from diffmavil.config.cli import RunOptions
 from diffmavil.config.errors import UsageError, usage_errors
 from diffmavil.config.files import CONFIG_FILE, differences, load_config, save_config
@@ -17,6 +18,8 @@ from diffmavil.training.checkpoint import Progress, checkpoints, newest_whole, r
 from diffmavil.training.distributed import World
 from diffmavil.training.metrics import read_metrics
 from diffmavil.training.planner import check_processes, continued
+
+C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,12 @@ class Run:
         return replace(self, notes=(*self.notes, note))
 
 
-def open_run(preset: str, config: Config, options: RunOptions, world: World) -> tuple[Run, Config]:
+def open_run(preset: str, config: C, options: RunOptions, world: World) -> tuple[Run, C]:
     """The folder of this run, the same on every rank, and its config, which on resume knows where the run was.
 
     Raises:
-        UsageError: the folder cannot be written, or already holds a run and `--resume` was not given, or the batch does
-            not divide.
+        UsageError: the folder cannot be written, or already holds a run and `--resume` was not given, or another
+            `train.init` is to be resumed than it began with, or the batch does not divide.
         RunError: all of its checkpoints are damaged.
     """
     default = Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -49,6 +52,8 @@ def open_run(preset: str, config: Config, options: RunOptions, world: World) -> 
     if run.checkpoint is not None:
         old = load_config(run.checkpoint / CONFIG_FILE)
         with usage_errors():
+            begun = f"{old.train.init!r}, or left out, with --resume: the run has begun and goes on from its checkpoint"
+            require(config.train.init == old.train.init, "train.init", config.train.init, begun)
             config = continued(old, config, run.progress.step, run.progress.position)
         for line in differences(old, config):
             run = run.noting(f"changed on resume: {line}")

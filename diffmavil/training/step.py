@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diffmavil.config import Config
+from diffmavil.config import Config, FinetuneConfig
 from diffmavil.data.dataset import Batch
 from diffmavil.model.blocks import Blocks
 from diffmavil.training.checkpoint import TrainState
@@ -46,11 +46,12 @@ class TrainStep:
         self.task, self.config = task, config
         self.device, self.world = world.device, world
         self.model = task.model
-        self.optimizers = make_optimizers(self.model, config.optim)
+        lr_video = config.head.lr_video if isinstance(config, FinetuneConfig) else 1.0
+        self.optimizers = make_optimizers(self.model, config.optim, lr_video)
         self.autocast = use_bf16(config, world.device)
         self.nonfinite = torch.zeros((), device=world.device)
         self.nonfinite_run = torch.zeros((), device=world.device)
-        counters = {"nonfinite": self.nonfinite, "nonfinite_run": self.nonfinite_run}
+        counters = {"nonfinite": self.nonfinite, "nonfinite_run": self.nonfinite_run, **task.state}
         self.state = TrainState(self.model, self.optimizers, counters)
         for module in self.model.modules():
             if isinstance(module, Blocks):

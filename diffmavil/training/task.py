@@ -12,7 +12,7 @@ from diffmavil.training.planner import Plan
 
 
 class Task(Protocol):
-    """What is learnt from clips; `diffmavil.training.pretraining` is one.
+    """What is learnt from clips; `diffmavil.training.pretraining` is one, `.classification` another.
 
     Attributes:
         model: what is trained, on its device. `model(*inputs, **arguments)` gives scalars: first the loss that is
@@ -25,6 +25,15 @@ class Task(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds beside the model: the tensors themselves, which are filled in place on resume."""
+        ...
+
+    def after_step(self, done: int) -> None:
+        """Called when `done` steps have updated the model."""
+        ...
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """What the model reads of a batch; the first axis of each tensor is that of the clips."""

@@ -30,13 +30,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 HERE = Path(__file__).parent
 # Binaries name the source file that they were compiled from: those that another checkout left in Triton's cache lead to
 # its files, which the gate would not find.
-triton.knobs.cache.dir = str(HERE.parents[1] / "build" / f"triton-{hashlib.sha256(str(HERE).encode()).hexdigest()[:8]}")
+knobs.cache.dir = str(HERE.parents[1] / "build" / f"triton-{hashlib.sha256(str(HERE).encode()).hexdigest()[:8]}")
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 """Bytes of shared memory that one block may have, by architecture: A100, H100/H200, B200."""
 MAX_GRID = (2**31 - 1, 65_535, 65_535)

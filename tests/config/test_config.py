@@ -42,6 +42,16 @@ def test_what_may_be_none_is_called_by_what_it_takes(capsys):
     assert (config.data.eval_root, config.model.audio.mean) == (None, None)
 
 
+def test_init_is_short_for_a_setting_that_is_kept(capsys):
+    for flag in ("--init", "--train.init"):
+        _, config, _ = parse_train([flag, "mae.pth"])
+        assert config.train.init == "mae.pth"
+        assert config_from_yaml(config_to_yaml(config)) == config
+    with pytest.raises(SystemExit):
+        parse_train(["--help"])
+    assert "--init STR, --train.init STR" in capsys.readouterr().out
+
+
 def test_the_papers_adaptive_batch_is_that_of_its_presets():
     for size in ("small", "base", "large"):
         for name in (f"diffmavil-{size}", f"diffmavil-{size}-fast"):

@@ -17,7 +17,8 @@ DEADLINE = 60.0
 
 
 def layout_of(src: Path, out: Path, *, table: Path | None = None, **settings) -> Layout:
-    layout = Layout(out, read_catalog(src, table), Settings(**settings))
+    wanted = Settings(**settings)
+    layout = Layout(out, read_catalog(src, table, modalities=wanted.modalities), wanted)
     layout.claim()
     return layout
 

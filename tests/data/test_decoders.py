@@ -23,7 +23,7 @@ from diffmavil.data.clips import ClipSet
 from diffmavil.data.decode import decode_clip
 from diffmavil.data.decoders import choose_decoder, missing
 from diffmavil.data.loader import eval_batches, make_loader
-from diffmavil.data.media import Sample
+from diffmavil.data.samples import Sample
 from diffmavil.data.shards.store import Reader
 from diffmavil.data.sources import split_source
 from diffmavil.data.transforms import Framing

@@ -32,15 +32,15 @@ def test_intra_modal_is_the_mean_over_modalities() -> None:
     torch.manual_seed(0)
     audio, video = torch.randn(6, 2, 8), torch.randn(6, 2, 8)
     expected = (_info_nce(audio[:, 0], audio[:, 1], 1.0) + _info_nce(video[:, 0], video[:, 1], 1.0)) / 2
-    torch.testing.assert_close(intra_modal(audio, video, 1.0), expected)
+    torch.testing.assert_close(intra_modal([audio, video], 1.0), expected)
 
 
 def test_rows_of_one_clip_are_no_negatives_of_each_other():
     generator = torch.Generator().manual_seed(0)
     audio, video = (torch.randn(6, 2, 16, generator=generator, dtype=torch.float32) for _ in range(2))
     different = torch.arange(6)
-    for loss in (inter_modal, intra_modal):
-        torch.testing.assert_close(loss(audio, video, 0.1, different), loss(audio, video, 0.1))
+    torch.testing.assert_close(inter_modal(audio, video, 0.1, different), inter_modal(audio, video, 0.1))
+    torch.testing.assert_close(intra_modal([audio, video], 0.1, different), intra_modal([audio, video], 0.1))
     # Clip 0 comes twice, with the same sound and nearly the same picture.
     audio[5], video[5] = audio[0], video[0] + 0.01 * video[1]
     twice = torch.tensor([0, 1, 2, 3, 4, 0])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from diffmavil.config import DecoderName
+from diffmavil.config import DecoderName, Modalities
 from diffmavil.data.clips import Clip
 from diffmavil.data.frames import Painter
 from diffmavil.data.transforms import Framing
@@ -64,13 +64,18 @@ def missing(decoder: DecoderName) -> str | None:
 
 
 def choose_decoder(
-    wanted: Literal["pyav", "torchcodec", "dali", "auto"], clips: Sequence[Clip], device: torch.device
+    wanted: Literal["pyav", "torchcodec", "dali", "auto"],
+    clips: Sequence[Clip],
+    device: torch.device,
+    modalities: Modalities = "av",
 ) -> DecoderName:
-    """The decoder for these clips on this device.
+    """The decoder for these clips on this device; of sound alone always pyav, which decodes all sound.
 
     Raises:
         ValueError: the one wanted cannot be used here, or the clips are plain files.
     """
+    if modalities == "audio":
+        return "pyav"
     prepared = all(clip.stored is not None for clip in clips)
     if wanted == "auto":
         if prepared and device.type == "cuda" and missing("dali") is None:

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from diffmavil.config import require
+from diffmavil.config import Modalities, require
 from diffmavil.data.csv_table import Row, read_csv, read_rows, read_text
+from diffmavil.data.media_files import Found, find_files, folder_classes
 from diffmavil.data.prepare.segment_files import SegmentFiles
-from diffmavil.data.video_files import find_videos, folder_classes
 
 VGGSOUND_SECONDS = 10.0
 _IDS = ("ytid", "youtube_id", "youtube id", "video_id", "video id", "id")
@@ -61,7 +61,13 @@ class Catalog:
 
 
 def read_catalog(
-    src: Path, table: Path | None, *, split: str | None = None, names: Path | None = None, follow_links: bool = True
+    src: Path,
+    table: Path | None,
+    *,
+    split: str | None = None,
+    names: Path | None = None,
+    follow_links: bool = True,
+    modalities: Modalities = "av",
 ) -> Catalog:
     """The work that `SRC [--csv TABLE]` describes.
 
@@ -73,6 +79,7 @@ def read_catalog(
             one name in each line. None: those that occur, sorted.
         follow_links: read what links that lead out of `src` point to, as training does; else they get a reason. Paths
             that a CSV of ours names are taken as they are.
+        modalities: what of the clips is wanted; for sound alone sound files are found too.
 
     Raises:
         ValueError: nothing there, or a file that cannot be understood, with the line.
@@ -83,7 +90,7 @@ def read_catalog(
         table, src = src, src.parent
     require(split is None or table is not None, "--split", split, "given with a VGGSound --csv only")
     vocabulary = _Vocabulary.read(names)
-    folder = _Folder(src, follow_links)
+    folder = _Folder(src, follow_links, modalities)
     items, note = _folder_items(folder) if table is None else _table_items(folder, table, split)
     return vocabulary.apply(items, note)
 
@@ -92,6 +99,11 @@ def read_catalog(
 class _Folder:
     src: Path
     follow_links: bool
+    modalities: Modalities
+
+    def found(self) -> Found:
+        """The files below it; `ValueError` for none."""
+        return find_files(self.src, "SRC", self.modalities, "--modalities")
 
     def path(self, file: str) -> str:
         # Absolute, since libav takes what comes before the colon of a relative 10:30.mp4 for a protocol.
@@ -105,13 +117,13 @@ class _Folder:
 
 
 def _folder_items(folder: _Folder) -> tuple[list[Item], str]:
-    found = find_videos(folder.src, "SRC")
-    classes = folder_classes(found.videos)
+    found = folder.found()
+    classes = folder_classes(found.files)
     items = [
         Item(number, folder.path(file), file, labels=(label,) if label else (), reason=folder.reason(file))
-        for number, (file, label) in enumerate(zip(found.videos, classes, strict=True))
+        for number, (file, label) in enumerate(zip(found.files, classes, strict=True))
     ]
-    return items, found.aside
+    return items, found.note
 
 
 def _table_items(folder: _Folder, table: Path, split: str | None) -> tuple[list[Item], str]:
@@ -130,11 +142,11 @@ def _table_items(folder: _Folder, table: Path, split: str | None) -> tuple[list[
         ]  # fmt: skip
         return items, clipset.note
     parts = _audioset_rows(segments, table) if kind == "audioset" else _vggsound_rows(segments, table, split)
-    found = find_videos(folder.src, "SRC")
-    files = SegmentFiles(found.videos)
+    found = folder.found()
+    files = SegmentFiles(found.files)
     items = [_segment_item(folder, files, number, *part) for number, part in enumerate(parts)]
     require(len(items) > 0, "--csv", str(table), f"a table with rows{f' of split {split!r}' if split else ''}")
-    return items, found.aside
+    return items, found.note
 
 
 def _segment_item(

@@ -71,6 +71,8 @@ class Layout:
                 raise ValueError(f"OUT={str(self.out)!r}: must be a new or empty folder, or one being prepared")
             write_whole(plan, to_json(wanted))
         found = json.loads(plan.read_bytes())
+        # An older version did not know all settings, and did what their defaults say.
+        found["settings"] = {**asdict(Settings()), **found.get("settings", {})}
         for name, value in wanted.items():
             if found.get(name) != value:
                 what = "a list of other rows" if name == "list" else f"other {name}: {found.get(name)}, now {value}"
@@ -162,7 +164,9 @@ def finish(layout: Layout) -> Description:
 
 
 def _real(sample: dict[str, Any]) -> float:
-    """Seconds that have both picture and sound; what fills the gaps of the sound does not count."""
+    """Seconds that have all that was prepared; what fills the gaps of the sound does not count."""
+    if not sample["audio"][1]:
+        return sample["seconds"]
     heard = sample.get("heard", sample["samples"])  # a preparation begun by an older version does not tell
     return min(sample["seconds"], heard / SAMPLE_RATE)
 

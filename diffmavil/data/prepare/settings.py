@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffmavil.config import require
+from diffmavil.config import Modalities, require
 
 SAMPLE_RATE = 16_000
 MELS = (64, 128)
@@ -17,6 +17,8 @@ SMALLEST = 16
 class Settings:
     """How clips are cut and coded, and how they are laid into shards."""
 
+    modalities: Modalities = "av"
+    """audio, video: only the sound or the picture; files need no other track, and sound files are taken too."""
     cut: float = 30.0
     """Longer clips are cut evenly into pieces of about this many seconds."""
     short_side: int = 256
@@ -31,6 +33,9 @@ class Settings:
     """Leave out clips whose sound is digital silence."""
 
     def __post_init__(self) -> None:
+        require(self.modalities in ("av", "audio", "video"), "--modalities", self.modalities, "av, audio or video")
+        silent = not (self.drop_silent and self.modalities == "video")
+        require(silent, "--drop-silent", self.drop_silent, "off with --modalities video: no sound is decoded")
         require(self.cut >= 1, "--cut", self.cut, ">= 1 second")
         even = self.short_side >= SMALLEST and self.short_side % 2 == 0
         require(even, "--short-side", self.short_side, f"even, and at least {SMALLEST}")

@@ -1,5 +1,7 @@
 """One clip to H.264 and FLAC: decoded fully, upright, square pixels, cut into pieces whose streams start together.
 
+Sound or picture alone give FLAC or H.264 alone, and a piece of them starts where that stream does.
+
 A piece starts where picture and sound have both begun; its first frame is the one on screen then, at time 0, and its
 first sample belongs to the same instant. True times are kept, so a variable frame rate stays one. The same input gives
 the same bytes: one thread each, and none of x264's look-ahead, which does not hold that promise.
@@ -28,12 +30,13 @@ from diffmavil.data.extent import seconds_of, tick_of
 from diffmavil.data.frames import Disordered, counted_frames, timed_frames
 from diffmavil.data.library import library_errors
 from diffmavil.data.media import BadClip, Deadline, Media
+from diffmavil.data.modalities import hears, least_seconds, sees, too_short
 from diffmavil.data.prepare.canvas import Canvas
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.settings import MELS, SAMPLE_RATE, Settings
 from diffmavil.data.shape import Shape, Shapes
 from diffmavil.data.sound import sound_of
-from diffmavil.data.windows import MIN_SECONDS, Span, Windows
+from diffmavil.data.windows import Span, Windows
 
 _TICK = Fraction(1, 90_000)
 _X264 = {"preset": "veryfast", "tune": "fastdecode", "bf": "0", "threads": "1", "mbtree": "0", "rc-lookahead": "0",
@@ -44,11 +47,11 @@ _CUT_SLACK = 1.0
 
 @dataclass(frozen=True)
 class Piece:
-    """A coded piece of a clip.
+    """A coded piece of a clip; what was not wanted of it has no bytes, frames or samples.
 
     Attributes:
         start: second of the file at which it starts.
-        seconds: how long its picture is.
+        seconds: how long its picture is; without one, its sound.
         frames, width, height: its picture.
         samples: its sound, at 16 kHz.
         heard: samples of it that were decoded; the others fill gaps.
@@ -81,7 +84,7 @@ def transcode(
         begun: called before each piece.
     """
     try:
-        with Media(item.path, Deadline(deadline, item.source)) as media:
+        with Media(item.path, Deadline(deadline, item.source), settings.modalities) as media:
             spans = _part(item, media, media.measured())
             origin = media.start
         windows, empty = _pieces(item, spans, media.sounding, settings)
@@ -93,7 +96,7 @@ def transcode(
     for window in windows:
         begun()
         try:
-            with Media(item.path, Deadline(deadline, item.source)) as media:
+            with Media(item.path, Deadline(deadline, item.source), settings.modalities) as media:
                 yield _piece(media, item, window, spans, origin, settings)
         except (av.error.FFmpegError, BadClip, OSError) as error:
             yield _bad(item, error)
@@ -115,20 +118,17 @@ def _part(item: Item, media: Media, spans: tuple[Span, Span]) -> tuple[Span, Spa
 
 
 def _pieces(item: Item, spans: tuple[Span, Span], sounding: set[int], settings: Settings) -> tuple[list[Span], int]:
-    """Even pieces of the time that has both picture and sound, and how many are left out for want of any sound.
+    """Even pieces of the time that has all that is wanted, and how many are left out for want of any sound.
 
     The last one keeps what is left of either. One damaged time stamp makes years of a file: those are never listed.
     """
+    if reason := too_short(settings.modalities, *spans):
+        raise BadClip(item.source, reason)
     common = spans[0].intersect(spans[1])
-    if common.length < MIN_SECONDS:
-        lengths = f"picture ({spans[0].length:.2f} s) and sound ({spans[1].length:.2f} s)"
-        raise BadClip(
-            item.source, f"only {common.length:.2f} s with both {lengths}, at least {MIN_SECONDS} s are needed"
-        )
     # A tenth too long is no reason to cut in two.
     count = max(1, math.ceil(common.length / settings.cut - 0.1))
     length = common.length / count
-    held: set[int] = set()
+    held = set() if hears(settings.modalities) else set(range(count))
     for second in sounding:
         first, after = ((edge - common.start) / length for edge in (second, second + 1))
         held.update(range(math.floor(first), math.floor(after) + 1))
@@ -147,41 +147,59 @@ def _piece(
 ) -> Piece:
     picture, sound = (Span(window.start, min(window.end, span.end)) for span in spans)
     video_packets, audio_packets = media.read(Windows(picture, sound))
-    length = round(sound.length * SAMPLE_RATE)
-    wave, first, valid, heard = sound_of(media, audio_packets, sound, sound.end, length, SAMPLE_RATE)
+    start, wave, heard = window.start, np.empty(0, np.float32), np.empty(0, bool)
+    if hears(settings.modalities):
+        length = round(sound.length * SAMPLE_RATE)
+        wave, first, valid, heard = sound_of(media, audio_packets, sound, sound.end, length, SAMPLE_RATE)
+        wave, heard = wave[:valid], heard[:valid]
+        start += first / SAMPLE_RATE
+    coded = _NO_PICTURE
     damaged: list[Packet | None] = []
-    begun = Span(window.start + first / SAMPLE_RATE, picture.end)
-    try:
-        coded = _encode_picture(media, timed_frames(media, video_packets, damaged), begun, damaged, settings)
-    except Disordered:
-        coded = _encode_picture(media, counted_frames(media, video_packets, damaged), begun, damaged, settings)
-    if 2 * len(damaged) >= len(video_packets):
-        raise BadClip(item.source, "most of the picture, or all of it, cannot be decoded")
-    if coded.seconds < MIN_SECONDS:
-        raise BadClip(item.source, f"only {coded.seconds:.2f} s of its picture can be decoded")
+    if sees(settings.modalities):
+        coded = _picture(media, item, video_packets, Span(start, picture.end), damaged, settings)
+        start = coded.start
     # Both begin with whichever comes later.
-    kept = slice(round((coded.start - window.start) * SAMPLE_RATE), valid)
-    wave, heard = _quantized(wave[kept]), int(np.count_nonzero(heard[kept]))
-    if heard < MIN_SECONDS * SAMPLE_RATE:
-        raise BadClip(item.source, f"only {heard / SAMPLE_RATE:.2f} s of its sound can be decoded")
-    silent = not wave.any()
-    if silent and settings.drop_silent:
-        raise BadClip(item.source, "its sound is digital silence")
-    waves = torch.from_numpy(wave.astype(np.float32) / 32768.0)[None]
+    kept = slice(round((start - window.start) * SAMPLE_RATE), None)
+    sounding = _sounding(item, wave[kept], heard[kept], settings) if hears(settings.modalities) else _NO_SOUND
     return Piece(
         mp4=coded.mp4,
-        flac=_encode_sound(wave),
-        start=round(coded.start - origin, 6),
-        seconds=coded.seconds,
+        flac=sounding.flac,
+        start=round(start - origin, 6),
+        seconds=coded.seconds if sees(settings.modalities) else sounding.samples / SAMPLE_RATE,
         frames=coded.frames,
         width=coded.width,
         height=coded.height,
-        samples=len(wave),
-        heard=heard,
+        samples=sounding.samples,
+        heard=sounding.heard,
         damaged=len(damaged),
-        silent=silent,
-        log_mel={str(mels): moments(log_mel(waves, mels, SAMPLE_RATE)) for mels in MELS},
+        silent=sounding.silent,
+        log_mel=sounding.log_mel,
     )
+
+
+@dataclass(frozen=True)
+class _Sounding:
+    flac: bytes
+    samples: int
+    heard: int
+    silent: bool
+    log_mel: dict[str, tuple[int, float, float]]
+
+
+_NO_SOUND = _Sounding(b"", 0, 0, False, {})
+
+
+def _sounding(item: Item, wave: np.ndarray, heard: np.ndarray, settings: Settings) -> _Sounding:
+    """The sound of a piece, coded and measured; raises `BadClip` for too little of it."""
+    samples, decoded = _quantized(wave), int(np.count_nonzero(heard))
+    if decoded < least_seconds(settings.modalities) * SAMPLE_RATE:
+        raise BadClip(item.source, f"only {decoded / SAMPLE_RATE:.2f} s of its sound can be decoded")
+    silent = not samples.any()
+    if silent and settings.drop_silent:
+        raise BadClip(item.source, "its sound is digital silence")
+    waves = torch.from_numpy(samples.astype(np.float32) / 32768.0)[None]
+    found = {str(mels): moments(log_mel(waves, mels, SAMPLE_RATE)) for mels in MELS}
+    return _Sounding(_encode_sound(samples), len(samples), decoded, silent, found)
 
 
 @dataclass(frozen=True)
@@ -192,6 +210,24 @@ class _Picture:
     frames: int
     width: int
     height: int
+
+
+_NO_PICTURE = _Picture(b"", 0.0, 0.0, 0, 0, 0)
+
+
+def _picture(
+    media: Media, item: Item, packets: list[Packet], window: Span, damaged: list[Packet | None], settings: Settings
+) -> _Picture:
+    """The picture of a piece, coded; raises `BadClip` for too little of it. `damaged`: as of `_encode_picture`."""
+    try:
+        coded = _encode_picture(media, timed_frames(media, packets, damaged), window, damaged, settings)
+    except Disordered:
+        coded = _encode_picture(media, counted_frames(media, packets, damaged), window, damaged, settings)
+    if 2 * len(damaged) >= len(packets):
+        raise BadClip(item.source, "most of the picture, or all of it, cannot be decoded")
+    if coded.seconds < least_seconds(settings.modalities):
+        raise BadClip(item.source, f"only {coded.seconds:.2f} s of its picture can be decoded")
+    return coded
 
 
 def _encode_picture(

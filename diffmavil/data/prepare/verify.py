@@ -42,6 +42,7 @@ def verify(out: Path, progress: Callable[[int, int], None] = lambda done, total:
             )
             for entry in entries
             for part, suffix in (("video", "mp4"), ("audio", "flac"))
+            if entry[part + "_size"]
         }
         problems += [f"{name}: {problem}" for problem in _shard(out / name, size, expected)]
         progress(number + 1, len(description.shards))
@@ -76,7 +77,8 @@ def _member(
         return [f"{name!r} is there twice"]
     seen.add(name)
     stem, _, suffix = name.partition(".")
-    known = name in expected or (suffix == "json" and f"{stem}.mp4" in expected)
+    beside = suffix == "json" and any(f"{stem}.{kind}" in expected for kind in ("mp4", "flac"))
+    known = name in expected or beside
     file = tar.extractfile(member) if known and member.isreg() else None
     if file is None:
         return [f"{name!r} does not belong there"]

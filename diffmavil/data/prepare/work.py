@@ -70,7 +70,10 @@ def _size(path: str) -> int:
 
 
 def _add(tar: io.BytesIO, item: Item, index: int, piece: Piece) -> dict[str, Any]:
-    """Append .mp4, .flac and .json of a piece; what the index must know of it, offsets from the start of `tar`."""
+    """Append .mp4, .flac and .json of a piece, or those that it has; what the index must know of it.
+
+    Offsets are from the start of `tar`.
+    """
     key = f"{item.number:08d}-{index:04d}"
     crc = {"mp4": zlib.crc32(piece.mp4), "flac": zlib.crc32(piece.flac)}
     facts = {
@@ -95,7 +98,12 @@ def _add(tar: io.BytesIO, item: Item, index: int, piece: Piece) -> dict[str, Any
 
 
 def _append(tar: io.BytesIO, name: str, data: bytes) -> int:
-    """Append a member; where its data starts. Owner and time are left out, so that the bytes are always the same."""
+    """Append a member, unless it is empty; where its data starts.
+
+    Owner and time are left out, so that the bytes are always the same.
+    """
+    if not data:
+        return tar.tell()
     info = tarfile.TarInfo(name)
     info.size, info.mode = len(data), 0o644
     tar.write(info.tobuf(tarfile.USTAR_FORMAT))

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from diffmavil.config import Modalities
+
 DATASET_FILE, INDEX_FILE = "dataset.json", "index.npz"
 FORMAT, VERSION = "diffmavil-shards", 1
 
@@ -79,7 +81,10 @@ class Index:
 
 
 def make_index(samples: Sequence[dict[str, Any]], shards: Sequence[int], classes: Sequence[str]) -> Index:
-    """The index of samples as `prepare` describes them; `shards[i]` is the shard of sample i."""
+    """The index of samples as `prepare` describes them; `shards[i]` is the shard of sample i.
+
+    A part that a sample does not have is of no bytes.
+    """
     entries = np.zeros(len(samples), ENTRY)
     class_of = {name: i for i, name in enumerate(classes)}
     source_of: dict[str, int] = {}
@@ -105,12 +110,17 @@ class Description:
         classes: names of the classes, in the order of the labels.
         audio: mels -> (mean, std) of the log-mel over all sound.
         facts: everything else, for the report.
+        modalities: what its samples hold; of a set that does not tell, both.
     """
 
     shards: list[tuple[str, int]]
     classes: list[str]
     audio: dict[int, tuple[float, float]]
     facts: dict[str, Any]
+
+    @property
+    def modalities(self) -> Modalities:
+        return self.facts.get("settings", {}).get("modalities", "av")
 
     def to_plain(self) -> dict[str, Any]:
         audio = {str(mels): {"mean": mean, "std": std} for mels, (mean, std) in self.audio.items()}

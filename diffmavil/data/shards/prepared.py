@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from diffmavil.config import Modalities
 from diffmavil.config.folders import expand
 from diffmavil.data.clips import Clip, ClipSet, Stored
+from diffmavil.data.modalities import HOLDS
 from diffmavil.data.shards.index import DATASET_FILE, INDEX_FILE, Description, Index
 from diffmavil.data.shards.store import StoreError, is_remote, open_store
 
@@ -16,15 +18,16 @@ def is_prepared(root: str) -> bool:
     return is_remote(root) or expand(root).joinpath(DATASET_FILE).is_file()
 
 
-def read_prepared(root: str, name: str) -> ClipSet:
+def read_prepared(root: str, name: str, modalities: Modalities = "av") -> ClipSet:
     """The clips of a prepared folder or URL, with its statistics.
 
     Args:
         name: the setting, for messages.
+        modalities: what of the clips will be decoded.
 
     Raises:
         ValueError: it is not whole: a shard is missing or cut off (a folder only; of a URL that shows when it is read),
-            or its index is not one.
+            or its index is not one; or it was prepared without what is wanted.
     """
     root = root if is_remote(root) else str(expand(root))
     store = open_store(root, Path(), 0)
@@ -33,6 +36,12 @@ def read_prepared(root: str, name: str) -> ClipSet:
         index = Index.from_bytes(store.read_all(INDEX_FILE))
     except (StoreError, ValueError) as error:
         raise ValueError(f"{name}={root!r}: {error}") from error
+    if description.modalities not in ("av", modalities):
+        raise ValueError(
+            f"{name}={root!r}: prepared with {HOLDS[description.modalities]}: must be prepared with "
+            f"{HOLDS[modalities]} (python -m diffmavil.prepare SRC OUT --modalities {modalities}), or read with "
+            f"model.modalities {description.modalities}, not {modalities}"
+        )
     if not is_remote(root):
         _check_shards(root, name, description)
     clips = _clips(root, description, index)

@@ -16,8 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from diffmavil.config import Modalities
 from diffmavil.data.clips import Clip, Stored
-from diffmavil.data.media import BadClip, Sample
+from diffmavil.data.library import BadClip
+from diffmavil.data.modalities import hears, sees
+from diffmavil.data.samples import Sample
 from diffmavil.data.shards.cache import RangeCache
 
 TRIES = 6
@@ -154,11 +157,13 @@ class Reader:
     Args:
         cache: folder for ranges of remote stores.
         cache_bytes: most that is kept there; 0: nothing.
+        modalities: what is read of a sample.
     """
 
-    def __init__(self, cache: Path, cache_bytes: int) -> None:
+    def __init__(self, cache: Path, cache_bytes: int, modalities: Modalities = "av") -> None:
         self.cache = cache
         self.cache_bytes = cache_bytes
+        self.modalities: Modalities = modalities
         self._stores: dict[str, Store] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -180,21 +185,27 @@ class Reader:
             return clip.path
         store, place = self.store(clip.stored.root), clip.stored
         # Sound follows picture in the shard: one read gets both.
-        reach = place.audio + place.audio_size - place.video
-        sample = _sample(clip, place, store.read(place.shard, place.video, reach))
+        begin = place.video if sees(self.modalities) else place.audio
+        end = place.audio + place.audio_size if hears(self.modalities) else place.video + place.video_size
+        sample = self._sample(clip, place, store.read(place.shard, begin, end - begin))
         if sample is None and isinstance(store, RemoteStore):
-            store.forget(place.shard, place.video, reach)
-            sample = _sample(clip, place, store.read(place.shard, place.video, reach))
+            store.forget(place.shard, begin, end - begin)
+            sample = self._sample(clip, place, store.read(place.shard, begin, end - begin))
         if sample is None:
             raise BadClip(clip.path, "its checksum is wrong: the shard was changed or damaged")
         return sample
 
-
-def _sample(clip: Clip, place: Stored, data: bytes) -> Sample | None:
-    """None when a checksum is wrong."""
-    mp4, flac = data[: place.video_size], data[place.audio - place.video :]
-    whole = zlib.crc32(mp4) == place.video_crc and zlib.crc32(flac) == place.audio_crc
-    return Sample(clip.path, mp4, flac) if whole else None
+    def _sample(self, clip: Clip, place: Stored, data: bytes) -> Sample | None:
+        """None when a checksum is wrong."""
+        mp4 = flac = b""
+        whole = True
+        if sees(self.modalities):
+            mp4 = data[: place.video_size]
+            whole = zlib.crc32(mp4) == place.video_crc
+        if hears(self.modalities):
+            flac = data[len(data) - place.audio_size :]
+            whole = whole and zlib.crc32(flac) == place.audio_crc
+        return Sample(clip.path, mp4, flac) if whole else None
 
 
 def open_store(root: str, cache: Path, cache_bytes: int) -> Store:

@@ -1,0 +1,92 @@
+"""From the command line of fine-tuning to a resolved `FinetuneConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Suppress, arg
+
+from diffmavil.config import Config, FinetuneConfig, MaskConfig, require
+from diffmavil.config.cli import RunOptions, flag, named_preset, parse_flags, resumed_config, shallow
+from diffmavil.config.errors import UsageError
+from diffmavil.config.folders import expand
+from diffmavil.config.presets import FINETUNE_PRESETS, finetune_preset_of
+
+NOTHING = "none"
+"""As --from: no weights."""
+DEFAULT_FINETUNE = "finetune-tiny"
+
+
+@dataclass(frozen=True)
+class FinetuneOptions(RunOptions):
+    """What a fine-tuning run starts from."""
+
+    source: Annotated[str | None, arg(name="from")] = None
+    """A run folder or its weights (model.safetensors) to start from; 'none': from scratch."""
+    task: Literal["auto", "audio", "video", "av"] = "auto"
+    """What is heard and seen of each clip. auto: what the weights were trained on."""
+
+
+@dataclass(frozen=True)
+class _FinetuneArguments(FinetuneOptions, FinetuneConfig):
+    mask: Annotated[MaskConfig, Suppress] = field(default_factory=MaskConfig)
+
+
+def parse_finetune(
+    argv: Sequence[str], read_config: Callable[[Path], Config]
+) -> tuple[str, FinetuneConfig, FinetuneOptions]:
+    """`[PRESET] --from RUN [--task audio] ...` -> (preset's name, config, options).
+
+    What the model sees, and its size, are those of the weights; the recipe is that of the preset nearest in size.
+
+    Args:
+        read_config: gives the config in exported weights.
+
+    Raises:
+        UsageError: no `--from`, unknown preset, or a value that the config does not allow.
+        SystemExit: as of `parse_train`.
+    """
+    argv = list(argv)
+    named = named_preset(argv)
+    helped = "--help" in argv or "-h" in argv
+    try:
+        start = resumed_config(argv, named)
+        name, source = named, flag(argv, "from")
+        if start is None:
+            if source is None and not helped:
+                raise UsageError("--from is needed: a run folder or its weights to start from, or 'none' for scratch")
+            pretrained = read_config(expand(source)) if source not in (None, NOTHING) else None
+            name = named or (finetune_preset_of(pretrained.model) if pretrained else DEFAULT_FINETUNE)
+            require(name in FINETUNE_PRESETS, "preset", name, f"one of {', '.join(FINETUNE_PRESETS)}")
+            start = _adapted(FINETUNE_PRESETS[name], pretrained, flag(argv, "task") or "auto", source or NOTHING)
+        elif source is not None:
+            raise UsageError("--from beside --resume: the run goes on from its own checkpoint; leave it out")
+        if not isinstance(start, FinetuneConfig):
+            raise UsageError("--run-dir: holds a pretraining run: python -m diffmavil.train goes on with it")
+        args = parse_flags(
+            _FinetuneArguments,
+            argv,
+            prog="python -m diffmavil.finetune [PRESET]",
+            description=f"Fine-tune a pretrained model to tell classes.\n\nPRESET: {', '.join(FINETUNE_PRESETS)}",
+            default=_FinetuneArguments(**shallow(start)),
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    config = FinetuneConfig(**{f.name: getattr(args, f.name) for f in fields(FinetuneConfig)})
+    options = FinetuneOptions(**{f.name: getattr(args, f.name) for f in fields(FinetuneOptions)})
+    return name or "finetune", config, options
+
+
+def _adapted(recipe: FinetuneConfig, pretrained: Config | None, task: str, source: str) -> FinetuneConfig:
+    """The recipe for the model of the weights."""
+    model = pretrained.model if pretrained else recipe.model
+    if task in ("audio", "video", "av"):
+        model = replace(model, modalities=task)
+    if pretrained is not None and model.hears and model.audio.mean is None:
+        given = "not known to the weights"
+        require(False, "model.audio.mean, model.audio.std", given, "given, as the weights were trained with")
+    data = recipe.data if pretrained is None else replace(recipe.data, cache=pretrained.data.cache)
+    return replace(recipe, model=model, data=data, head=replace(recipe.head, source=source))

@@ -1,0 +1,182 @@
+"""`classification.json`: what a fine-tuned model scores on held-out clips, by its last, best and averaged weights.
+
+Schema (one JSON object):
+
+    version, date, device, versions   as in evaluation.json
+    task      "av", "audio" or "video"
+    source    str   what it was fine-tuned from; "none": from scratch
+    labels    "one" or "several"
+    classes   [str]
+    sources   {"train": str, "validation": str or null, "test": str}   where the clips come from
+    clips     {"train": int, "validation": int, "test": {"listed": int, "used": int}}
+    skipped   {path: reason}   held-out clips that could not be used
+    audio     {"mean": float, "std": float}   statistics of the sound
+    steps     {weights: int}   steps of training of each kind of weights
+    results   {weights: {crops: metrics}}   weights: last, best, average, ema; crops: "1" and head.crops;
+              metrics = {top1, top5, mAP, d_prime}
+    intervals {weights: {crops: {metric: [low, high]}}}   95 %, by bootstrap over the held-out clips
+    headline  {"weights": str, "crops": str, "metric": str}   chosen by validation; without one, the average or the last
+    per_class {class: float}   of the headline: average precision (several) or recall (one)
+    confusion [[int]]   of the headline, true class by answer; null with several labels
+    chance    {metric: float}   always the most common class (top1), clips in any order (mAP)
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from diffmavil import __version__
+from diffmavil.config import FinetuneConfig
+from diffmavil.config.progress import tracking
+from diffmavil.data.durable import write_whole
+from diffmavil.data.labelled import LabelledSplit
+from diffmavil.evaluation.classify import Predictions, predict
+from diffmavil.evaluation.labels import chance
+from diffmavil.evaluation.validation import headline
+from diffmavil.model.classifier import Classifier
+
+CLASSIFICATION_FILE = "classification.json"
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The content of `classification.json`; the module's docstring tells the fields."""
+
+    version: str
+    date: str
+    device: str
+    versions: dict[str, str]
+    task: str
+    source: str
+    labels: str
+    classes: list[str]
+    sources: dict[str, str | None]
+    clips: dict[str, Any]
+    skipped: dict[str, str]
+    audio: dict[str, float | None]
+    steps: dict[str, int]
+    results: dict[str, dict[str, dict[str, float]]]
+    intervals: dict[str, dict[str, dict[str, tuple[float, float]]]]
+    headline: dict[str, str]
+    per_class: dict[str, float]
+    confusion: list[list[int]] | None
+    chance: dict[str, float]
+
+    def write(self, folder: Path) -> Path:
+        path = folder / CLASSIFICATION_FILE
+        write_whole(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        return path
+
+    def rows(self) -> list[tuple[str, dict[str, str]]]:
+        """(weights and crops in words, metric -> number with its interval)."""
+        found = []
+        for weights, by_crops in self.results.items():
+            for crops, metrics in by_crops.items():
+                what = f"{weights}, {'centre' if crops == '1' else f'{crops} crops'}"
+                mark = " *" if (weights, crops) == (self.headline["weights"], self.headline["crops"]) else ""
+                intervals = self.intervals[weights][crops]
+                cells = {name: shown(name, value, intervals.get(name)) for name, value in metrics.items()}
+                found.append((what + mark, cells))
+        return [*found, ("chance", {name: shown(name, value) for name, value in self.chance.items()})]
+
+    def caption(self) -> str:
+        used, listed = self.clips["test"]["used"], self.clips["test"]["listed"]
+        return f"{used} of {listed} held-out clips, {len(self.classes)} classes, fine-tuned from {self.source}"
+
+    def note(self) -> str:
+        validation = self.sources["validation"]
+        chosen = f"chosen by {validation}" if validation else "no clips were held back to choose by"
+        return f"* {chosen}. In brackets: 95 % by bootstrap over the held-out clips."
+
+    def table(self) -> Table:
+        table = Table(title=self.caption(), title_justify="left")
+        names = list(dict.fromkeys(name for _, cells in self.rows() for name in cells))
+        table.add_column("weights")
+        for name in names:
+            table.add_column(name, justify="right")
+        for what, cells in self.rows():
+            table.add_row(what, *(cells.get(name, "") for name in names))
+        return table
+
+
+def shown(name: str, value: float, interval: tuple[float, float] | None = None) -> str:
+    """A metric in words: d-prime as a number, the others in per cent."""
+    if name == "d_prime":
+        return f"{value:.2f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
+    return f"{value:.1%}" + (f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else "")
+
+
+def read_classification(folder: Path) -> Classification | None:
+    """What is in the folder; None: nothing."""
+    path = folder / CLASSIFICATION_FILE
+    return Classification(**json.loads(path.read_text())) if path.exists() else None
+
+
+def classify(
+    models: Mapping[str, Classifier],
+    steps: Mapping[str, int],
+    config: FinetuneConfig,
+    split: LabelledSplit,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    console: Console | None = None,
+) -> Classification:
+    """Score the held-out clips by every kind of weights: the centre crop, and `head.crops` if they are several.
+
+    Args:
+        models: "last", "best", "average", "ema": those that there are.
+        seed: of the intervals.
+    """
+    found: dict[str, Predictions] = {}
+    for crops in sorted({1, config.head.crops}):
+        what = "held-out clips" if crops == 1 else f"held-out clips, {crops} crops"
+        with tracking(console, what, len(split.test)) as tracker:
+            found[str(crops)] = predict(
+                models, config, split.test, batch_size=batch_size, crops=crops, progress=tracker.update
+            )
+    judged = {
+        name: {crops: predictions.judge(name, config, seed) for crops, predictions in found.items()} for name in models
+    }
+    first = next(name for name in ("best", "average", "ema", "last") if name in models)
+    most = str(config.head.crops)
+    best, metric, used = judged[first][most], headline(config), found["1"]
+    return Classification(
+        version=__version__,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        device=str(next(models[first].parameters()).device),
+        versions={"python": platform.python_version(), "torch": torch.__version__},
+        task=config.model.modalities,
+        source=config.head.source,
+        labels=config.head.labels,
+        classes=list(config.head.classes),
+        sources={
+            "train": split.train.note,
+            "validation": split.validation.note if split.validation else None,
+            "test": split.test.note,
+        },
+        clips={
+            "train": len(split.train),
+            "validation": len(split.validation) if split.validation else 0,
+            "test": {"listed": len(split.test), "used": len(used.paths)},
+        },
+        skipped=used.bad,
+        audio={"mean": config.model.audio.mean, "std": config.model.audio.std},
+        steps=dict(steps),
+        results={name: {crops: one.metrics for crops, one in by.items()} for name, by in judged.items()},
+        intervals={name: {crops: one.intervals for crops, one in by.items()} for name, by in judged.items()},
+        headline={"weights": first, "crops": most, "metric": metric},
+        per_class=best.per_class,
+        confusion=best.confusion,
+        chance={metric: chance(used.target, "accuracy" if metric == "top1" else "mAP")},
+    )

@@ -1,0 +1,77 @@
+"""Scores of a fine-tuned classifier for clips, and how good they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffmavil.config import FinetuneConfig
+from diffmavil.data.audio import frames_in, make_log_mel
+from diffmavil.data.augment import multi_hot
+from diffmavil.data.clips import ClipSet
+from diffmavil.data.loader import eval_batches
+from diffmavil.evaluation.scores import ClassScores, classification_scores
+from diffmavil.model.classifier import Classifier
+from diffmavil.training.step import use_bf16
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of every clip that could be used; row i is the same clip everywhere."""
+
+    scores: dict[str, Tensor]
+    """Model's name -> `[N, C]` in [0, 1], float32 on the CPU, the mean over crops."""
+    target: Tensor
+    """bool `[N, C]`."""
+    paths: list[str]
+    bad: dict[str, str]
+    """File -> reason, of the clips left out."""
+
+    def judge(self, name: str, config: FinetuneConfig, seed: int) -> ClassScores:
+        several = config.head.labels == "several"
+        return classification_scores(self.scores[name], self.target, config.head.classes, several, seed)
+
+
+@torch.no_grad()
+def predict(
+    models: Mapping[str, Classifier],
+    config: FinetuneConfig,
+    clips: ClipSet,
+    *,
+    batch_size: int,
+    crops: int = 1,
+    progress: Callable[[int], None] = lambda clips_done: None,
+) -> Predictions:
+    """Show each clip to every model, all in evaluation mode and on one device; crops are evenly spaced in time.
+
+    Args:
+        progress: called after each batch with the index of the last clip seen, plus one.
+
+    Raises:
+        TooManyBadClips: no clip could be decoded.
+    """
+    device = next(next(iter(models.values())).parameters()).device
+    log_mel = make_log_mel(config.model).to(device)
+    parts: dict[str, list[Tensor]] = {name: [] for name in models}
+    positions = []
+    with eval_batches(config, clips, batch_size, crops, device) as loader:
+        for batch in loader:
+            spec = log_mel(batch.wave, batch.wave_valid)
+            heard = frames_in(batch.wave_valid, config.model.audio.sample_rate)
+            for name, model in models.items():
+                with torch.autocast(device.type, torch.bfloat16, use_bf16(config, device)):
+                    parts[name].append(model.scores(batch.video, spec, heard).float().cpu())
+            positions.append(batch.position.cpu())
+            progress(int(batch.position[-1]) + 1)
+        bad = dict(loader.bad)
+    index, row, count = torch.cat(positions).unique_consecutive(return_inverse=True, return_counts=True)
+    scores = {
+        name: torch.zeros(len(index), rows[0].shape[1]).index_add_(0, row, torch.cat(rows)) / count[:, None]
+        for name, rows in parts.items()
+    }
+    chosen = [clips.clips[i] for i in index.tolist()]
+    target = multi_hot([clip.labels for clip in chosen], len(config.head.classes)) > 0
+    return Predictions(scores, target, [clip.path for clip in chosen], bad)

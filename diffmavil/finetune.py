@@ -1,0 +1,119 @@
+"""Fine-tuning: `torchrun -m diffmavil.finetune --from RUN [--data.root CLIPS] [--dotted.setting VALUE ...]`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from diffmavil.config import FinetuneConfig, require
+from diffmavil.config.cli import run_main
+from diffmavil.config.errors import UsageError, usage_errors
+from diffmavil.config.finetune_cli import NOTHING, parse_finetune
+from diffmavil.config.folders import expand
+from diffmavil.data.clips import ClipSet
+from diffmavil.data.labelled import LabelledSplit, open_labelled
+from diffmavil.evaluation.classification import classify
+from diffmavil.evaluation.validation import BEST_FILE, Validation, read_best
+from diffmavil.model.classifier import Classifier, start_from
+from diffmavil.model.weights import WEIGHTS_FILE, export_weights, load_classifier, read_weights
+from diffmavil.reporting.page import write_report
+from diffmavil.training.classification import Classification, clip_weights
+from diffmavil.training.distributed import World, world
+from diffmavil.training.engine import fit
+from diffmavil.training.heap import keep_freed_memory
+from diffmavil.training.planner import check_processes, timetable
+from diffmavil.training.run import Run, open_run, write_run
+
+_VALIDATIONS = 10
+"""In a run, where train.probe_every does not say how often."""
+
+
+def main(argv: Sequence[str]) -> None:
+    name, config, options = parse_finetune(argv, lambda path: read_weights(weights_file(path))[1])
+    with world() as peers:
+        if peers.device.type == "cpu":
+            keep_freed_memory()
+        run, opened = open_run(name, config, options, peers)
+        with usage_errors():
+            config, split = peers.main_first(lambda: prepared(opened, peers))
+        write_run(run, config, peers)
+        for clips in (split.train, split.validation, split.test):
+            run = run.noting(f"{len(clips)} clips: {clips.note}") if clips else run
+        with usage_errors():
+            task = Classification(config, peers.device, clips=split.train)
+            if run.checkpoint is None and config.head.source != NOTHING:
+                weights, _ = read_weights(weights_file(expand(config.head.source)))
+                for line in start_from(task.model, weights):
+                    run = run.noting(line)
+        monitor = validation(task.model, config, split.validation, run)
+        if fit(task, run, config, split.train, peers, monitor) and peers.main:
+            finish(task, run, config, split)
+
+
+def weights_file(path: Path) -> Path:
+    """The exported weights of a run folder, or the file itself."""
+    if path.is_dir() and not (path / WEIGHTS_FILE).exists():
+        raise UsageError(f"--from {path}: holds no {WEIGHTS_FILE}; it is written when a run ends")
+    return path / WEIGHTS_FILE if path.is_dir() else path
+
+
+def prepared(config: FinetuneConfig, peers: World) -> tuple[FinetuneConfig, LabelledSplit]:
+    """Config and clips, with the number of steps that `head.epochs` means, and the order that `head.balance` does.
+
+    Raises:
+        ValueError: clips or labels that do not fit, a batch that does not divide over the processes, or for mixup.
+    """
+    config, split = open_labelled(config)
+    train, head = config.train, config.head
+    if head.epochs is not None:
+        train = replace(train, steps=max(1, math.ceil(head.epochs * len(split.train) / train.batch_size)))
+    if not train.probe_every:
+        train = replace(train, probe_every=max(1, train.steps // _VALIDATIONS))
+    config = replace(config, train=train)
+    check_processes(config, peers.size)
+    local = train.batch_size // peers.size
+    even = f"an even number for each of {peers.size} processes, whose clips mixup pairs (or head.mixup=0)"
+    require(not head.mixup or local % 2 == 0, "train.batch_size", train.batch_size, even)
+    if head.balance == "sampling":
+        split = split._replace(train=replace(split.train, often=clip_weights(split.train)))
+    return config, split
+
+
+def validation(model: Classifier, config: FinetuneConfig, clips: ClipSet | None, run: Run) -> Validation | None:
+    """What looks at the model in the loop; None: no clips are held back for it."""
+    if clips is None:
+        return None
+    done, batch = run.progress.step, config.train.batch_size
+    return Validation(model, config, clips, run.folder, done=done, batch_size=batch)
+
+
+def finish(task: Classification, run: Run, config: FinetuneConfig, split: LabelledSplit) -> None:
+    """Export the weights, score them on the held-out clips, write the report."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    steps = timetable(config).steps
+    models, at = {"last": task.model}, {"last": steps}
+    export_weights(task.model, config, run.folder / WEIGHTS_FILE)
+    for name, averaged in task.averages.models.items():
+        model = averaged.module
+        assert isinstance(model, Classifier)
+        models[name], at[name] = model, steps
+        export_weights(model, config, run.folder / f"{name}.safetensors")
+    if (run.folder / BEST_FILE).exists():
+        models["best"] = load_classifier(run.folder / BEST_FILE, task.device)[0]
+        at["best"] = read_best(run.folder / BEST_FILE)[0]
+    for model in models.values():
+        model.eval()
+    found = classify(models, at, config, split, batch_size=config.train.batch_size, console=console)
+    found.write(run.folder)
+    console.print(found.table())
+    console.print(found.note())
+    if config.train.report:
+        console.print(f"report: {write_report(run.folder)}")
+
+
+if __name__ == "__main__":
+    run_main(main)

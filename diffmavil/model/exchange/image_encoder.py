@@ -1,0 +1,145 @@
+"""The encoder in a file of an image MAE, under the names that its parts have here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffmavil.config import EncoderConfig
+from diffmavil.model.exchange.names import KNOWN, ORIGINAL, Names, find_names
+from diffmavil.model.exchange.state import described, read_state, refusal
+
+_ENDS = ("weight", "bias")
+_A_PART = "attn.proj.weight"  # by which a block is known
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """A vision transformer for pictures, all float32.
+
+    Attributes:
+        kernel: of the patch embedding, `[D, 3, h, w]`; bias: `[D]`.
+        cls: `[1, 1, D]`.
+        norm: weight and bias of the last LayerNorm, `[D]`.
+        blocks: of each block, the parameters of our `SelfBlock` by name.
+        heads: in each block; None: not told.
+        left: keys of the file that belong to none of these.
+    """
+
+    path: Path
+    names: Names
+    kernel: Tensor
+    bias: Tensor
+    cls: Tensor
+    norm: dict[str, Tensor]
+    blocks: list[dict[str, Tensor]]
+    heads: int | None
+    left: list[str]
+
+    @property
+    def width(self) -> int:
+        return len(self.bias)
+
+    def check_fits(self, config: EncoderConfig) -> None:
+        """Raise `ValueError` unless an encoder of `config` can start from it."""
+        hidden, wanted = len(self.blocks[0]["mlp.0.bias"]), int(config.width * config.mlp_ratio)
+        wrong = []
+        if self.width != config.width:
+            wrong.append(f"a width of {self.width} (model.encoder.width={config.width})")
+        elif hidden != wanted:
+            wrong.append(f"MLPs of {hidden} (model.encoder.mlp_ratio={config.mlp_ratio} makes {wanted})")
+        if self.heads not in (None, config.heads):
+            wrong.append(f"{self.heads} heads (model.encoder.heads={config.heads})")
+        if len(self.blocks) < config.depth:
+            wrong.append(f"{len(self.blocks)} blocks (model.encoder.depth={config.depth})")
+        if wrong:
+            allowed = "width, heads and MLPs must be those of the model, and the blocks as many or more"
+            raise refusal(self.path, f"has {', '.join(wrong)}; {allowed}")
+
+
+class _State:
+    """Tensors of a file, and which of them were taken."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors = read_state(path)
+        self.taken: set[str] = set()
+
+    def take(self, key: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """float32; `ValueError` if it is not there, of another shape, or not finite."""
+        if key not in self.tensors:
+            raise refusal(self.path, f"lacks {key}; found: {described(self.tensors)}")
+        tensor = self.tensors[key]
+        if shape is not None and tensor.shape != shape:
+            raise refusal(self.path, f"{key} is {list(tensor.shape)}; must be {list(shape)} beside the other parts")
+        if not tensor.isfinite().all():
+            raise refusal(self.path, f"{key} is not finite")
+        self.taken.add(key)
+        return tensor.float()
+
+    def take_block(self, names: Names, number: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Name -> parameter of our block, in the given shapes."""
+        block = {}
+        for ours, shape in shapes.items():
+            keys = names.keys(number, ours)
+            each = (shape[0] // len(keys), *shape[1:])
+            block[ours] = torch.cat([self.take(key, each) for key in keys])
+        return block
+
+
+def read_image_encoder(path: Path) -> ImageEncoder:
+    """The encoder in a file.
+
+    Raises:
+        ValueError: nothing that can be read there, not an image MAE, or one whose parts are missing, do not fit each
+            other or are not finite.
+    """
+    state = _State(path)
+    names = find_names(state.tensors)
+    if names is None:
+        known = "; ".join(f"{one.patch}.weight with {one.keys(0, _A_PART)[0]}" for one in KNOWN)
+        raise refusal(path, f"is no image MAE; found: {described(state.tensors)}; must have {known}")
+    kernel = state.take(f"{names.patch}.weight")
+    if kernel.dim() != 4 or kernel.shape[1] != 3:
+        shape = f"{list(kernel.shape)}; must be [width, 3, height, width of a patch]"
+        raise refusal(path, f"is not for pictures: {names.patch}.weight is {shape}")
+    width, depth = len(kernel), 0
+    while names.keys(depth, _A_PART)[0] in state.tensors:
+        depth += 1
+    shapes = _block_shapes(width, len(state.take(names.keys(0, "mlp.0.bias")[0])))
+    return ImageEncoder(
+        path,
+        names,
+        kernel,
+        bias=state.take(f"{names.patch}.bias", (width,)),
+        cls=state.take(names.cls, (1, 1, width)),
+        norm={end: state.take(f"{names.norm}.{end}", (width,)) for end in _ENDS},
+        blocks=[state.take_block(names, number, shapes) for number in range(depth)],
+        heads=None if names is ORIGINAL else _heads(path),
+        left=[key for key in state.tensors if key not in state.taken],
+    )
+
+
+def _block_shapes(width: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """Of the parameters of our `SelfBlock`."""
+    linears = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.0": (hidden, width)}
+    linears["mlp.2"] = (width, hidden)
+    shapes: dict[str, tuple[int, ...]] = {f"{part}.weight": shape for part, shape in linears.items()}
+    shapes |= {f"{part}.bias": shape[:1] for part, shape in linears.items()}
+    return shapes | {f"{part}.{end}": (width,) for part in ("norm1", "norm2") for end in _ENDS}
+
+
+def _heads(path: Path) -> int | None:
+    """What transformers' config.json beside the file says."""
+    beside = path.with_name("config.json")
+    if not beside.exists():
+        return None
+    try:
+        return int(json.loads(beside.read_text())["num_attention_heads"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise refusal(path, f"{beside.name} beside it tells no num_attention_heads ({error!r})") from error

@@ -1,0 +1,33 @@
+"""Averages of the weights along a run, by torch's `swa_utils`, kept beside the model and in its checkpoints."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+class Averages:
+    """ema: exponential, `decay` a step, from the start. average: plain, over the last `share` of `steps` steps.
+
+    Attributes:
+        models: name -> the averaged model; empty: none is wanted.
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float, share: float, steps: int) -> None:
+        self._model = model
+        self.models: dict[str, AveragedModel] = {}
+        self._first = {"ema": 1, "average": steps - int(share * steps)}
+        if decay:
+            self.models["ema"] = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        if share:
+            self.models["average"] = AveragedModel(model)
+
+    def after_step(self, done: int) -> None:
+        for name, averaged in self.models.items():
+            if done >= self._first[name]:
+                averaged.update_parameters(self._model)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The tensors themselves, to be saved and to be filled."""
+        return {f"{name}/{key}": value for name, m in self.models.items() for key, value in m.state_dict().items()}

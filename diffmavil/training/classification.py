@@ -1,0 +1,117 @@
+"""The task of fine-tuning: tell the classes of clips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffmavil.config import FinetuneConfig
+from diffmavil.data.audio import frames_in, make_log_mel
+from diffmavil.data.augment import Augment, mixup, multi_hot
+from diffmavil.data.clips import ClipSet
+from diffmavil.data.dataset import Batch
+from diffmavil.model.classifier import Classifier
+from diffmavil.model.flops import classifier_flops
+from diffmavil.training.averages import Averages
+from diffmavil.training.planner import Plan, timetable
+from diffmavil.training.pretraining import random_clips
+from maekernels.philox import fold_in
+
+_INIT, _DRAWS, _MIXUP = 3, 4, 5  # streams folded out of the run's seed; pretraining has those before them
+
+
+class Classification:
+    """`diffmavil.training.task.Task` of a `Classifier`, initialised by the run's seed.
+
+    Args:
+        clips: the training clips, every one labelled, with the classes of `config.head.classes`.
+
+    Attributes:
+        averages: of the weights.
+        note: what the user should know; None: nothing.
+    """
+
+    names = ("loss",)
+
+    def __init__(self, config: FinetuneConfig, device: torch.device, *, clips: ClipSet) -> None:
+        self.config, self.device = config, device
+        seed, head = config.train.seed, config.head
+        torch.manual_seed(fold_in(seed, _INIT) % 2**63)
+        self.model = Classifier(config.model, head).to(device)
+        self.averages = Averages(self.model, decay=head.ema, share=head.average, steps=timetable(config).steps)
+        self._seed, self._mixup_seed = fold_in(seed, _DRAWS), fold_in(seed, _MIXUP)
+        self._log_mel = make_log_mel(config.model).to(device)
+        self._augment = Augment(config.data.augment, seed)
+        self._weights = class_weights(clips).to(device) if head.balance == "loss" else None
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return self.averages.state
+
+    def after_step(self, done: int) -> None:
+        self.averages.after_step(done)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Video, normalised log-mel, its frames before the sound's end, and the share of each class `[B, C]`."""
+        video = self._augment.video(batch.video, batch.position)
+        spec = self._augment.spec(self._log_mel(batch.wave, batch.wave_valid), batch.position)
+        targets = multi_hot(batch.labels, len(self.config.head.classes)).to(self.device)
+        if self.config.head.mixup:
+            mixed = mixup(video, spec, targets, batch.position, self._mixup_seed, self.config.head.mixup)
+            video, spec, targets = mixed
+        heard = self._heard(batch.wave_valid)
+        if self.config.head.mixup:  # two sounds are heard until the longer one ends
+            heard = heard.view(-1, 2).amax(dim=1).repeat_interleave(2)
+        if self.config.data.augment.roll:  # its end may be anywhere
+            heard = torch.full_like(heard, self.config.model.audio.frames)
+        return video, spec, heard, targets
+
+    def _heard(self, valid: Tensor) -> Tensor:
+        return frames_in(valid, self.config.model.audio.sample_rate)
+
+    def random_inputs(self, clips: int) -> tuple[Tensor, ...]:
+        video, spec = random_clips(self.config, clips, self.device)
+        classes = len(self.config.head.classes)
+        heard = torch.full((clips,), self.config.model.audio.frames, device=self.device)
+        return video, spec, heard, torch.full((clips, classes), 1 / classes, device=self.device)
+
+    def arguments(self, now: Plan, offset: int) -> dict[str, Any]:
+        return {"seed": self._seed, "offset": offset, "weights": self._weights}
+
+    def draw(self, inputs: tuple[Tensor, ...], arguments: Mapping[str, Any]) -> Any:
+        video, spec, *_ = inputs
+        return self.model.draw(video, spec, **arguments)
+
+    def couple(self, passes: Sequence[tuple[tuple[Tensor, ...], dict[str, Any]]]) -> list[None]:
+        """Clips have nothing to do with each other."""
+        return [None] * len(passes)
+
+    def flops(self, now: Plan) -> float:
+        return classifier_flops(self.model)
+
+    def metrics(self, now: Plan) -> dict[str, float]:
+        return {}
+
+
+def class_weights(clips: ClipSet) -> Tensor:
+    """How much each class weighs in the loss: float32 `[C]`, inverse to its clips, 1 in the mean over the clips."""
+    weights = inverse_counts(clips)
+    return weights / weights[_carried(clips)].mean()
+
+
+def clip_weights(clips: ClipSet) -> tuple[float, ...]:
+    """How often each clip should come: the sum over its classes of 1 / the class's clips, as AudioSet's recipes."""
+    weights = inverse_counts(clips)
+    return tuple(weights[list(clip.labels)].sum().item() for clip in clips.clips)
+
+
+def inverse_counts(clips: ClipSet) -> Tensor:
+    """1 / clips of each class, float32 `[C]`, by the clips that exist."""
+    return 1 / torch.bincount(_carried(clips), minlength=len(clips.classes)).clamp(min=1).float()
+
+
+def _carried(clips: ClipSet) -> Tensor:
+    return torch.tensor([label for clip in clips.clips for label in clip.labels], dtype=torch.int64)
