@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from diffmavil.data.sources import split_source
+from diffmavil.evaluate import show
 from diffmavil.evaluation.evaluate import evaluate
 from diffmavil.evaluation.features import extract, untrained_model
 from diffmavil.evaluation.vggsounder import Annotations
@@ -55,6 +58,12 @@ def test_several_crops_are_judged_beside_the_centre_crop(config):
     assert found.intervals["trained, centre crop"] == single.intervals["trained"]
     assert found.results["trained"] != found.results["trained, centre crop"]
     assert found.results["trained"]["vggsounder_audible/hit@1"] == found.results["trained"]["probe/audio"]
+    console = Console(width=80, record=True, file=io.StringIO())
+    show(found, console)
+    printed = console.export_text()
+    assert all(printed.count(f"linear probe, {kind}") == 2 for kind in ("audio", "video", "fused"))
+    assert "VGGSounder, audible" in printed
+    assert "…" not in printed
     row = next(row for row in found.section()["rows"] if row["name"] == "VGGSounder, audible, hit@1")
     assert [bool(cell) for cell in row["cells"]] == [True, False, True, False, False]
     assert found.protocol.crops == 3
