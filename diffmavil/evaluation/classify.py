@@ -56,7 +56,7 @@ def predict(
     device = next(next(iter(models.values())).parameters()).device
     log_mel = make_log_mel(config.model).to(device)
     parts: dict[str, list[Tensor]] = {name: [] for name in models}
-    positions = []
+    shown = []
     with eval_batches(config, clips, batch_size, crops, device) as loader:
         for batch in loader:
             spec = log_mel(batch.wave, batch.wave_valid)
@@ -64,10 +64,10 @@ def predict(
             for name, model in models.items():
                 with torch.autocast(device.type, torch.bfloat16, use_bf16(config, device)):
                     parts[name].append(model.scores(batch.video, spec, heard).float().cpu())
-            positions.append(batch.position.cpu())
-            progress(int(batch.position[-1]) + 1)
+            shown.append(batch.clip.cpu())
+            progress(int(batch.clip[-1]) + 1)
         bad = dict(loader.bad)
-    index, row, count = torch.cat(positions).unique_consecutive(return_inverse=True, return_counts=True)
+    index, row, count = torch.cat(shown).unique_consecutive(return_inverse=True, return_counts=True)
     scores = {
         name: torch.zeros(len(index), rows[0].shape[1]).index_add_(0, row, torch.cat(rows)) / count[:, None]
         for name, rows in parts.items()
