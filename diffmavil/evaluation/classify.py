@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffmavil.config import FinetuneConfig
+from diffmavil.config.errors import RunError
 from diffmavil.data.audio import frames_in, make_log_mel
 from diffmavil.data.augment import multi_hot
 from diffmavil.data.clips import ClipSet
@@ -31,8 +32,17 @@ class Predictions:
     """File -> reason, of the clips left out."""
 
     def judge(self, name: str, config: FinetuneConfig, seed: int) -> ClassScores:
+        """How good a model's scores are.
+
+        Raises:
+            RunError: so few clips could be used that nothing can be told, or scores that are no numbers.
+        """
         several = config.head.labels == "several"
-        return classification_scores(self.scores[name], self.target, config.head.classes, several, seed)
+        try:
+            return classification_scores(self.scores[name], self.target, config.head.classes, several, seed)
+        except ValueError as error:
+            bad = f", {len(self.bad)} could not be used" if self.bad else ""
+            raise RunError(f"{len(self.paths)} clips cannot be scored{bad}: {error}") from error
 
 
 @torch.no_grad()
