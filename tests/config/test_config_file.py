@@ -127,7 +127,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_fine_tuning_refuses_a_preset_of_pretraining(write: Write) -> None:
-    with pytest.raises(UsageError, match="preset=.mavil-base.: must be one of finetune-tiny"):
+    with pytest.raises(UsageError, match=r"preset=.mavil-base.: must be one of finetune-tiny"):
         finetune(["--from", "none", "--config", write("preset: mavil-base")])
 
 
