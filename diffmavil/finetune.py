@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +20,7 @@ from diffmavil.data.labelled import LabelledSplit, open_labelled
 from diffmavil.evaluation.classification import classify
 from diffmavil.evaluation.validation import BEST_FILE, Validation, read_best
 from diffmavil.model.classifier import Classifier, start_from
+from diffmavil.model.exchange import check_image_mae, initialise_from_image_mae
 from diffmavil.model.weights import WEIGHTS_FILE, export_weights, load_classifier, read_weights
 from diffmavil.reporting.page import write_report
 from diffmavil.training.classification import Classification, clip_weights
@@ -39,16 +41,17 @@ def main(argv: Sequence[str]) -> None:
             keep_freed_memory()
         run, opened = open_run(name, config, options, peers)
         with usage_errors():
+            if opened.train.init and run.checkpoint is None:  # the data may take long, and the file not fit
+                peers.main_first(partial(check_image_mae, opened.model, expand(opened.train.init)))
             config, split = peers.main_first(lambda: prepared(opened, peers))
         write_run(run, config, peers)
-        for clips in (split.train, split.validation, split.test):
-            run = run.noting(f"{len(clips)} clips: {clips.note}") if clips else run
+        chosen_by = split.validation.note if split.validation else "none held back to choose the best weights by"
+        told = {"training": split.train.note, "validation": chosen_by, "held out": split.test.note}
+        run = run.noting("; ".join(f"{what}: {note}" for what, note in told.items()))
         with usage_errors():
             task = Classification(config, peers.device, clips=split.train)
-            if run.checkpoint is None and config.head.source != NOTHING:
-                weights, _ = read_weights(weights_file(expand(config.head.source)))
-                for line in start_from(task.model, weights):
-                    run = run.noting(line)
+            for line in begin(task.model, config) if run.checkpoint is None else []:
+                run = run.noting(line)
         monitor = validation(task.model, config, split.validation, run)
         if fit(task, run, config, split.train, peers, monitor) and peers.main:
             finish(task, run, config, split)
@@ -59,6 +62,15 @@ def weights_file(path: Path) -> Path:
     if path.is_dir() and not (path / WEIGHTS_FILE).exists():
         raise UsageError(f"--from {path}: holds no {WEIGHTS_FILE}; it is written when a run ends")
     return path / WEIGHTS_FILE if path.is_dir() else path
+
+
+def begin(model: Classifier, config: FinetuneConfig) -> list[str]:
+    """Fill the model from pretrained weights, or an image MAE; lines that say what fits. Errors as of `start_from`."""
+    if config.head.source != NOTHING:
+        return start_from(model, read_weights(weights_file(expand(config.head.source)))[0])
+    if config.train.init:
+        return initialise_from_image_mae(model, expand(config.train.init)).lines()
+    return []
 
 
 def prepared(config: FinetuneConfig, peers: World) -> tuple[FinetuneConfig, LabelledSplit]:
@@ -78,6 +90,8 @@ def prepared(config: FinetuneConfig, peers: World) -> tuple[FinetuneConfig, Labe
     local = train.batch_size // peers.size
     even = f"an even number for each of {peers.size} processes, whose clips mixup pairs (or head.mixup=0)"
     require(not head.mixup or local % 2 == 0, "train.batch_size", train.batch_size, even)
+    mixed = "none or loss beside data.more: data.weights say how often clips come"
+    require(head.balance != "sampling" or not split.train.parts, "head.balance", head.balance, mixed)
     if head.balance == "sampling":
         split = split._replace(train=replace(split.train, often=clip_weights(split.train)))
     return config, split

@@ -63,7 +63,7 @@ class FinetuneConfig(Config):
     """Of a classifier: `model` is what it was pretrained as, of which decoders, masks and contrast are not used.
 
     Raises:
-        ValueError: a batch rule other than 'fixed': nothing changes the cost of a clip.
+        ValueError: a batch rule other than 'fixed': nothing changes the cost of a clip. Or two beginnings.
     """
 
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -71,3 +71,5 @@ class FinetuneConfig(Config):
     def __post_init__(self) -> None:
         require(self.batch.rule == "fixed", "batch.rule", self.batch.rule, "'fixed' in fine-tuning")
         require(self.batch.memory_gib is None, "batch.memory_gib", self.batch.memory_gib, "None in fine-tuning")
+        alone = self.train.init is None or self.head.source == "none"
+        require(alone, "train.init", self.train.init, f"None beside --from {self.head.source}")

@@ -69,6 +69,8 @@ def parse_finetune(
             raise UsageError("--from beside --resume: the run goes on from its own checkpoint; leave it out")
         if not isinstance(start, FinetuneConfig):
             raise UsageError("--run-dir: holds a pretraining run: python -m diffmavil.train goes on with it")
+        if flag(argv, "train.steps") is not None and flag(argv, "head.epochs") is None:
+            start = replace(start, head=replace(start.head, epochs=None))
         args = parse_flags(
             _FinetuneArguments,
             argv,
@@ -87,6 +89,8 @@ def _adapted(recipe: FinetuneConfig, pretrained: Config | None, task: str, sourc
     """The recipe for the model of the weights."""
     model = pretrained.model if pretrained else recipe.model
     if task in ("audio", "video", "av"):
+        there = pretrained.model.modalities if pretrained else "av"
+        require(there in ("av", task), "--task", task, f"{there!r}: the weights have nothing else")
         model = replace(model, modalities=task)
     if pretrained is not None and model.hears and model.audio.mean is None:
         given = "not known to the weights"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import Suppress
 
 from diffmavil.config.checks import require
 
@@ -12,7 +14,7 @@ from diffmavil.config.checks import require
 class HeadConfig:
     """A LayerNorm and a Linear layer over the mean tokens of each modality, after fusion blocks of their own number."""
 
-    source: str = "none"
+    source: Annotated[str, Suppress] = "none"
     """Weights that the encoders start from, as --from named them; 'none': from scratch."""
 
     classes: tuple[str, ...] = ()
@@ -21,7 +23,7 @@ class HeadConfig:
     """Of each clip. one: cross-entropy, top-1 and top-5. several: binary cross-entropy for each class, mAP. auto:
     several as soon as one clip has several."""
     epochs: float | None = 30.0
-    """Times that every training clip is seen; it decides train.steps. None: train.steps as given."""
+    """Times that every training clip is seen; it decides train.steps. None, or train.steps given: train.steps."""
     fusion_depth: int = 3
     """Fusion blocks; those beyond the pretrained ones begin as the identity."""
     blocks: int | None = None

@@ -35,13 +35,16 @@ class Augment:
         strength = self.config.colour
         return colour_jitter(video, position, self.seed, strength) if strength and video.numel() else video
 
-    def spec(self, spec: Tensor, position: Tensor) -> Tensor:
-        """Normalised log-mel `[B, F, M]`, int64 `[B]` -> the same shape and type."""
+    def spec(self, spec: Tensor, position: Tensor, heard: Tensor | None = None) -> Tensor:
+        """Normalised log-mel `[B, F, M]`, int64 `[B]` -> the same shape and type.
+
+        heard: int64 `[B]`, frames before the sound's end: padding stays behind it. None: all are sound.
+        """
         c = self.config
         if not spec.numel():
             return spec
         if c.roll:
-            spec = time_roll(spec, position, self.seed)
+            spec = time_roll(spec, position, self.seed, heard)
         if c.time_mask or c.mel_mask:
             spec = spec_augment(spec, position, self.seed, time=c.time_mask, mels=c.mel_mask)
         return spec
@@ -70,11 +73,16 @@ def grey(x: Tensor) -> Tensor:
     return (x * x.new_tensor(_GREY)).sum(-1, keepdim=True)
 
 
-def time_roll(spec: Tensor, position: Tensor, seed: int) -> Tensor:
-    """Roll each spectrogram `[B, F, M]` in time by a number of frames in [0, F), what leaves at the end comes first."""
-    frames = spec.shape[1]
-    shift = (uniform(seed, 1, samples=position, stream=_ROLL) * frames).long()
-    source = (torch.arange(frames, device=spec.device) - shift) % frames
+def time_roll(spec: Tensor, position: Tensor, seed: int, heard: Tensor | None = None) -> Tensor:
+    """Roll each spectrogram `[B, F, M]` in time by a number of frames in [0, F), what leaves at the end comes first.
+
+    heard: int64 `[B]`, frames that are rolled in place of F; those behind them stay.
+    """
+    frame = torch.arange(spec.shape[1], device=spec.device)
+    length = torch.full_like(position, len(frame)) if heard is None else heard.clamp(min=1)
+    length = rearrange(length, "b -> b 1")
+    shift = (uniform(seed, 1, samples=position, stream=_ROLL) * length).long()
+    source = torch.where(frame < length, (frame - shift) % length, frame)
     return spec.gather(1, rearrange(source, "b f -> b f 1").expand_as(spec))
 
 

@@ -6,10 +6,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from diffmavil.config import FinetuneConfig, require
-from diffmavil.data.clips import ClipSet
+from diffmavil.data.clips import Clip, ClipSet
 from diffmavil.data.sources import FEWEST_FOR_SPLIT, read_set
 from diffmavil.data.stats import open_data
 
@@ -36,28 +37,42 @@ def open_labelled(config: FinetuneConfig) -> tuple[FinetuneConfig, LabelledSplit
     """
     config, (train, test) = open_data(config)
     train, test = _labelled(train, "data.root"), _labelled(test, "data.eval_root")
+    if config.data.eval_root is None and not train.parts:
+        train, test = _keep_classes(train, test)
     carried = Counter(label for clip in train.clips for label in clip.labels)
     classes = [name for i, name in enumerate(train.classes) if i in carried]
     require(
         len(classes) >= 2, "data.root", f"clips of {len(classes)} class, {_some(classes)}", "of at least two classes"
     )
-    train = _in_order(train, classes, "data.root")
-    test = _in_order(test, classes, "data.eval_root")
-    labels = _kind_of_labels(config, train, test)
+    train, test = _in_order(train, classes, "data.root"), _to_judge_by(test, classes, "data.eval_root")
     known = config.head.classes
     require(not known or known == tuple(classes), "head.classes", _some(known), f"those of the clips: {_some(classes)}")
+    kept, validation = _with_validation(config, train, test)
+    labels = _kind_of_labels(config, train, test, *([validation] if validation else []))
     config = replace(config, head=replace(config.head, classes=tuple(classes), labels=labels))
-    return config, LabelledSplit(*_with_validation(config, train, test), test)
+    return config, LabelledSplit(kept, validation, test)
+
+
+def open_held_out(config: FinetuneConfig, root: str) -> ClipSet:
+    """All clips of another set, to score a classifier of `config` by; errors as of `open_labelled`."""
+    found = _labelled(read_set(config, root, "data.eval_root"), "data.eval_root")
+    found = _to_judge_by(found, config.head.classes, "data.eval_root")
+    _kind_of_labels(config, found)
+    return found
 
 
 def _labelled(clips: ClipSet, name: str) -> ClipSet:
-    """Those with labels. Raises `ValueError` for none."""
+    """Those with labels. Raises `ValueError` for none, also in one of several sets."""
     kept = [clip for clip in clips.clips if clip.labels]
     hint = "files in a folder for each class, or a CSV with a column 'labels'"
     require(bool(kept), name, f"{len(clips)} clips, none of which carries a label", f"labelled: {hint}")
+    ends = list(accumulate(size for size, _ in clips.parts))
+    sizes = [sum(bool(clip.labels) for clip in clips.clips[a:b]) for a, b in pairwise([0, *ends])]
+    require(all(sizes), "data.more", f"sets of {sizes} clips that carry a label", f"each labelled: {hint}")
+    parts = tuple((size, weight) for size, (_, weight) in zip(sizes, clips.parts, strict=True))
     left = len(clips) - len(kept)
     note = f"{clips.note} ({left} without a label left out)" if left else clips.note
-    return replace(clips, clips=kept, note=note)
+    return replace(clips, clips=kept, note=note, parts=parts)
 
 
 def _in_order(clips: ClipSet, classes: Sequence[str], name: str) -> ClipSet:
@@ -68,6 +83,24 @@ def _in_order(clips: ClipSet, classes: Sequence[str], name: str) -> ClipSet:
     require(not unknown, name, f"clips of {_some(unknown)}", f"of the training clips' classes: {_some(classes)}")
     found = [replace(c, labels=tuple(sorted(index[clips.classes[i]] for i in c.labels))) for c in clips.clips]
     return replace(clips, clips=found, classes=list(classes))
+
+
+def _to_judge_by(clips: ClipSet, classes: Sequence[str], name: str) -> ClipSet:
+    """As `_in_order`. Raises `ValueError` too for clips that no classifier can be told from another by."""
+    clips = _in_order(clips, classes, name)
+    given = f"{len(clips)} clips of {_some(_carried(clips))}"
+    require(_telling(clips.clips), name, given, "of at least two classes, one of which some clips do not carry")
+    return clips
+
+
+def _telling(clips: Sequence[Clip]) -> bool:
+    """Whether there are two classes, and one that some clips carry and some do not."""
+    counts = Counter(label for clip in clips for label in set(clip.labels))
+    return len(counts) >= 2 and any(count < len(clips) for count in counts.values())
+
+
+def _carried(clips: ClipSet) -> list[str]:
+    return sorted({clips.classes[label] for clip in clips.clips for label in clip.labels})
 
 
 def _kind_of_labels(config: FinetuneConfig, *sets: ClipSet) -> str:
@@ -87,27 +120,46 @@ def _with_validation(config: FinetuneConfig, train: ClipSet, test: ClipSet) -> t
         return train, replace(test, note=note)
     if head.val_root is not None:
         found = _labelled(read_set(config, head.val_root, "head.val_root"), "head.val_root")
-        return train, _in_order(found, train.classes, "head.val_root")
-    files = {clip.origin or clip.path for clip in train.clips}
+        return train, _to_judge_by(found, train.classes, "head.val_root")
+    files = {_file(clip) for clip in train.clips}
     if not head.validation or len(files) < FEWEST_FOR_SPLIT or train.parts:
         return train, None
     return _slice(train, head.validation)
 
 
 def _slice(train: ClipSet, share: float) -> tuple[ClipSet, ClipSet | None]:
-    """A share of the files, by a hash of their names; the first clip of a class that would be gone stays."""
-    chosen = [clip for clip in train.clips if _hash_share(clip.origin or clip.path) < share]
-    kept = [clip for clip in train.clips if _hash_share(clip.origin or clip.path) >= share]
-    carried = {label for clip in kept for label in clip.labels}
-    for clip in list(chosen):
-        if not carried.issuperset(clip.labels):
-            kept.append(clip)
-            chosen.remove(clip)
-            carried.update(clip.labels)
-    if not chosen:
+    """A share of the files, by a hash of their names; None of them where they could choose nothing."""
+    chosen = [clip for clip in train.clips if _hash_share(_file(clip)) < share]
+    kept = [clip for clip in train.clips if _hash_share(_file(clip)) >= share]
+    left, held = _keep_classes(replace(train, clips=kept), replace(train, clips=chosen))
+    if not _telling(held.clips):
         return train, None
-    note = f"{len(chosen)} clips of the training set held back by a hash of their names"
-    return replace(train, clips=kept, note=f"{len(kept)} of the {train.note}"), replace(train, clips=chosen, note=note)
+    note = f"{len(held)} clips of the training set held back by a hash of their names"
+    return replace(left, note=f"{len(left)} of the {train.note}"), replace(held, note=note)
+
+
+def _keep_classes(train: ClipSet, held: ClipSet) -> tuple[ClipSet, ClipSet]:
+    """Of a class that the held-out clips alone carry, the first of their files is trained on."""
+    carried = {label for clip in train.clips for label in clip.labels}
+    moved: set[str] = set()
+    for clip in held.clips:
+        if _file(clip) not in moved and not carried.issuperset(clip.labels):
+            moved.add(_file(clip))
+            carried.update(label for other in held.clips if _file(other) == _file(clip) for label in other.labels)
+    if not moved:
+        return train, held
+    own = [clip for clip in held.clips if _file(clip) in moved]
+    left = [clip for clip in held.clips if _file(clip) not in moved]
+    why = "of classes that would have had no training clip"
+    return (
+        replace(train, clips=[*train.clips, *own], note=f"{train.note} (and {len(own)} {why})"),
+        replace(held, clips=left, note=f"{held.note} (but {len(own)} {why})"),
+    )
+
+
+def _file(clip: Clip) -> str:
+    """The file that a clip is a part of."""
+    return clip.origin or clip.path
 
 
 def _hash_share(path: str) -> float:

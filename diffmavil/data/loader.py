@@ -60,7 +60,7 @@ class Loader:
         self.tally = Tally(len(dataset))
         self.data_wait = 0.0
         self.max_bad_share = max_bad_share
-        self._good = 0
+        self._good, self._tried = 0, 0  # by this loader alone; a run's tally knows those before a resume too
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._loader = _data_loader(dataset, orders, config, batch_size, pinned=self._side is not None)
         self._dali: Any = None
@@ -88,7 +88,7 @@ class Loader:
                     yield self._move(batch)
         finally:
             self.close()
-        if self.tally.tried and not self._good:
+        if self._tried and not self._good:
             raise TooManyBadClips(self._complaint("no clip could be used"))
 
     def _next(self, incoming: Iterator[Batch | NothingUsable | Unshared]) -> Batch | None:
@@ -116,6 +116,7 @@ class Loader:
     def _count(self, batch: Batch | NothingUsable) -> None:
         """Count what was tried and what was bad; stop when it is too much."""
         self.tally.count(batch.opened.tried, batch.opened.bad)
+        self._tried += len(batch.opened.tried)
         self._good += len(batch)
         if self._good and self.tally.too_many(self.max_bad_share):
             share = f"{self.tally.bad} of the {self.tally.tried} clips tried could not be used"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffmavil.config import FinetuneConfig
+from diffmavil.config.errors import RunError
 from diffmavil.data.audio import frames_in, make_log_mel
 from diffmavil.data.augment import multi_hot
 from diffmavil.data.clips import ClipSet
@@ -31,8 +32,17 @@ class Predictions:
     """File -> reason, of the clips left out."""
 
     def judge(self, name: str, config: FinetuneConfig, seed: int) -> ClassScores:
+        """How good a model's scores are.
+
+        Raises:
+            RunError: so few clips could be used that nothing can be told, or scores that are no numbers.
+        """
         several = config.head.labels == "several"
-        return classification_scores(self.scores[name], self.target, config.head.classes, several, seed)
+        try:
+            return classification_scores(self.scores[name], self.target, config.head.classes, several, seed)
+        except ValueError as error:
+            bad = f", {len(self.bad)} could not be used" if self.bad else ""
+            raise RunError(f"{len(self.paths)} clips cannot be scored{bad}: {error}") from error
 
 
 @torch.no_grad()
@@ -56,7 +66,7 @@ def predict(
     device = next(next(iter(models.values())).parameters()).device
     log_mel = make_log_mel(config.model).to(device)
     parts: dict[str, list[Tensor]] = {name: [] for name in models}
-    positions = []
+    shown = []
     with eval_batches(config, clips, batch_size, crops, device) as loader:
         for batch in loader:
             spec = log_mel(batch.wave, batch.wave_valid)
@@ -64,10 +74,10 @@ def predict(
             for name, model in models.items():
                 with torch.autocast(device.type, torch.bfloat16, use_bf16(config, device)):
                     parts[name].append(model.scores(batch.video, spec, heard).float().cpu())
-            positions.append(batch.position.cpu())
-            progress(int(batch.position[-1]) + 1)
+            shown.append(batch.clip.cpu())
+            progress(int(batch.clip[-1]) + 1)
         bad = dict(loader.bad)
-    index, row, count = torch.cat(positions).unique_consecutive(return_inverse=True, return_counts=True)
+    index, row, count = torch.cat(shown).unique_consecutive(return_inverse=True, return_counts=True)
     scores = {
         name: torch.zeros(len(index), rows[0].shape[1]).index_add_(0, row, torch.cat(rows)) / count[:, None]
         for name, rows in parts.items()

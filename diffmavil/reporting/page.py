@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ from typing import Any
 import jinja2
 import torch
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from diffmavil import __version__
 from diffmavil.config import Config
 from diffmavil.config.files import CONFIG_FILE, load_config
 from diffmavil.config.progress import format_seconds
-from diffmavil.data.audio import LogMel
+from diffmavil.data.audio import make_log_mel
 from diffmavil.data.loader import eval_batches
 from diffmavil.data.sources import split_source
 from diffmavil.evaluation.features import KINDS
@@ -143,16 +144,22 @@ def _reconstructions(run_dir: Path, config: Config) -> list[dict[str, Any]]:
     result, names = reconstruct_heldout(run_dir, config)
     sections = []
     for i, name in enumerate(names):
-        video = figures.frame_strips(_rows(result.video, i))
-        audio = figures.spectrogram_rows(_rows(result.audio, i))
-        if i == 0:
-            figures.save_png(video, run_dir / "reconstruction-video.png")
-            figures.save_png(audio, run_dir / "reconstruction-audio.png")
-        body = figures.png_tag(video, "frames") + figures.png_tag(audio, "spectrogram")
+        body = ""
+        for kind, draw, alt in _DRAWN:
+            rows = _rows(getattr(result, kind), i)
+            if rows:
+                figure = draw(rows)
+                body += figures.png_tag(figure, alt)
+                if i == 0:
+                    figures.save_png(figure, run_dir / f"reconstruction-{kind}.png")
         sections.append(_section(f"Held-out clip {name}", _PICTURE_NOTE if i == 0 else "", body))
     return sections
 
 
+_DRAWN: tuple[tuple[str, Callable[[list[tuple[str, Any]]], Figure], str], ...] = (
+    ("video", figures.frame_strips, "frames"),
+    ("audio", figures.spectrogram_rows, "spectrogram"),
+)
 _PICTURE_NOTE = (
     "Original; visible patches; the masked patches diffused to x_t (of the timesteps in training the one nearest to as "
     "much signal as noise); and the reconstruction of the masked patches, which starts from pure noise. Patches are "
@@ -169,7 +176,7 @@ def reconstruct_heldout(run_dir: Path, config: Config) -> tuple[Reconstruction, 
     batch = next(iter(eval_batches(config, clips, batch_size=_CLIPS)))
     result = model.reconstruct(
         batch.video,
-        LogMel(config.model.audio)(batch.wave, batch.wave_valid),
+        make_log_mel(config.model)(batch.wave, batch.wave_valid),
         seed=config.train.seed,
         offset=0,
         keep_video=keep_count(config.mask.video, 1.0, config.model.video.tokens),
@@ -180,10 +187,11 @@ def reconstruct_heldout(run_dir: Path, config: Config) -> tuple[Reconstruction, 
 
 
 def _rows(pictures: Pictures, i: int) -> list[tuple[str, Any]]:
+    """Those of clip i; none of a modality that the model does not have."""
     rows = (
         ("original", pictures.original),
         ("visible", pictures.visible),
         ("x_t", pictures.noised),
         ("reconstruction", pictures.reconstruction),
     )
-    return [(name, picture[i].numpy()) for name, picture in rows if picture is not None]
+    return [(name, picture[i].numpy()) for name, picture in rows if picture is not None and picture.numel()]

@@ -16,7 +16,7 @@ class Averages:
     def __init__(self, model: nn.Module, *, decay: float, share: float, steps: int) -> None:
         self._model = model
         self.models: dict[str, AveragedModel] = {}
-        self._first = {"ema": 1, "average": steps - int(share * steps)}
+        self._first = {"ema": 1, "average": 1 + steps - max(1, round(share * steps))}
         if decay:
             self.models["ema"] = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
         if share:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from einops import reduce, repeat
 from torch import Tensor
 
 from diffmavil.config import FinetuneConfig
@@ -45,7 +46,8 @@ class Classification:
         self._seed, self._mixup_seed = fold_in(seed, _DRAWS), fold_in(seed, _MIXUP)
         self._log_mel = make_log_mel(config.model).to(device)
         self._augment = Augment(config.data.augment, seed)
-        self._weights = class_weights(clips).to(device) if head.balance == "loss" else None
+        weights = class_weights(clips, several=head.labels == "several")
+        self._weights = weights.to(device) if head.balance == "loss" else None
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -56,21 +58,16 @@ class Classification:
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Video, normalised log-mel, its frames before the sound's end, and the share of each class `[B, C]`."""
+        heard = frames_in(batch.wave_valid, self.config.model.audio.sample_rate)
         video = self._augment.video(batch.video, batch.position)
-        spec = self._augment.spec(self._log_mel(batch.wave, batch.wave_valid), batch.position)
+        spec = self._augment.spec(self._log_mel(batch.wave, batch.wave_valid), batch.position, heard)
         targets = multi_hot(batch.labels, len(self.config.head.classes)).to(self.device)
         if self.config.head.mixup:
             mixed = mixup(video, spec, targets, batch.position, self._mixup_seed, self.config.head.mixup)
             video, spec, targets = mixed
-        heard = self._heard(batch.wave_valid)
-        if self.config.head.mixup:  # two sounds are heard until the longer one ends
-            heard = heard.view(-1, 2).amax(dim=1).repeat_interleave(2)
-        if self.config.data.augment.roll:  # its end may be anywhere
-            heard = torch.full_like(heard, self.config.model.audio.frames)
+            heard = reduce(heard, "(b two) -> b", "max", two=2)  # two sounds are heard until the longer one ends
+            heard = repeat(heard, "b -> (b two)", two=2)
         return video, spec, heard, targets
-
-    def _heard(self, valid: Tensor) -> Tensor:
-        return frames_in(valid, self.config.model.audio.sample_rate)
 
     def random_inputs(self, clips: int) -> tuple[Tensor, ...]:
         video, spec = random_clips(self.config, clips, self.device)
@@ -96,10 +93,12 @@ class Classification:
         return {}
 
 
-def class_weights(clips: ClipSet) -> Tensor:
-    """How much each class weighs in the loss: float32 `[C]`, inverse to its clips, 1 in the mean over the clips."""
+def class_weights(clips: ClipSet, several: bool) -> Tensor:
+    """How much each class weighs in the loss: float32 `[C]`, inverse to its clips. Its mean is 1: over the clips, or,
+    where clips have several labels and each class its own term in the loss of each clip, over the classes.
+    """
     weights = inverse_counts(clips)
-    return weights / weights[_carried(clips)].mean()
+    return weights / (weights if several else weights[_carried(clips)]).mean()
 
 
 def clip_weights(clips: ClipSet) -> tuple[float, ...]:

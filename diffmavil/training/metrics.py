@@ -90,10 +90,12 @@ def progress_line(m: Metrics, total_steps: int, eta_seconds: float) -> str:
     loss = f"loss {m['loss']:.4f}" + (f" ({' '.join(parts_of_loss)})" if parts_of_loss else "")
     if math.isnan(m["loss"]):
         loss = "no loss (all steps skipped)"
+    seen = [f"{name.replace('/', ' ')} {m[name]:.3f}" for name in m if name.startswith("val/")][:1]
     ratios = [f"{m[name]:.3f}" for name in m if name.startswith("mask_ratio/")]
     parts = [
         f"step {m['step']:.0f}/{total_steps}",
         loss,
+        *seen,
         *([f"mask {'/'.join(ratios)}"] if ratios else []),
         f"batch {m['batch_size']:.0f}",
         f"lr {m['lr']:.2e}",

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from diffmavil.config import ModelConfig
 from diffmavil.model.branch import Branch
+from diffmavil.model.classifier import Classifier
 from diffmavil.model.exchange.image_encoder import ImageEncoder, read_image_encoder
 from diffmavil.model.mavil import DiffMAViL
 
@@ -62,7 +63,7 @@ def check_image_mae(config: ModelConfig, path: Path) -> None:
 
 
 @torch.no_grad()
-def initialise_from_image_mae(model: DiffMAViL, path: Path) -> InitReport:
+def initialise_from_image_mae(model: DiffMAViL | Classifier, path: Path) -> InitReport:
     """Overwrite in place the encoders and the fusion blocks that `model` has.
 
     Args:
@@ -92,7 +93,7 @@ def initialise_from_image_mae(model: DiffMAViL, path: Path) -> InitReport:
     return InitReport(_source(image), tuple(mapped), _left(image, depth), tuple(new))
 
 
-def branches(model: DiffMAViL) -> dict[str, Branch]:
+def branches(model: DiffMAViL | Classifier) -> dict[str, Branch]:
     """Name -> branch, of the modalities that the model has."""
     found = {name: getattr(model, name, None) for name in ("video", "audio")}
     return {name: branch for name, branch in found.items() if branch is not None}
@@ -110,7 +111,7 @@ def _encoder(name: str, branch: Branch, image: ImageEncoder) -> dict[str, Tensor
     return values | _below(f"{name}.norm", image.norm)
 
 
-def _fusion(model: DiffMAViL, image: ImageEncoder) -> dict[str, Tensor]:
+def _fusion(model: DiffMAViL | Classifier, image: ImageEncoder) -> dict[str, Tensor]:
     """Parameter -> value, of the fusion encoder; nothing for a model without one."""
     fusion = getattr(model, "fusion", None)
     if fusion is None or not len(fusion.blocks):
