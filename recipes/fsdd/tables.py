@@ -1,4 +1,4 @@
-"""Free Spoken Digits to two tables: `python -m recipes.fsdd.tables free-spoken-digit-dataset tables/fsdd`."""
+"""Free Spoken Digits as published to two tables: `python -m recipes.fsdd.tables FSDD tables/fsdd`."""
 
 from __future__ import annotations
 
