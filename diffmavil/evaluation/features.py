@@ -82,9 +82,7 @@ class Look:
         found = {}
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, self._bf16):
             for name, model in models.items():
-                features = model.features(batch.video, spec)
-                given = {kind: getattr(features, kind) for kind in KINDS}
-                found[name] = {kind: x.float() for kind, x in given.items() if x is not None}
+                found[name] = {kind: x.float() for kind, x in model.features(batch.video, spec).kinds.items()}
         return found
 
 
