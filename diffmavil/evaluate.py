@@ -3,6 +3,9 @@
 Features of whole, unmasked clips (audio, video, fused) from the frozen model, and from an untrained model of the same
 config, are judged on held-out clips: linear probe and k nearest neighbours, which learn from the labelled training
 clips, and audio-video retrieval, which needs no labels. `diffmavil.evaluation.result` tells the file's schema.
+
+Of a fine-tuned run, every kind of its weights is scored again on the held-out clips, or on others, and
+D/classification.json is written anew: `diffmavil.evaluation.classification`.
 """
 
 from __future__ import annotations
@@ -15,16 +18,19 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from diffmavil.config import DataConfig, require
+from diffmavil.config import DataConfig, FinetuneConfig, require
 from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import UsageError, usage_errors
-from diffmavil.config.files import CONFIG_FILE
+from diffmavil.config.files import CONFIG_FILE, load_config
 from diffmavil.config.folders import check_writable
+from diffmavil.config.progress import open_console
+from diffmavil.data.labelled import open_held_out, open_labelled
 from diffmavil.data.sources import split_source
+from diffmavil.evaluation.classification import Lesson, classify_run, read_classification
 from diffmavil.evaluation.evaluate import evaluate
 from diffmavil.evaluation.result import Evaluation
 from diffmavil.evaluation.vggsounder import read_annotations
-from diffmavil.model.weights import WEIGHTS_FILE, load_weights
+from diffmavil.model.weights import WEIGHTS_FILE, load_classifier, load_weights
 from diffmavil.reporting.page import write_report
 from diffmavil.training.metrics import read_metrics
 
@@ -53,15 +59,17 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Options:
-    """Judge the features of a pretrained model: linear probe, nearest neighbours, audio-video retrieval."""
+    """Judge the features of a pretrained model: linear probe, nearest neighbours, audio-video retrieval. Or score the
+    weights of a fine-tuned run again."""
 
     run_dir: Path
-    """Folder of the run: gives the weights, gets evaluation.json and a new report.html."""
+    """Folder of the run: gives the weights, gets evaluation.json (fine-tuned: classification.json) and a new
+    report.html."""
     weights: Path | None = None
     """Other exported weights than the run's model.safetensors."""
     batch_size: int = 32
-    crops: int = 1
-    """Crops in time of each clip, over which its features are averaged."""
+    crops: int | None = None
+    """Crops in time of each clip, over which its features or scores are averaged. None: 1; fine-tuned: the run's."""
     seed: int = 0
     """Of the untrained model's initialisation, and of the split that chooses the probe's l2."""
     features: Path | None = None
@@ -72,15 +80,61 @@ class Options:
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
-        require(self.crops >= 1, "crops", self.crops, ">= 1")
+        require(self.crops is None or self.crops >= 1, "crops", self.crops, ">= 1")
         require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2^63)")
 
 
 def main(argv: Sequence[str]) -> None:
     options = parse(argv)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console, device = open_console(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(load_config(options.run_dir / CONFIG_FILE), FinetuneConfig):
+        score_again(options, device, console)
+    else:
+        judge_features(options, device, console)
+    with usage_errors():  # it shows the run's own clips, which may be gone by now
+        console.print(f"report: {write_report(options.run_dir)}")
+
+
+def score_again(options: Options, device: torch.device, console: Console) -> None:
+    """Write classification.json of a fine-tuned run anew, from the weights in its folder.
+
+    Raises:
+        UsageError: options of pretrained models, or clips whose classes are not the run's.
+    """
+    with usage_errors():
+        check_for_classifier(options)
+    _, config = load_classifier(options.run_dir / WEIGHTS_FILE)
+    own = replace(config, data=replace(options.data, eval_root=None).apply(config.data))
+    own = replace(own, head=replace(own.head, crops=options.crops or own.head.crops))
+    root, before = options.data.eval_root, read_classification(options.run_dir)
+    with usage_errors():
+        if root is not None and before is not None:  # the clips it has learnt from may be gone
+            lesson, test = before.lesson, open_held_out(own, root)
+        else:
+            _, split = open_labelled(own)
+            lesson, test = Lesson.of(split), split.test if root is None else open_held_out(own, root)
+    console.print(f"held-out clips: {test.note}")
+    batch, seed = options.batch_size, options.seed
+    found = classify_run(
+        options.run_dir, own, test, lesson, device=device, batch_size=batch, seed=seed, console=console
+    )
+    found.write(options.run_dir)
+    found.show(console)
+
+
+def check_for_classifier(options: Options) -> None:
+    """Raise `ValueError` for an option that a fine-tuned run has no use for."""
+    why = "left out of a fine-tuned run, whose weights are scored by their own head"
+    for name in ("weights", "features", "vggsounder"):
+        given = getattr(options, name)
+        require(given is None, f"--{name}", str(given), why)
+    require(options.data.root is None, "--data.root", options.data.root, f"{why}; --data.eval-root names other clips")
+
+
+def judge_features(options: Options, device: torch.device, console: Console) -> None:
+    """Write evaluation.json of a pretrained model."""
     weights = options.weights or options.run_dir / WEIGHTS_FILE
-    model, config = load_weights(weights, "cuda" if torch.cuda.is_available() else "cpu")
+    model, config = load_weights(weights, device)
     with usage_errors():
         config = replace(config, data=options.data.apply(config.data))
         split = split_source(config.data, config.model.modalities)
@@ -94,7 +148,7 @@ def main(argv: Sequence[str]) -> None:
         weights=weights,
         step=last_step(options.run_dir) if options.weights is None else None,
         batch_size=options.batch_size,
-        crops=options.crops,
+        crops=options.crops or 1,
         seed=options.seed,
         vggsounder=sounder,
         features_file=options.features,
@@ -102,8 +156,6 @@ def main(argv: Sequence[str]) -> None:
     )
     evaluation.write(options.run_dir)
     show(evaluation, console)
-    with usage_errors():  # it shows the run's own clips, which may be gone by now
-        console.print(f"report: {write_report(options.run_dir)}")
 
 
 def parse(argv: Sequence[str]) -> Options:

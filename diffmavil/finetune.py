@@ -8,26 +8,25 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from diffmavil.config import FinetuneConfig, require
 from diffmavil.config.cli import run_main
 from diffmavil.config.errors import UsageError, usage_errors
 from diffmavil.config.finetune_cli import NOTHING, parse_finetune
 from diffmavil.config.folders import expand
+from diffmavil.config.progress import open_console
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.labelled import LabelledSplit, open_labelled
-from diffmavil.evaluation.classification import classify
-from diffmavil.evaluation.validation import BEST_FILE, Validation, read_best
+from diffmavil.evaluation.classification import KINDS, Lesson, classify_run
+from diffmavil.evaluation.validation import Validation
 from diffmavil.model.classifier import Classifier, start_from
 from diffmavil.model.exchange import check_image_mae, initialise_from_image_mae
-from diffmavil.model.weights import WEIGHTS_FILE, export_weights, load_classifier, read_weights
+from diffmavil.model.weights import WEIGHTS_FILE, export_weights, read_weights
 from diffmavil.reporting.page import write_report
 from diffmavil.training.classification import Classification, clip_weights
 from diffmavil.training.distributed import World, world
 from diffmavil.training.engine import fit
 from diffmavil.training.heap import keep_freed_memory
-from diffmavil.training.planner import check_processes, timetable
+from diffmavil.training.planner import check_processes
 from diffmavil.training.run import Run, open_run, write_run
 
 _VALIDATIONS = 10
@@ -107,24 +106,14 @@ def validation(model: Classifier, config: FinetuneConfig, clips: ClipSet | None,
 
 def finish(task: Classification, run: Run, config: FinetuneConfig, split: LabelledSplit) -> None:
     """Export the weights, score them on the held-out clips, write the report."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    steps = timetable(config).steps
-    models, at = {"last": task.model}, {"last": steps}
+    console, batch = open_console(), config.train.batch_size
     export_weights(task.model, config, run.folder / WEIGHTS_FILE)
     for name, averaged in task.averages.models.items():
-        model = averaged.module
-        assert isinstance(model, Classifier)
-        models[name], at[name] = model, steps
-        export_weights(model, config, run.folder / f"{name}.safetensors")
-    if (run.folder / BEST_FILE).exists():
-        models["best"] = load_classifier(run.folder / BEST_FILE, task.device)[0]
-        at["best"] = read_best(run.folder / BEST_FILE)[0]
-    for model in models.values():
-        model.eval()
-    found = classify(models, at, config, split, batch_size=config.train.batch_size, console=console)
+        export_weights(averaged.module, config, run.folder / KINDS[name])
+    lesson = Lesson.of(split)
+    found = classify_run(run.folder, config, split.test, lesson, device=task.device, batch_size=batch, console=console)
     found.write(run.folder)
-    console.print(found.table())
-    console.print(found.note())
+    found.show(console)
     if config.train.report:
         console.print(f"report: {write_report(run.folder)}")
 

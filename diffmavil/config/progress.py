@@ -13,6 +13,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 _FIRST, _MOST = 10.0, 60.0  # seconds before the first line, and between two at most
 
 
+_LOG_WIDTH = 120
+
+
+def open_console() -> Console:
+    """What a command prints on. A log has no width of its own: 80 columns would fold tables."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = _LOG_WIDTH
+    return console
+
+
 class Tracker(Protocol):
     def update(self, done: int, total: int | None = None) -> None:
         """`done` of `total` (None: as before) are finished."""

@@ -28,8 +28,9 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -38,14 +39,36 @@ from rich.table import Table
 from diffmavil import __version__
 from diffmavil.config import FinetuneConfig
 from diffmavil.config.progress import tracking
+from diffmavil.data.clips import ClipSet
 from diffmavil.data.durable import write_whole
 from diffmavil.data.labelled import LabelledSplit
 from diffmavil.evaluation.classify import Predictions, predict
 from diffmavil.evaluation.labels import chance
-from diffmavil.evaluation.validation import headline
+from diffmavil.evaluation.validation import BEST_FILE, headline, read_best
 from diffmavil.model.classifier import Classifier
+from diffmavil.model.weights import WEIGHTS_FILE, load_classifier
+from diffmavil.training.planner import timetable
 
 CLASSIFICATION_FILE = "classification.json"
+KINDS = {"last": WEIGHTS_FILE, "best": BEST_FILE, "average": "average.safetensors", "ema": "ema.safetensors"}
+"""Kind of weights -> its file in the run folder."""
+
+
+_NAMED = 10  # skipped clips that are printed
+
+
+class Lesson(NamedTuple):
+    """What a classifier has learnt from, and was chosen by: where the clips come from, and how many there are."""
+
+    train: str
+    train_clips: int
+    validation: str | None
+    validation_clips: int
+
+    @classmethod
+    def of(cls, split: LabelledSplit) -> Lesson:
+        held = split.validation
+        return cls(split.train.note, len(split.train), held.note if held else None, len(held) if held else 0)
 
 
 @dataclass(frozen=True)
@@ -71,6 +94,12 @@ class Classification:
     per_class: dict[str, float]
     confusion: list[list[int]] | None
     chance: dict[str, float]
+
+    @property
+    def lesson(self) -> Lesson:
+        """As it was told when this was written."""
+        train, validation = self.sources["train"], self.sources["validation"]
+        return Lesson(train or "", self.clips["train"], validation, self.clips["validation"])
 
     def write(self, folder: Path) -> Path:
         path = folder / CLASSIFICATION_FILE
@@ -98,6 +127,15 @@ class Classification:
         chosen = f"chosen by {validation}" if validation else "no clips were held back to choose by"
         return f"* {chosen}. In brackets: 95 % by bootstrap over the held-out clips."
 
+    def show(self, console: Console) -> None:
+        """The table, what it means, and which clips were skipped."""
+        console.print(self.table())
+        console.print(self.note())
+        for path, reason in islice(self.skipped.items(), _NAMED):
+            console.print(f"skipped {path}: {reason}")
+        if len(self.skipped) > _NAMED:
+            console.print(f"and {len(self.skipped) - _NAMED} more, named in {CLASSIFICATION_FILE}")
+
     def table(self) -> Table:
         table = Table(title=self.caption(), title_justify="left")
         names = list(dict.fromkeys(name for _, cells in self.rows() for name in cells))
@@ -122,11 +160,37 @@ def read_classification(folder: Path) -> Classification | None:
     return Classification(**json.loads(path.read_text())) if path.exists() else None
 
 
+def classify_run(
+    folder: Path,
+    config: FinetuneConfig,
+    test: ClipSet,
+    lesson: Lesson,
+    *,
+    device: torch.device,
+    batch_size: int,
+    seed: int = 0,
+    console: Console | None = None,
+) -> Classification:
+    """Score every kind of weights in a run folder, as `classify`.
+
+    Raises:
+        UsageError: weights that cannot be read.
+        RunError: none of the clips could be used, or too few to judge by.
+    """
+    files = {name: folder / file for name, file in KINDS.items() if (folder / file).exists()}
+    models = {name: load_classifier(file, device)[0] for name, file in files.items()}
+    steps = dict.fromkeys(models, timetable(config).steps)
+    if "best" in files:
+        steps["best"] = read_best(files["best"])[0]
+    return classify(models, steps, config, test, lesson, batch_size=batch_size, seed=seed, console=console)
+
+
 def classify(
     models: Mapping[str, Classifier],
     steps: Mapping[str, int],
     config: FinetuneConfig,
-    split: LabelledSplit,
+    test: ClipSet,
+    lesson: Lesson,
     *,
     batch_size: int,
     seed: int = 0,
@@ -135,15 +199,16 @@ def classify(
     """Score the held-out clips by every kind of weights: the centre crop, and `head.crops` if they are several.
 
     Args:
-        models: "last", "best", "average", "ema": those that there are.
+        models: "last", "best", "average", "ema": those that there are, in evaluation mode.
+        lesson: to be told beside the result.
         seed: of the intervals.
     """
     found: dict[str, Predictions] = {}
     for crops in sorted({1, config.head.crops}):
         what = "held-out clips" if crops == 1 else f"held-out clips, {crops} crops"
-        with tracking(console, what, len(split.test)) as tracker:
+        with tracking(console, what, len(test)) as tracker:
             found[str(crops)] = predict(
-                models, config, split.test, batch_size=batch_size, crops=crops, progress=tracker.update
+                models, config, test, batch_size=batch_size, crops=crops, progress=tracker.update
             )
     judged = {
         name: {crops: predictions.judge(name, config, seed) for crops, predictions in found.items()} for name in models
@@ -160,15 +225,11 @@ def classify(
         source=config.head.source,
         labels=config.head.labels,
         classes=list(config.head.classes),
-        sources={
-            "train": split.train.note,
-            "validation": split.validation.note if split.validation else None,
-            "test": split.test.note,
-        },
+        sources={"train": lesson.train, "validation": lesson.validation, "test": test.note},
         clips={
-            "train": len(split.train),
-            "validation": len(split.validation) if split.validation else 0,
-            "test": {"listed": len(split.test), "used": len(used.paths)},
+            "train": lesson.train_clips,
+            "validation": lesson.validation_clips,
+            "test": {"listed": len(test), "used": len(used.paths)},
         },
         skipped=used.bad,
         audio={"mean": config.model.audio.mean, "std": config.model.audio.std},

@@ -83,3 +83,65 @@ def test_streams_do_not_overlap() -> None:
 def test_bad_arguments(n: int, seed: int, name: str) -> None:
     with pytest.raises(ValueError, match=name):
         ClipStream(n, seed)
+
+
+# Some clips more often than others
+
+OFTEN = (1.0, 0.5, 3.0, 0.25, 0.25, 1.0)
+
+
+def test_an_epoch_holds_each_clip_by_its_share_rounded_up_or_down() -> None:
+    stream = ClipStream(6, seed=3, often=OFTEN)
+    counts = np.array(
+        [np.bincount([stream.item(6 * epoch + i) for i in range(6)], minlength=6) for epoch in range(400)]
+    )
+    share = np.array(OFTEN)  # they sum to 6, the positions of an epoch
+    assert (np.abs(counts - share) < 1).all()
+    assert counts.mean(0) == pytest.approx(share, abs=0.08)
+    assert len({tuple(stream.item(6 * epoch + i) for i in range(6)) for epoch in range(400)}) > 100
+
+
+def test_clips_that_come_more_often_do_so_on_any_number_of_processes_and_after_a_resume() -> None:
+    """An item is a pure function of (seed, position), in whatever order it is asked for."""
+    one = ClipStream(6, seed=3, often=OFTEN)
+    order = [one.item(position) for position in range(48)]
+    for world in (2, 4):
+        ranks = [ClipStream(6, seed=3, often=OFTEN) for _ in range(world)]
+        steps = [list(itertools.islice(batches(0, 8, rank, world), 6)) for rank in range(world)]
+        found = [ranks[rank].item(p) for step in range(6) for rank in range(world) for p in steps[rank][step]]
+        assert found == order
+    resumed = ClipStream(6, seed=3, often=OFTEN)
+    assert [resumed.item(position) for position in reversed(range(20, 48))] == order[20:][::-1]
+    assert [ClipStream(6, seed=4, often=OFTEN).item(position) for position in range(48)] != order
+
+
+def test_the_order_of_resampled_clips_never_changes() -> None:
+    """As `test_order_never_changes`."""
+    stream = ClipStream(6, seed=0, often=OFTEN)
+    assert [stream.item(position) for position in range(12)] == [2, 3, 2, 5, 2, 0, 2, 2, 5, 2, 0, 1]
+
+
+def test_scale_of_often_does_not_matter_and_equal_ones_are_once_an_epoch() -> None:
+    many = ClipStream(6, seed=3, often=[1000 * x for x in OFTEN])
+    stream = ClipStream(6, seed=3, often=OFTEN)
+    assert [many.item(p) for p in range(60)] == [stream.item(p) for p in range(60)]
+    equal = ClipStream(37, seed=3, often=[0.1] * 37)
+    assert all(sorted(equal.item(37 * epoch + i) for i in range(37)) == list(range(37)) for epoch in range(4))
+
+
+def test_substitutes_of_resampled_clips_are_every_other_once() -> None:
+    stream = ClipStream(6, seed=3, often=OFTEN)
+    for position in range(20):
+        candidates = list(stream.candidates(position))
+        assert candidates[0] == stream.item(position)
+        assert sorted(candidates) == list(range(6))
+
+
+@pytest.mark.parametrize("often", [(1.0, 2.0), (1.0,) * 5 + (0.0,), (1.0,) * 5 + (-1.0,)])
+def test_impossible_shares(often: tuple[float, ...]) -> None:
+    with pytest.raises(
+        ValueError, match=rf"often='{len(often)} numbers': must be 6 positive ones, of one set, or none"
+    ):
+        ClipStream(6, 0, often=often)
+    with pytest.raises(ValueError, match="often"):
+        ClipStream(6, 0, parts=[(3, 1.0), (3, 1.0)], often=OFTEN)

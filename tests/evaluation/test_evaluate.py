@@ -331,6 +331,15 @@ def test_clips_on_both_sides_are_told(config):
     assert any("6 held-out clips are training clips too" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("modalities", ["audio", "video"])
+def test_a_model_of_one_modality_has_features_of_that_one_alone(config, modalities):
+    config = replace(config, model=replace(config.model, modalities=modalities))
+    clips = split_source(config.data, modalities).held_out
+    table = extract({"it": untrained_model(config.model, seed=3)}, config, replace(clips, clips=clips.clips[:3]))
+    assert table.kinds == [modalities]
+    assert table.features["it"][modalities].shape == (3, config.model.encoder.width)
+
+
 def test_the_untrained_model_is_a_function_of_the_seed(config):
     state = torch.random.get_rng_state()
     first, again, other = (untrained_model(config.model, seed) for seed in (4, 4, 5))
