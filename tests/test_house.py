@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"maekernels": ROOT / "kernels", "diffmavil": ROOT, "benchmarks": ROOT}
+PACKAGES = {"maekernels": ROOT / "kernels", "diffmavil": ROOT, "benchmarks": ROOT, "recipes": ROOT}
 COMMANDS = {"train", "evaluate", "finetune", "prepare", "report", "doctor", "flops"}
 BELOW = {
     "config": set(),

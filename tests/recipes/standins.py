@@ -86,9 +86,8 @@ def esc10(data: Path) -> None:
         folder = root / f"{number:03d} - {name}"
         folder.mkdir(parents=True)
         for fold in range(1, 6):
-            write_sound(
-                folder / f"{fold}-{100 * fold + number}-A.ogg", rising(0.6, 44_100), "libvorbis", 44_100, "mono"
-            )
+            name = f"{fold}-{100 * fold + number}-A.ogg"  # Opus in Ogg: PyAV writes no Vorbis
+            write_sound(folder / name, rising(0.6, 48_000), "libopus", 48_000, "mono")
     (root / "README.md").write_text("ESC-10\n")
 
 
