@@ -35,7 +35,7 @@ FINETUNED = {
     "esc50": [f"esc50-fold{fold}" for fold in range(1, 6)],
     "esc10": [f"esc10-fold{fold}" for fold in range(1, 6)],
     "speech-commands-v2": ["speech-commands"],
-    "fsdd": ["fsdd-finetuned"],
+    "fsdd": ["fsdd-finetuned", "fsdd-scratch"],
     "grid": [f"grid-{task}" for task in ("audio", "video", "av")],
 }
 Ran = Callable[[str], Path]
@@ -142,7 +142,7 @@ def test_scores_of_folds_are_put_together(ran: Ran, capsys: pytest.CaptureFixtur
         scores([str(runs / "esc10-pretrain1")])
 
 
-def damaged(make: Callable[[Path], None], folder: str, harm: Callable[[Path], None]) -> Callable[[Path], Path]:
+def damaged(make: Callable[[Path], None], folder: str, harm: Callable[[Path], object]) -> Callable[[Path], Path]:
     """Makes a stand-in and damages it; gives its folder."""
 
     def made(data: Path) -> Path:
