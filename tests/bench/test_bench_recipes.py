@@ -1,0 +1,109 @@
+"""The study of recipes: what is run for a cell, what its line holds, and nothing known is run again.
+
+The commands themselves are stood in for; tests/recipes runs them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import recipes
+from diffmavil.config.cli import parse_train
+from diffmavil.config.finetune_cli import parse_finetune
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The commands that a study gives; each fine-tuning scores 90 %, each probe 80 and 60 %."""
+    given: list[tuple[str, ...]] = []
+    monkeypatch.setattr(recipes, "python", lambda *arguments: given.append(arguments))
+    scored = SimpleNamespace(
+        results={"best": {"1": {"top1": 0.9}}},
+        headline={"weights": "best", "crops": "1", "metric": "top1"},
+        clips={"train": 3},
+    )
+    probes = {"trained": {"probe/audio": 0.8}, "untrained": {"probe/audio": 0.6}}
+    monkeypatch.setattr(recipes, "read_classification", lambda folder: scored)
+    monkeypatch.setattr(recipes, "read_evaluation", lambda folder: SimpleNamespace(results=probes))
+    return given
+
+
+def study(folder: Path, *flags: str) -> int:
+    (folder / "test").mkdir(exist_ok=True)  # prepared; the others are tables
+    return recipes.main([*flags, "--data", str(folder), "--json", str(folder / "out.jsonl")])
+
+
+def test_a_cell_is_pretrained_probed_and_fine_tuned_by_the_files_of_its_recipe(tmp_path: Path, commands):
+    assert study(tmp_path, "fsdd", "--seeds", "4", "--source", "mavil-tiny", "--extra", "--data.workers 0") == 0
+    names, flags = zip(*((command[0], " ".join(command[1:])) for command in commands), strict=True)
+    assert names == ("diffmavil.train", "diffmavil.evaluate", "diffmavil.finetune")
+    train, table = str(tmp_path / "train.csv"), str(tmp_path / "test")
+    assert all(f"--data.root {train} --data.eval-root {table}" in given for given in flags)
+    assert flags[0].startswith("mavil-tiny --config")
+    assert "recipes/fsdd/pretrain.yaml" in flags[0]
+    assert "recipes/fsdd/finetune.yaml" in flags[2]
+    assert "--from none" not in flags[2]
+    assert all("--train.seed 4" in flags[i] and "--data.workers 0" in flags[i] for i in (0, 2))
+    (line,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert (line["recipe"], line["split"], line["source"], line["seed"]) == ("fsdd", "", "mavil-tiny", 4)
+    assert {"pretrain_cpu_seconds", "finetune_cpu_seconds", "probes", "results", "commit", "device"} <= line.keys()
+
+
+def test_from_scratch_nothing_is_pretrained_and_every_height_learns_alike(tmp_path: Path, commands):
+    study(tmp_path, "fsdd", "--seeds", "0", "--source", "none")
+    ((name, *flags),) = commands
+    assert name == "diffmavil.finetune"
+    assert "--optim.layer-decay 1" in " ".join(flags)
+    assert "--from none" in " ".join(flags)
+
+
+def test_folds_never_pretrain_on_the_fold_they_are_tested_on(tmp_path: Path, commands):
+    study(tmp_path, "esc10", "--seeds", "0", "--source", "diffmavil-tiny")
+    assert len(commands) == 15
+    for command in commands:
+        roots = [command[command.index(flag) + 1] for flag in ("--data.root", "--data.eval-root")]
+        fold = Path(roots[1]).stem.removesuffix("-test")
+        assert Path(roots[0]).stem == f"{fold}-train"
+
+
+def test_what_is_known_is_not_run_again_and_the_table_has_means_over_seeds(tmp_path: Path, commands, capsys):
+    study(tmp_path, "fsdd", "--seeds", "0", "1", "--source", "none", "--source", "mavil-tiny")
+    count = len(commands)
+    study(tmp_path, "fsdd", "--seeds", "0", "1", "--source", "none", "--source", "mavil-tiny")
+    assert len(commands) == count == 8
+    assert recipes.main(["table", "--json", str(tmp_path / "out.jsonl")]) == 0
+    shown = capsys.readouterr().out
+    assert "90.0 ± 0.0 %" in shown
+    assert "80.0 ± 0.0 %" in shown
+    assert "60.0 ± 0.0 %" in shown
+    assert "from scratch" in shown
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_scratch_and_pretrained_models_of_a_recipe_are_alike(recipe: str):
+    """From scratch the model is that of finetune.yaml, otherwise that of pretrain.yaml."""
+    folder = recipes.ROOT / "recipes" / recipe
+    _, pretrained, _ = parse_train(["--config", str(folder / "pretrain.yaml")])
+    flags = ["--config", str(folder / "finetune.yaml"), "--from", "none"]
+    _, scratch, _ = parse_finetune(flags, lambda path: pretrained)
+    for name in ("modalities", "audio", "video", "encoder"):
+        assert getattr(pretrained.model, name) == getattr(scratch.model, name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["fsdd", "--json", "x"], "--data None: must be the folder of the recipe's tables"),
+        (["esc10", "--json", "x", "--data", ".", "--split", "fold 6"], "--split 'fold 6': must be one of fold 1"),
+        (["iris", "--json", "x"], "invalid choice: 'iris'"),
+    ],
+)
+def test_wrong_arguments_are_told(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        recipes.main(flags)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
