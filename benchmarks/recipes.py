@@ -5,7 +5,7 @@
 
 TABLES is the folder that `python -m recipes.NAME.tables` wrote, or one of prepared sets of the same names. The settings
 are those of recipes/NAME/pretrain.yaml and finetune.yaml. Each seed and split (ESC's folds) is pretrained by every
-preset, once, probed, and fine-tuned; from scratch is fine-tuned alone. One line of JSON for each, written as soon as it
+preset, once, probed, and fine-tuned for each task; from scratch is fine-tuned alone. One line of JSON for each, written as soon as it
 is known; what a file already holds is not run again, so that the study can be stopped at any time. `cpu_seconds` are
 those of all cores, decoding included.
 """
@@ -16,7 +16,7 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,22 +38,25 @@ from diffmavil.evaluation.result import read_evaluation
 
 SCRATCH = "none"
 PRESETS = ("mavil-tiny", "diffmavil-tiny", "diffmavil-tiny-fast")
+KINDS = ("fused", "audio", "video")
 Result = dict[str, Any]
+Value = Callable[[Result], float | None]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Names in the folder of tables: what is pretrained on, fine-tuned and probed on, and scored on."""
+    """Names in the folder of tables: what is pretrained, fine-tuned and probed on, and what is scored on."""
 
-    pretrain: str
     train: str
     test: str
+    tasks: tuple[str, ...] = ("auto",)
+    """By which modalities classes are told, one fine-tuning each."""
 
 
 RECIPES = {
-    "fsdd": {"": Split("train", "train", "test")},
-    "esc10": {f"fold {k}": Split(f"fold{k}-train", f"fold{k}-train", f"fold{k}-test") for k in range(1, 6)},
-    "grid": {"words": Split("train-clips", "train-words", "test-words")},
+    "fsdd": {"": Split("train", "test")},
+    "esc10": {f"fold {k}": Split(f"fold{k}-train", f"fold{k}-test") for k in range(1, 6)},
+    "grid": {"words": Split("train-words", "test-words", ("audio", "video", "av"))},
 }
 
 
@@ -83,25 +86,31 @@ def run(cell: Cell, data: Path, folder: Path, extra: Sequence[str]) -> Result:
     source = SCRATCH
     if cell.source != SCRATCH:
         source = str(folder / "pretrained")
-        clips = ["--data.root", place(data, names.pretrain), "--data.eval-root", place(data, names.test)]
         config = ["--config", str(settings / "pretrain.yaml")]
         before = cpu_seconds_of_children()
-        python("diffmavil.train", cell.source, *config, "--run-dir", source, *clips, *common)
+        python("diffmavil.train", cell.source, *config, "--run-dir", source, *scored, *common)
         found["pretrain_cpu_seconds"] = cpu_seconds_of_children() - before
         python("diffmavil.evaluate", "--run-dir", source, *scored)
         evaluation = read_evaluation(Path(source))
         assert evaluation
         found["probes"] = evaluation.results
-    before = cpu_seconds_of_children()
-    tuned = folder / "fine-tuned"
-    config = ["--config", str(settings / "finetune.yaml")]
+    config = ["--config", str(settings / "finetune.yaml"), "--from", source]
     if source == SCRATCH:  # what is learnt from nothing is learnt at every height alike
         config += ["--optim.layer-decay", "1"]
-    python("diffmavil.finetune", *config, "--from", source, "--run-dir", str(tuned), *scored, *common)
-    found["finetune_cpu_seconds"] = cpu_seconds_of_children() - before
-    scores = read_classification(tuned)
-    assert scores
-    return found | {"results": scores.results, "headline": scores.headline, "clips": scores.clips}
+    found["tuned"] = {}
+    for task in names.tasks:
+        before = cpu_seconds_of_children()
+        tuned = folder / task
+        python("diffmavil.finetune", *config, "--task", task, "--run-dir", str(tuned), *scored, *common)
+        scores = read_classification(tuned)
+        assert scores
+        found["tuned"][task] = {
+            "cpu_seconds": cpu_seconds_of_children() - before,
+            "headline": scores.headline,
+            "results": scores.results,
+            "clips": scores.clips,
+        }
+    return found
 
 
 def place(data: Path, name: str) -> str:
@@ -110,24 +119,26 @@ def place(data: Path, name: str) -> str:
 
 
 def summary(results: Sequence[Result]) -> Table:
-    """A row for each recipe and source: mean and standard deviation over the seeds, of which each is a mean over the
-    splits that all sources have.
-    """
+    """A row for each recipe, task and source: mean and standard deviation over the seeds, each a mean over the splits."""
     table = Table(title="held-out clips; mean and standard deviation over the seeds", title_justify="left")
     for name in ("recipe", "source", "seeds", "splits", "fine-tuned", "probe", "untrained probe", "CPU s of a split"):
         table.add_column(name, justify="left" if name in ("recipe", "source") else "right")
-    for recipe, source in dict.fromkeys((r["recipe"], r["source"]) for r in results):
+    rows_of = {(r["recipe"], task, r["source"]) for r in results for task in r["tuned"]}
+    for recipe, task, source in sorted(rows_of):
         rows = [r for r in results if (r["recipe"], r["source"]) == (recipe, source)]
         seeds = sorted({r["seed"] for r in rows})
         splits = sorted({r["split"] for r in rows})
-        seconds = [r.get("pretrain_cpu_seconds", 0) + r["finetune_cpu_seconds"] for r in rows]
-        numbers = [_by_seed(rows, seeds, value) for value in (_tuned, _probe("trained"), _probe("untrained"))]
+        seconds = [r.get("pretrain_cpu_seconds", 0) + r["tuned"][task]["cpu_seconds"] for r in rows]
+        kinds = KINDS if task == "auto" else ("fused" if task == "av" else task,)
+        values = (_tuned(task), _probe("trained", kinds), _probe("untrained", kinds))
+        numbers = [_by_seed(rows, seeds, value) for value in values]
         cells = (str(len(seeds)), str(len(splits)), *numbers, f"{statistics.mean(seconds):,.0f}")
-        table.add_row(recipe, "from scratch" if source == SCRATCH else source, *cells)
+        name = recipe if task == "auto" else f"{recipe}, {task}"
+        table.add_row(name, "from scratch" if source == SCRATCH else source, *cells)
     return table
 
 
-def _by_seed(rows: Sequence[Result], seeds: Sequence[int], value: Any) -> str:
+def _by_seed(rows: Sequence[Result], seeds: Sequence[int], value: Value) -> str:
     means = []
     for seed in seeds:
         found = [value(r) for r in rows if r["seed"] == seed]
@@ -185,7 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             with tempfile.TemporaryDirectory() as folder:
                 found = run(cell, args.data.absolute(), Path(folder), args.extra.split())
             write(args.json, {**vars(cell), **found, **identity(torch.device("cpu"))})
-            console.print(f"{cell}: {100 * _tuned(found):.1f} %", highlight=False)
+            told = ", ".join(f"{task} {100 * (_tuned(task)(found) or 0):.1f} %" for task in found["tuned"])
+            console.print(f"{cell}: {told}", highlight=False)
     results = read(args.json)
     if results:
         console.print(summary(results))

@@ -50,7 +50,7 @@ def test_a_cell_is_pretrained_probed_and_fine_tuned_by_the_files_of_its_recipe(t
     assert all("--train.seed 4" in flags[i] and "--data.workers 0" in flags[i] for i in (0, 2))
     (line,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert (line["recipe"], line["split"], line["source"], line["seed"]) == ("fsdd", "", "mavil-tiny", 4)
-    assert {"pretrain_cpu_seconds", "finetune_cpu_seconds", "probes", "results", "commit", "device"} <= line.keys()
+    assert {"pretrain_cpu_seconds", "probes", "tuned", "commit", "device"} <= line.keys()
 
 
 def test_from_scratch_nothing_is_pretrained_and_every_height_learns_alike(tmp_path: Path, commands):
@@ -68,6 +68,14 @@ def test_folds_never_pretrain_on_the_fold_they_are_tested_on(tmp_path: Path, com
         roots = [command[command.index(flag) + 1] for flag in ("--data.root", "--data.eval-root")]
         fold = Path(roots[1]).stem.removesuffix("-test")
         assert Path(roots[0]).stem == f"{fold}-train"
+
+
+def test_grid_is_pretrained_once_and_fine_tuned_by_each_modality_and_both(tmp_path: Path, commands, capsys):
+    study(tmp_path, "grid", "--seeds", "0", "--source", "diffmavil-tiny")
+    tasks = [command[command.index("--task") + 1] for command in commands if command[0] == "diffmavil.finetune"]
+    assert tasks == ["audio", "video", "av"]
+    assert len(commands) == 5
+    assert "audio 90.0 %, video 90.0 %, av 90.0 %" in capsys.readouterr().out
 
 
 def test_what_is_known_is_not_run_again_and_the_table_has_means_over_seeds(tmp_path: Path, commands, capsys):
