@@ -5,9 +5,9 @@
 
 TABLES is the folder that `python -m recipes.NAME.tables` wrote, or one of prepared sets of the same names. The settings
 are those of recipes/NAME/pretrain.yaml and finetune.yaml. Each seed and split (ESC's folds) is pretrained by every
-preset, once, probed, and fine-tuned for each task; from scratch is fine-tuned alone. One line of JSON for each, written as soon as it
-is known; what a file already holds is not run again, so that the study can be stopped at any time. `cpu_seconds` are
-those of all cores, decoding included.
+preset, once, probed, and fine-tuned for each task; from scratch is fine-tuned alone. One line of JSON for each, written
+as soon as it is known; what a file already holds is not run again, so that the study can be stopped at any time.
+`cpu_seconds` are those of all cores, decoding included.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def place(data: Path, name: str) -> str:
 
 
 def summary(results: Sequence[Result]) -> Table:
-    """A row for each recipe, task and source: mean and standard deviation over the seeds, each a mean over the splits."""
+    """A row for each recipe, task and source: mean and deviation over the seeds, of which each is a mean over splits."""
     table = Table(title="held-out clips; mean and standard deviation over the seeds", title_justify="left")
     for name in ("recipe", "source", "seeds", "splits", "fine-tuned", "probe", "untrained probe", "CPU s of a split"):
         table.add_column(name, justify="left" if name in ("recipe", "source") else "right")
@@ -149,17 +149,24 @@ def _by_seed(rows: Sequence[Result], seeds: Sequence[int], value: Value) -> str:
     return f"{100 * statistics.mean(means):.1f}{spread} %"
 
 
-def _tuned(result: Result) -> float:
-    weights, crops, metric = (result["headline"][name] for name in ("weights", "crops", "metric"))
-    return result["results"][weights][crops][metric]
+def _tuned(task: str) -> Value:
+    def value(result: Result) -> float | None:
+        tuned = result["tuned"].get(task)
+        if tuned is None:
+            return None
+        weights, crops, metric = (tuned["headline"][name] for name in ("weights", "crops", "metric"))
+        return tuned["results"][weights][crops][metric]
+
+    return value
 
 
-def _probe(model: str) -> Any:
+def _probe(model: str, kinds: Sequence[str]) -> Value:
+    """Of the first kind of features that there is."""
+
     def value(result: Result) -> float | None:
         metrics = result.get("probes", {}).get(model, {})
-        return next(
-            (metrics[f"probe/{kind}"] for kind in ("fused", "audio", "video") if f"probe/{kind}" in metrics), None
-        )
+        names = (f"probe/{kind}" for kind in kinds)
+        return next((metrics[name] for name in names if name in metrics), None)
 
     return value
 
