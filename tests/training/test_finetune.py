@@ -259,6 +259,7 @@ def test_sigterm_saves_exits_0_and_the_run_goes_on(arguments, whole, environment
     check_same(folder, whole)
 
 
+@pytest.mark.slow
 def test_two_processes_follow_the_losses_of_one(arguments, whole, environment, tmp_path):
     folder = tmp_path / "two"
     argv = command(arguments(folder, "--train.steps", "6"), nproc=2)
