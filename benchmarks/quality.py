@@ -101,10 +101,10 @@ def run_synthetic(cell: Cell, config: Config, cache: str | None, clips: int | No
         flags += ["--train.steps", str(max(1, cell.samples // config.train.batch_size))]
         flags += ["--data.cache", cache] if cache else []
         flags += ["--data.synthetic-train", str(clips), "--data.synthetic-eval", str(clips)] if clips else []
-        before = _cpu_seconds_of_children()
-        _python("diffmavil.train", cell.setting.partition(",")[0], "--run-dir", str(run), *flags)
-        seconds = _cpu_seconds_of_children() - before
-        _python("diffmavil.evaluate", "--run-dir", str(run))
+        before = cpu_seconds_of_children()
+        python("diffmavil.train", cell.setting.partition(",")[0], "--run-dir", str(run), *flags)
+        seconds = cpu_seconds_of_children() - before
+        python("diffmavil.evaluate", "--run-dir", str(run))
         results = json.loads((run / "evaluation.json").read_text())["results"]
     return {"cpu_seconds": seconds} | {
         f"{model}:{metric}": value for model, metrics in results.items() for metric, value in metrics.items()
@@ -123,13 +123,15 @@ def _flags(config: Config) -> list[str]:
     ]
 
 
-def _python(*arguments: str) -> None:
+def python(*arguments: str) -> None:
+    """`python -m ...` in a process of its own, with this checkout's packages. `RuntimeError` if it fails."""
     done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, env=_environment())
     if done.returncode:
         raise RuntimeError(f"python -m {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
 
 
-def _cpu_seconds_of_children() -> float:
+def cpu_seconds_of_children() -> float:
+    """Of all processes that were started and have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

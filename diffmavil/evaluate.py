@@ -192,7 +192,8 @@ def last_step(run_dir: Path) -> int | None:
 
 def show(evaluation: Evaluation, console: Console) -> None:
     """The table, what it means, and which clips were skipped."""
-    console.print(evaluation.table())
+    for table in evaluation.tables():
+        console.print(table)
     console.print(evaluation.note())
     for path, reason in islice(evaluation.skipped.items(), _NAMED):
         console.print(f"skipped {path}: {reason}")

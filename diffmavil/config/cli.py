@@ -14,7 +14,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from diffmavil.config import Config, FinetuneConfig
 from diffmavil.config.errors import RunError, UsageError
-from diffmavil.config.files import CONFIG_FILE, load_config
+from diffmavil.config.files import CONFIG_FILE, ConfigFile, load_config
 from diffmavil.config.folders import expand, expanded
 from diffmavil.config.presets import DEFAULT_PRESET, PRESETS, preset
 
@@ -27,6 +27,9 @@ class RunOptions:
     """Run folder: config.yaml, metrics.jsonl, checkpoints, report.html. Default: runs/PRESET-DATE-TIME."""
     resume: bool = False
     """Continue from the newest checkpoint in --run-dir, with its config; start anew if there is none yet."""
+    config: Path | None = None
+    """YAML with settings that differ from the preset's, named as in config.yaml; other flags go over them. Its key
+    'preset' names the preset, unless one is named here."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +89,19 @@ def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 
 def parse_train(argv: Sequence[str]) -> tuple[str, Config, RunOptions]:
-    """`[PRESET] [--run-dir D] [--resume] [--data.root DIR] ...` -> (preset's name, config, options).
+    """`[PRESET] [--config FILE] [--run-dir D] [--resume] [--data.root DIR] ...` -> (preset's name, config, options).
 
     Raises:
-        UsageError: unknown preset, or a value that the config does not allow.
+        UsageError: unknown preset or setting, or a value that the config does not allow.
         SystemExit: code 2, after tyro printed what is wrong with the flags; code 0 after --help.
     """
     argv = list(argv)
     named = named_preset(argv)
     try:
-        base = preset(named or DEFAULT_PRESET)
         start = resumed_config(argv, named)
+        file = config_file(argv)
+        name = named or file.preset or DEFAULT_PRESET
+        base = file.over(preset(name))
         if isinstance(start, FinetuneConfig):
             raise UsageError("--run-dir: holds a fine-tuning run: python -m diffmavil.finetune goes on with it")
         default = _Arguments(**shallow(start or base))
@@ -110,7 +115,7 @@ def parse_train(argv: Sequence[str]) -> tuple[str, Config, RunOptions]:
     except ValueError as error:
         raise UsageError(str(error)) from error
     config = Config(**{f.name: getattr(args, f.name) for f in fields(Config)})
-    return named or DEFAULT_PRESET, config, RunOptions(run_dir=args.run_dir, resume=args.resume)
+    return name, config, RunOptions(**{f.name: getattr(args, f.name) for f in fields(RunOptions)})
 
 
 def named_preset(argv: list[str]) -> str | None:
@@ -125,6 +130,12 @@ def flag(argv: Sequence[str], name: str) -> str | None:
     return (inline + spaced or [None])[-1]
 
 
+def config_file(argv: Sequence[str]) -> ConfigFile:
+    """What `--config` names; without it, a file that changes nothing. Raises `ValueError` as `ConfigFile.read` does."""
+    path = flag(argv, "config")
+    return ConfigFile() if path is None else ConfigFile.read(expand(path))
+
+
 def resumed_config(argv: list[str], named: str | None) -> Config | None:
     """The saved config of the run that `--resume` names, before the other flags are parsed over it."""
     if "--resume" not in argv:
@@ -137,6 +148,8 @@ def resumed_config(argv: list[str], named: str | None) -> Config | None:
         return None
     if named is not None:
         raise UsageError(f"preset {named!r} beside --resume: the run folder's config.yaml decides; leave it out")
+    if flag(argv, "config") is not None:
+        raise UsageError("--config beside --resume: the run folder's config.yaml decides; leave it out")
     return load_config(path)
 
 

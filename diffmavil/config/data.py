@@ -33,8 +33,7 @@ DecoderName = Literal["pyav", "torchcodec", "dali"]
 @dataclass(frozen=True)
 class DataConfig:
     root: str = "synthetic"
-    """A folder of videos or sound files, a CSV (path,start,duration,labels), a prepared set or its URL, or
-    'synthetic'."""
+    """Folder of videos or sound files, CSV (path,start,duration,labels), prepared folder or its URL, or 'synthetic'."""
     more: tuple[str, ...] = ()
     """Further sets that are mixed in."""
     weights: tuple[float, ...] = ()

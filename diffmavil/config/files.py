@@ -1,17 +1,50 @@
-"""`config.yaml`: a resolved `Config` written, read, and compared."""
+"""`config.yaml`: a resolved `Config` written, read, and compared; and `--config`: a file with some settings of one."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, is_dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from diffmavil.config import Config, FinetuneConfig
+from diffmavil.config import Config, FinetuneConfig, require
 from diffmavil.config.errors import UsageError
 
 CONFIG_FILE = "config.yaml"
+_KINDS = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
+C = TypeVar("C", bound=Config)
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """Settings that differ from a preset's, nested and named as in config.yaml; `preset:` may say from which."""
+
+    path: Path | None = None
+    """None: no file, which changes nothing."""
+    preset: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> ConfigFile:
+        """Raises `ValueError` for a file that cannot be read, or holds no mapping."""
+        try:
+            data = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"--config {path}: cannot be read: {error}") from error
+        require(isinstance(data, dict), f"--config {path}", data, "a mapping of settings")
+        name = data.pop("preset", None)
+        require(name is None or isinstance(name, str), f"--config {path}: preset", name, "the name of a preset")
+        return cls(path, name, data)
+
+    def over(self, config: C) -> C:
+        """The config with these settings. Raises `ValueError` for one that is unknown or not allowed."""
+        try:
+            return _build(type(config), self.settings, "", config)
+        except ValueError as error:
+            raise ValueError(f"--config {self.path}: {error}") from error
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -38,18 +71,40 @@ def config_from_yaml(text: str) -> Config:
     return _build(FinetuneConfig if "head" in data else Config, data, "")
 
 
-def _build(cls: Any, data: dict[str, Any], where: str) -> Any:
-    """Dataclass `cls` from nested dicts; names unknown fields instead of dropping them."""
+def _build(cls: Any, data: Any, where: str, base: Any = None) -> Any:
+    """Dataclass `cls` from nested dicts, over `base` if one is given; names unknown fields instead of dropping them."""
+    require(isinstance(data, dict), where.removesuffix(".") or "config", data, "a mapping of settings")
     known = get_type_hints(cls)
-    unknown = set(data) - set(known)
+    unknown = sorted(str(name) for name in data if name not in known)
     if unknown:
-        raise ValueError(f"unknown setting {where}{sorted(unknown)[0]}; known: {', '.join(known)}")
+        raise ValueError(f"unknown setting {where}{unknown[0]}; known: {', '.join(known)}")
     values = {}
     for name, value in data.items():
         if is_dataclass(known[name]):
-            value = _build(known[name], value, f"{where}{name}.")
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**values)
+            values[name] = _build(known[name], value, f"{where}{name}.", base and getattr(base, name))
+        else:
+            values[name] = _typed(known[name], value, f"{where}{name}")
+    return replace(base, **values) if base else cls(**values)
+
+
+def _typed(kind: Any, value: Any, name: str) -> Any:
+    """What YAML gives as the type of its setting. Raises `ValueError` where it is another."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return None if value is None else _typed(next(k for k in inner if k is not NoneType), value, name)
+    if origin is Literal:
+        require(value in inner, name, value, f"one of {', '.join(map(str, inner))}")
+        return value
+    if origin is tuple:
+        require(isinstance(value, list), name, value, "a list")
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
+        require(len(value) == len(kinds), name, value, f"a list of {len(kinds)}")
+        return tuple(_typed(kind, one, name) for kind, one in zip(kinds, value, strict=True))
+    if kind is float and type(value) in (int, str):
+        with suppress(ValueError):
+            return float(value)  # a number without a point, such as 1e-3, is text to YAML
+    require(type(value) is kind, name, value, _KINDS[kind])
+    return value
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Suppress, arg
 
 from diffmavil.config import Config, FinetuneConfig, MaskConfig, require
-from diffmavil.config.cli import RunOptions, flag, named_preset, parse_flags, resumed_config, shallow
+from diffmavil.config.cli import RunOptions, config_file, flag, named_preset, parse_flags, resumed_config, shallow
 from diffmavil.config.errors import UsageError
 from diffmavil.config.folders import expand
 from diffmavil.config.presets import FINETUNE_PRESETS, finetune_preset_of
@@ -38,7 +38,7 @@ class _FinetuneArguments(FinetuneOptions, FinetuneConfig):
 def parse_finetune(
     argv: Sequence[str], read_config: Callable[[Path], Config]
 ) -> tuple[str, FinetuneConfig, FinetuneOptions]:
-    """`[PRESET] --from RUN [--task audio] ...` -> (preset's name, config, options).
+    """`[PRESET] --from RUN [--config FILE] [--task audio] ...` -> (preset's name, config, options).
 
     What the model sees, and its size, are those of the weights; the recipe is that of the preset nearest in size.
 
@@ -46,7 +46,7 @@ def parse_finetune(
         read_config: gives the config in exported weights.
 
     Raises:
-        UsageError: no `--from`, unknown preset, or a value that the config does not allow.
+        UsageError: no `--from`, unknown preset or setting, or a value that the config does not allow.
         SystemExit: as of `parse_train`.
     """
     argv = list(argv)
@@ -59,9 +59,12 @@ def parse_finetune(
             if source is None and not helped:
                 raise UsageError("--from is needed: a run folder or its weights to start from, or 'none' for scratch")
             pretrained = read_config(expand(source)) if source not in (None, NOTHING) else None
-            name = named or (finetune_preset_of(pretrained.model) if pretrained else DEFAULT_FINETUNE)
+            file = config_file(argv)
+            nearest = finetune_preset_of(pretrained.model) if pretrained else DEFAULT_FINETUNE
+            name = named or file.preset or nearest
             require(name in FINETUNE_PRESETS, "preset", name, f"one of {', '.join(FINETUNE_PRESETS)}")
-            start = _adapted(FINETUNE_PRESETS[name], pretrained, flag(argv, "task") or "auto", source or NOTHING)
+            recipe = FINETUNE_PRESETS[name]
+            start = file.over(_adapted(recipe, pretrained, flag(argv, "task") or "auto", source or NOTHING))
         elif source is not None:
             raise UsageError("--from beside --resume: the run goes on from its own checkpoint; leave it out")
         if not isinstance(start, FinetuneConfig):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from diffmavil.config import Config
+from diffmavil.config import Config, Modalities
 from diffmavil.config.errors import TooManyBadClips
 from diffmavil.data.audio import LogMel
 from diffmavil.data.augment import Augment
@@ -82,7 +82,9 @@ def diagnose(config: Config, seconds: float) -> Diagnosis:
         copy = BATCH / seconds_each(lambda: waited(pinned.to(device, non_blocking=True)), seconds)
     transform = BATCH / seconds_each(_transforming(config, batch.to(device), device), seconds)
     together = _together(config, clips, device, seconds, bad)
-    limit, advice = judge(workers, len(os.sched_getaffinity(0)), read, decode, transform, copy, together)
+    limit, advice = judge(
+        workers, len(os.sched_getaffinity(0)), read, decode, transform, copy, together, config.model.modalities
+    )
     return Diagnosis(workers, read, read_mb, decode, transform, copy, together, limit, advice, bad)
 
 
@@ -102,6 +104,7 @@ def judge(
     transform: float,
     copy: float | None,
     together: float,
+    modalities: Modalities = "av",
 ) -> tuple[str, str]:
     """What limits, and what to change, from clips per second in one process (the device works for all of them).
 
@@ -127,12 +130,16 @@ def judge(
         return limit, advice[limit]
     more = f"raise data.workers: {cores} cores are here, {workers} processes use them" if workers < cores else ""
     if read is None:
+        alone = "" if modalities == "av" else f" --modalities {modalities}"
+        less = "16 kHz of one channel" if modalities == "audio" else "small pictures whose keyframes are close together"
         return limit, (
-            "prepare the clips once (python -m diffmavil.prepare SRC OUT) and train on OUT: small pictures whose "
-            f"keyframes are close together take less to decode{'; until then, ' + more if more else ''}"
+            f"prepare the clips once (python -m diffmavil.prepare SRC OUT{alone}) and train on OUT: {less} take less "
+            f"to decode{'; until then, ' + more if more else ''}"
         )
     if more:
         return limit, more
+    if modalities == "audio":
+        return limit, "lower model.audio.frames, or take a machine with more cores"
     return limit, (
         "prepare the clips with a smaller --short-side or --gop, use data.decoder=dali on a GPU (or torchcodec), or "
         "take a machine with more cores"

@@ -27,6 +27,8 @@ from diffmavil.data.windows import Span, Windows
 
 PREROLL = 0.1
 """Seconds of sound decoded before the window: codecs overlap their blocks, the first after a seek is not exact."""
+_PREROLL_MP3 = 1.0
+"""The same for an mp3 file: a frame may lie in the bytes of many before it, at a low bit rate in half a second."""
 _MATROSKA = "matroska,webm"
 _MOST_REORDERED = 17
 """More pictures than can be decoded ahead of one that is shown before them."""
@@ -204,7 +206,7 @@ class Media:
 
     def _starts(self, windows: Windows) -> list[tuple[Stream, float]]:
         """Each stream that is wanted, with the second from before which it must be read."""
-        starts = windows.video.start - self._reordered, windows.audio.start - PREROLL
+        starts = windows.video.start - self._reordered, windows.audio.start - self._preroll
         return [(stream, start) for stream, start in zip(self.tracks, starts, strict=True) if stream is not None]
 
     def _covered(self, found: Packets, windows: Windows) -> int:
@@ -226,7 +228,7 @@ class Media:
             keys = [i for i, packet in enumerate(video) if packet.is_keyframe and due(packet, tick) <= start]
             video = video[keys[-1] :] if keys else video
         if self.tracks.audio is not None:
-            audio = since(windows.audio.start - 2 * PREROLL, audio, tick_of(self.tracks.audio))
+            audio = since(windows.audio.start - 2 * self._preroll, audio, tick_of(self.tracks.audio))
         return Packets(video, audio)
 
     def _read_from(self, begin: float | None, windows: Windows) -> Packets:
@@ -279,6 +281,10 @@ class Media:
         """Packets of the streams until the end of the file, or until where it is cut off or damaged."""
         wanted = self.tracks.wanted
         yield from one_recording(self._placed(self._demux(self.container, *wanted)), wanted)
+
+    @property
+    def _preroll(self) -> float:
+        return _PREROLL_MP3 if self.container.format.name == "mp3" else PREROLL
 
     @property
     def _reordered(self) -> float:

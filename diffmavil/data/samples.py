@@ -37,8 +37,9 @@ class Sample:
 
 def open_media(source: str | Sample, deadline: Deadline, modalities: Modalities = "av") -> Media:
     """A file or a prepared sample, opened; raises as `Media` does."""
-    media = SampleMedia if isinstance(source, Sample) else Media
-    return media(source, deadline, modalities)  # type: ignore[arg-type]
+    if isinstance(source, Sample):
+        return SampleMedia(source, deadline, modalities)
+    return Media(source, deadline, modalities)
 
 
 class SampleMedia(Media):

@@ -80,6 +80,9 @@ def area_interval(scores: Tensor, target: Tensor, seed: int) -> Interval:
 def average_precisions(scores: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """Of one class in each draw, `[R]`: the mean over its clips of the precision down to their score; NaN without any.
 
+    Of a clip that is drawn several times, each copy counts itself alone and not the others: they would vouch for each
+    other, and rare classes score better in every draw than they do.
+
     Args:
         scores: `[M]`. target: `[M]` bool. weights: float32 `[R, M]`.
     """
@@ -89,7 +92,8 @@ def average_precisions(scores: Tensor, target: Tensor, weights: Tensor) -> Tenso
         bound = mine[first : first + _CHUNK]
         above = weights @ (rearrange(scores, "m -> m 1") >= bound).float()
         right = own @ (rearrange(mine, "p -> p 1") >= bound).float()
-        precision[:, first : first + _CHUNK] = right / above.clamp(min=1)  # 0 only where the clip itself is not drawn
+        copies = own[:, first : first + _CHUNK] - 1
+        precision[:, first : first + _CHUNK] = (right - copies) / (above - copies)
     return (own * precision).sum(dim=1) / own.sum(dim=1)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffmavil import __version__
 from diffmavil.config import Config, ModelConfig
 from diffmavil.config.errors import RunError
-from diffmavil.data.audio import LogMel
+from diffmavil.data.audio import frames_in, make_log_mel
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.dataset import Batch
 from diffmavil.data.loader import eval_batches
@@ -71,20 +71,19 @@ class Look:
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.device = device
-        self._mels, self._bf16 = config.model.audio.mels, use_bf16(config, device)
-        self._log_mel = LogMel(config.model.audio).to(device) if config.model.hears else None
+        self._bf16 = use_bf16(config, device)
+        self._log_mel = make_log_mel(config.model).to(device)
+        self._sample_rate = config.model.audio.sample_rate
 
     def __call__(self, models: Mapping[str, DiffMAViL], batch: Batch) -> dict[str, dict[str, Tensor]]:
         """Model's name -> kind -> float32 `[B, D]`: of `KINDS`, those that the model has."""
-        spec = batch.wave.new_zeros(len(batch), 0, self._mels)
-        if self._log_mel is not None:
-            spec = self._log_mel(batch.wave, batch.wave_valid)
+        spec = self._log_mel(batch.wave, batch.wave_valid)
+        heard = frames_in(batch.wave_valid, self._sample_rate)
         found = {}
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, self._bf16):
             for name, model in models.items():
-                features = model.features(batch.video, spec)
-                given = {kind: getattr(features, kind) for kind in KINDS}
-                found[name] = {kind: x.float() for kind, x in given.items() if x is not None}
+                features = model.features(batch.video, spec, heard)
+                found[name] = {kind: x.float() for kind, x in features.kinds.items()}
         return found
 
 

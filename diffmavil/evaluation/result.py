@@ -41,6 +41,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from diffmavil.config.errors import UsageError
@@ -141,25 +142,41 @@ class Evaluation:
         ]
 
     def _cells(self, metric: str) -> list[str]:
-        """Percentages, or a rank, with their intervals."""
-        scale, unit = (1, "") if metric.endswith(RANK) else (100, "%")
+        """Percentages, or ranks, with their intervals."""
+
+        def number(value: float) -> str:
+            return f"{value:.4g}" if metric.endswith(RANK) else f"{100 * value:.1f}"
+
+        unit = "" if metric.endswith(RANK) else "%"
         cells = []
         for name, values in self.results.items():
-            cell = f"{scale * values[metric]:.1f}{unit}" if metric in values else ""
+            cell = number(values[metric]) + unit if metric in values else ""
             if metric in self.intervals.get(name, {}):
                 low, high = self.intervals[name][metric]
-                cell += f" [{scale * low:.1f}, {scale * high:.1f}]"
+                cell += f" [{number(low)}, {number(high)}]"
             cells.append(cell)
         return cells
 
-    def table(self) -> Table:
-        """For a terminal."""
-        table = Table(title=self.caption(), title_style="")
+    def tables(self) -> list[Table]:
+        """For a terminal of 80 columns: one, and one of the centre crop where there are several."""
+        columns = list(self.results)
+        alone = [i for i, name in enumerate(columns) if name.endswith(CENTRE)]
+        groups = [(self.caption(), [i for i in range(len(columns)) if i not in alone])]
+        if alone:
+            groups.append(("The centre crop alone", alone))
+        return [
+            self._table(title, [columns[i].removesuffix(CENTRE) for i in chosen], chosen) for title, chosen in groups
+        ]
+
+    def _table(self, title: str, heads: list[str], chosen: list[int]) -> Table:
+        table = Table(title=title, title_style="", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         table.add_column("")
-        for column in self.results:
-            table.add_column(column, justify="right", no_wrap=True)
+        for head in heads:
+            table.add_column(head, justify="right", no_wrap=True)
         for metric, name, cells in self.rows():
-            table.add_row(name, *cells, style="bold" if metric == self.headline else None)
+            shown = [cells[i] for i in chosen]
+            if any(shown):
+                table.add_row(name, *shown, style="bold" if metric == self.headline else None)
         return table
 
     def section(self) -> dict[str, Any]:

@@ -1,15 +1,17 @@
-"""Pictures for the report: curves as SVG, reconstructions as PNG, both ready to stand in an HTML page."""
+"""Pictures for the report: curves and tables as SVG, reconstructions as WebP, both ready to stand in an HTML page."""
 
 from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from markupsafe import escape
 from matplotlib.figure import Figure
 
 from diffmavil.training.metrics import Metrics
@@ -25,34 +27,79 @@ _STYLE: dict[Any, Any] = {
 }
 _FEW = 20
 """Fewer points of a curve than this are marked."""
+_MOST = 1000
+"""More points of a curve are not drawn one by one."""
+_WIDE = 9.3
+"""Inches of a table at most: with the names beside it, as wide as the page."""
+_NAME = 32
+"""Letters of a class's name at most."""
+_DARK = 0.55
+"""On a darker cell its number is white."""
+_NAMESPACE = re.compile(r' xmlns(:\w+)?="[^"]*"')
 
 
 def svg(figure: Figure) -> str:
+    """As it stands in HTML, which needs no namespaces."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(text, format="svg", bbox_inches="tight", metadata=nothing)
+    return _NAMESPACE.sub("", text.getvalue()[text.getvalue().index("<svg") :])
 
 
-def png_tag(figure: Figure, alt: str) -> str:
+def picture_tag(figure: Figure, alt: str) -> str:
+    """As WebP: of noise, PNG is several times as large."""
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110, bbox_inches="tight", facecolor="white")
-    return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'
+    options = {"quality": 90, "method": 4}
+    figure.savefig(data, format="webp", dpi=110, bbox_inches="tight", facecolor="white", pil_kwargs=options)
+    return f'<img alt="{escape(alt)}" src="data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}">'
 
 
-def curves(records: Sequence[Metrics], panels: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> Figure:
-    """One panel for each (title, [(metric, label), ...]), over samples seen; not every record has every metric."""
+def curves(records: Sequence[Metrics], title: str, lines: Sequence[tuple[str, str]]) -> Figure:
+    """A line for each (metric, label), over samples seen; not every record has every metric."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(3.6 * len(panels), 2.6), layout="constrained")
-        axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axis, (title, lines) in zip(axes, panels, strict=True):
-            for name, label in lines:
-                told = [r for r in records if name in r]
-                x, y = [r["samples"] for r in told], [r[name] for r in told]
-                axis.plot(x, y, label=label, linewidth=1.4, marker="o" if len(told) < _FEW else None, markersize=3)
-            axis.set_title(title, loc="left", fontsize=9)
-            axis.set_xlabel("samples seen")
-            if len(lines) > 1:
-                axis.legend(frameon=False, fontsize=8)
+        figure = Figure(figsize=(3.6, 2.6), layout="constrained")
+        axis = figure.subplots()
+        for name, label in lines:
+            told = [r for r in records if name in r and "samples" in r]
+            x, y = _thinned(np.array([(r["samples"], r[name]) for r in told], dtype=float).T)
+            axis.plot(x, y, label=label, linewidth=1.4, marker="o" if len(x) < _FEW else None, markersize=3)
+        axis.set_title(title, loc="left", fontsize=9)
+        axis.set_xlabel("samples seen")
+        if any(label for _, label in lines):
+            axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _thinned(points: np.ndarray) -> np.ndarray:
+    """Of more points `[2, N]` than can be seen, means of as many neighbours as make them few enough."""
+    together = -(-points.shape[1] // _MOST)
+    if together == 1:
+        return points
+    whole = points[:, : points.shape[1] // together * together]
+    return whole.reshape(2, -1, together).mean(axis=2)
+
+
+def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure:
+    """Clips by true class (row) and answer (column); cells are coloured by their share of the row."""
+    table = np.array(counts)
+    shares = table / table.sum(axis=1, keepdims=True).clip(min=1)
+    names = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}\N{HORIZONTAL ELLIPSIS}" for name in classes]
+    cell = min(0.32, _WIDE / len(classes))
+    size = min(8, 42 * cell)
+    figure = Figure(figsize=(cell * len(classes), cell * len(classes)))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="#e4e4e4", linewidth=0.3)
+    for true, answer in zip(*table.nonzero(), strict=True):
+        colour = "white" if shares[true, answer] > _DARK else "black"
+        where = (answer + 0.5, true + 0.5)
+        axis.annotate(f"{table[true, answer]}", where, ha="center", va="center", fontsize=size, color=colour)
+    middles = np.arange(len(classes)) + 0.5
+    axis.set_xticks(middles, names, rotation=90, fontsize=size)
+    axis.set_yticks(middles, names, fontsize=size)
+    axis.tick_params(length=0)
+    axis.invert_yaxis()
+    axis.set_xlabel("answer")
+    axis.set_ylabel("true class")
     return figure
 
 

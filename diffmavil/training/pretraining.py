@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffmavil.config import Config
+from diffmavil.config import Config, ModelConfig
 from diffmavil.data.audio import make_log_mel
 from diffmavil.data.augment import Augment
 from diffmavil.data.dataset import Batch
@@ -35,10 +35,9 @@ class Pretraining:
         ValueError: kernels that cannot be had here.
     """
 
-    names = ("loss", "loss/video", "loss/audio", "loss/inter", "loss/intra")
-
     def __init__(self, config: Config, device: torch.device, *, clips: int | None = None) -> None:
         self.config, self.device = config, device
+        self.names = loss_names(config.model)
         largest = max((stretch.batch_size for stretch in timetable(config).stretches), default=0)
         self._twice = clips is not None and clips < largest
         said = f"a step takes up to {largest} clips of a set of {clips}: some come twice, and are no negatives then"
@@ -87,6 +86,19 @@ class Pretraining:
             for name, count in keep.items()
             if name in self.model.branches
         }
+
+
+def loss_names(model: ModelConfig) -> tuple[str | None, ...]:
+    """What `diffmavil.model.mavil.Losses` are recorded as; None: a model of one modality has no such part."""
+    both = model.hears and model.sees
+    contrasted = model.views == 2 and model.contrast.intra_weight > 0
+    return (
+        "loss",
+        "loss/video" if model.sees else None,
+        "loss/audio" if model.hears else None,
+        "loss/inter" if both else None,
+        "loss/intra" if both or contrasted else None,
+    )
 
 
 def random_clips(config: Config, clips: int, device: torch.device) -> tuple[Tensor, Tensor]:

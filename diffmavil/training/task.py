@@ -17,14 +17,14 @@ class Task(Protocol):
     Attributes:
         model: what is trained, on its device. `model(*inputs, **arguments)` gives scalars: first the loss that is
             minimised, then what else is to be recorded.
-        names: of those scalars, as they stand in metrics.jsonl: "loss" first.
+        names: of those scalars, as they stand in metrics.jsonl: "loss" first. None: not recorded.
     """
 
     @property
     def model(self) -> nn.Module: ...
 
     @property
-    def names(self) -> tuple[str, ...]: ...
+    def names(self) -> tuple[str | None, ...]: ...
 
     @property
     def state(self) -> dict[str, Tensor]:

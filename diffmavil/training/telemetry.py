@@ -128,7 +128,7 @@ class Telemetry:
         return {
             "step": done,
             "samples": now.position + now.batch_size,
-            **dict(zip(self.step.task.names, scalars, strict=True)),
+            **{name: value for name, value in zip(self.step.task.names, scalars, strict=True) if name is not None},
             "lr": now.lr,
             **self.step.task.metrics(now),
             "batch_size": now.batch_size,

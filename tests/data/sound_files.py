@@ -18,12 +18,22 @@ def rising(seconds: float, rate: int) -> np.ndarray:
 
 
 def write_sound(
-    path: Path, sound: np.ndarray, codec: str, rate: int, layout: str, form: str | None = None, cover: bool = False
+    path: Path,
+    sound: np.ndarray,
+    codec: str,
+    rate: int,
+    layout: str,
+    form: str | None = None,
+    *,
+    cover: bool = False,
+    bit_rate: int | None = None,
 ) -> Path:
     """Encode the same `sound`, `[S]` at `rate`, in each channel of `layout`; `cover`: with a picture of the album."""
     with av.open(str(path), "w", format=form) as container:
         stream = container.add_stream(codec, rate=rate, layout=layout)
         assert isinstance(stream, av.AudioStream)
+        if bit_rate:
+            stream.bit_rate = bit_rate
         picture = container.add_stream("mjpeg", rate=1) if cover else None
         if isinstance(picture, av.VideoStream):
             picture.width, picture.height, picture.pix_fmt = 32, 32, "yuvj420p"

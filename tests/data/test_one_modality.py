@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clip_files import number_shown, numbered, write_clip
+from clip_files import cut_off, number_shown, numbered, write_clip
 from prepared_sets import layout_of, prepare_here
 from sound_files import rising, sound_of_file, write_sound
 
 from diffmavil.config import AudioConfig, Config, DataConfig, Modalities, ModelConfig, TrainConfig, VideoConfig
 from diffmavil.config.errors import TooManyBadClips, UsageError
-from diffmavil.data.bottleneck import diagnose
+from diffmavil.data.bottleneck import diagnose, judge
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.dataset import Batch
 from diffmavil.data.decode import BadClip, Decoded, decode_clip, decode_sound
@@ -82,6 +82,40 @@ def test_a_window_of_a_sound_file_is_what_lies_there(sounds: Path, name: str) ->
         assert decoded.wave_valid == AUDIO.samples
         inner = slice(RATE // 20, -RATE // 20)  # a resampler begins with what it was given
         assert np.corrcoef(decoded.wave[inner], expected[inner])[0, 1] > 0.98
+
+
+def test_a_window_of_an_mp3_of_few_bits_is_exact(tmp_path: Path) -> None:
+    """Its frames lie in the bytes of several before them."""
+    path = write_sound(tmp_path / "a.mp3", rising(6.0, RATE), "libmp3lame", RATE, "mono", bit_rate=16_000)
+    begin, whole = sound_of_file(path, RATE)
+    decoded = decode(path, "audio", crop=(3, 4))
+    first = round((decoded.windows.audio.start - begin) * RATE)
+    assert first > 3 * RATE
+    np.testing.assert_array_equal(decoded.wave, whole[first : first + AUDIO.samples])
+
+
+@pytest.mark.parametrize("name", ["a.wav", "c.flac", "d.mp3", "e.ogg", "i.aac"])
+def test_a_sound_file_that_is_cut_off_is_used_as_far_as_it_goes(sounds: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes((sounds / name).read_bytes())
+    cut_off(tmp_path / name, 0.5)
+    decoded = decode(tmp_path / name, "audio", crop=(4, 5))
+    half = LENGTH.get(name, 30.0) / 2
+    assert 0.7 * half < decoded.windows.audio.start < half
+    assert decoded.wave_valid == AUDIO.samples
+    (tmp_path / name).write_bytes(b"no sound " * 1000)
+    with pytest.raises(BadClip, match=r"cannot be decoded|only 0\.00 s of sound"):
+        decode(tmp_path / name, "audio")
+
+
+@pytest.mark.parametrize("size", [b"\xff" * 4, b"\0" * 4], ids=["endless", "none"])
+def test_a_wav_whose_header_was_written_before_its_sound(sounds: Path, tmp_path: Path, size: bytes) -> None:
+    data = bytearray((sounds / "a.wav").read_bytes())
+    at = data.index(b"data") + 4
+    data[at : at + 4] = size
+    (tmp_path / "a.wav").write_bytes(data)
+    decoded = decode(tmp_path / "a.wav", "audio", crop=(4, 5))
+    assert decoded.windows.audio.start == pytest.approx(0.9 * (30 - AUDIO.samples / RATE), abs=0.01)
+    assert decoded.wave_valid == AUDIO.samples
 
 
 def test_crops_are_spread_evenly_and_the_single_one_is_at_the_centre(sounds: Path) -> None:
@@ -280,6 +314,7 @@ def test_prepared_sound_is_the_sound_of_the_files(tmp_path: Path) -> None:
         write_sound(path, rising(seconds, RATE), "pcm_s16le", RATE, "mono")
     found = prepare_here(root, tmp_path / "out", modalities="audio", per_shard=2)
     assert (found.facts["clips"], found.facts["seconds"]) == (3, 3.6)
+    assert found.facts["bytes_out"] < 1.2 * found.facts["bytes_in"]
     assert set(found.audio) == {64, 128}
     assert verify(tmp_path / "out") == []
     with tarfile.open(tmp_path / "out" / found.shards[0][0]) as tar:
@@ -360,6 +395,13 @@ def test_a_preparation_of_an_older_version_goes_on(mixed: Path, tmp_path: Path) 
 def test_the_doctor_looks_at_video_alone(mixed: Path) -> None:
     found = diagnose(config(mixed, "video"), 0.01)
     assert min(found.decode, found.transform, found.together) > 0
+
+
+def test_the_doctor_gives_sound_no_advice_on_pictures() -> None:
+    for read in (None, 5000.0):
+        _, said = judge(2, 2, read, 10.0, 900.0, None, 19.0, "audio")
+        assert ("--modalities audio" in said) == (read is None)
+        assert not any(word in said for word in ("picture", "--short-side", "data.decoder"))
 
 
 def test_the_commands(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

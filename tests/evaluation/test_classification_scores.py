@@ -19,6 +19,7 @@ from diffmavil.evaluation.bootstrap import (
     interval,
     mean_interval,
     median_interval,
+    precision_interval,
 )
 from diffmavil.evaluation.scores import classification_scores
 
@@ -124,12 +125,25 @@ def test_weights_stand_for_clips_that_are_drawn_again():
     drawn = torch.randint(40, (30, 40), generator=torch.Generator().manual_seed(3))
     weights = F.one_hot(drawn, 40).sum(dim=1).float()
     s, t = scores[:, 1], target[:, 1]
-    for found, metric in (
-        (average_precisions(s, t, weights), binary_average_precision),
-        (areas(s, t, weights), binary_auroc),
-    ):
-        for row, value in zip(drawn, found.tolist(), strict=True):
-            assert value == pytest.approx(metric(s[row], t[row].int()).item(), abs=1e-5)
+    for row, precision, area in zip(drawn, average_precisions(s, t, weights), areas(s, t, weights), strict=True):
+        assert area.item() == pytest.approx(binary_auroc(s[row], t[row].int()).item(), abs=1e-5)
+        expected = []
+        for mine in row[t[row]].tolist():
+            seen = torch.cat([row[row != mine], torch.tensor([mine])])
+            expected.append(t[seen][s[seen] >= s[mine]].double().mean().item())
+        assert precision.item() == pytest.approx(fmean(expected), abs=1e-5)
+    once = torch.ones(1, 40)
+    assert average_precisions(s, t, once).item() == pytest.approx(binary_average_precision(s, t.int()).item())
+
+
+def test_copies_of_rare_clips_do_not_move_the_interval():
+    """The mean precision of classes with few clips is inside its interval, and about in the middle."""
+    generator = torch.Generator().manual_seed(6)
+    target = F.one_hot(torch.arange(600) % 60, 60).bool()
+    scores = (torch.randn(600, 60, generator=generator) + 2 * target).sigmoid()
+    value = fmean(binary_average_precision(scores[:, c], target[:, c].int()).item() for c in range(60))
+    low, high = precision_interval(scores, target, seed=0)
+    assert abs((low + high) / 2 - value) < 0.2 * (high - low)
 
 
 def test_a_draw_without_the_class_has_no_number():

@@ -24,7 +24,6 @@ from diffmavil.evaluation.evaluate import evaluate
 from diffmavil.evaluation.features import KINDS, FeatureTable, extract, untrained_model
 from diffmavil.evaluation.judge import Judgement, judge
 from diffmavil.evaluation.result import ClipCounts, Evaluation, Protocol, read_evaluation
-from diffmavil.model import DiffMAViL
 from diffmavil.model.weights import export_weights
 from diffmavil.reporting.page import write_report
 
@@ -304,48 +303,6 @@ def test_features_are_those_of_the_model_in_order(config):
     assert whole.features["it"]["audio"].std(dim=0).max() > 1e-4, "clips differ"
 
 
-@pytest.mark.parametrize("crops", [2, 3])
-def test_features_of_several_crops_are_their_mean_and_the_centre_is_told(config, monkeypatch, crops):
-    held_out = split_source(config.data).held_out
-    clips = replace(held_out, clips=held_out.clips[:4])
-    model = untrained_model(config.model, seed=0)
-    seen = []
-    features = DiffMAViL.features
-
-    def spy(self, video, spec):
-        out = features(self, video, spec)
-        seen.append(out.audio.clone())
-        return out
-
-    monkeypatch.setattr(DiffMAViL, "features", spy)
-    got = extract({"it": model}, config, clips, batch_size=5, crops=crops)
-    rows = torch.cat(seen)
-    assert rows.shape[0] == 12, "three crops of four clips: with an even number, the centre is decoded besides"
-    means = torch.stack([rows[crops * i : crops * (i + 1)].mean(0) for i in range(4)])
-    torch.testing.assert_close(got.features["it"]["audio"], means)
-    assert got.centre is not None
-    torch.testing.assert_close(got.centre.features["it"]["audio"], rows[1::3] if crops == 3 else rows[8:])
-    alone = extract({"it": model}, config, clips, batch_size=4)
-    torch.testing.assert_close(got.centre.features["it"]["audio"], alone.features["it"]["audio"])
-    assert got.centre.paths == alone.paths == got.paths
-
-
-def test_several_crops_are_judged_beside_the_centre_crop(config):
-    split = split_source(config.data)
-    train, held_out = (replace(clips, clips=clips.clips[:12]) for clips in split)
-    model = untrained_model(config.model, seed=1)
-    found = evaluate(model, config, train, held_out, crops=3)
-    single = evaluate(model, config, train, held_out)
-    assert list(found.results) == [
-        *("trained", "untrained", "chance", "trained, centre crop", "untrained, centre crop")
-    ]
-    assert found.results["trained, centre crop"] == pytest.approx(single.results["trained"])
-    assert found.intervals["trained, centre crop"] == single.intervals["trained"]
-    assert found.results["trained"] != found.results["trained, centre crop"]
-    assert found.protocol.crops == 3
-    assert found.protocol.sha256 is None
-
-
 def test_bad_clips_are_skipped_counted_and_named(config, tmp_path):
     split = split_source(config.data)
     broken = tmp_path / "broken.mp4"
@@ -372,6 +329,15 @@ def test_clips_on_both_sides_are_told(config):
     few = replace(held_out, clips=[replace(clip, labels=()) for clip in held_out.clips[:6]])
     found = evaluate(untrained_model(config.model, seed=1), config, few, few)
     assert any("6 held-out clips are training clips too" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("modalities", ["audio", "video"])
+def test_a_model_of_one_modality_has_features_of_that_one_alone(config, modalities):
+    config = replace(config, model=replace(config.model, modalities=modalities))
+    clips = split_source(config.data, modalities).held_out
+    table = extract({"it": untrained_model(config.model, seed=3)}, config, replace(clips, clips=clips.clips[:3]))
+    assert table.kinds == [modalities]
+    assert table.features["it"][modalities].shape == (3, config.model.encoder.width)
 
 
 def test_the_untrained_model_is_a_function_of_the_seed(config):

@@ -141,8 +141,8 @@ def collapse(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     features = DiffMAViL.features
 
     def apply(share: float) -> None:
-        def pressed(self: DiffMAViL, video: Tensor, spec: Tensor):
-            found = features(self, video, spec)
+        def pressed(self: DiffMAViL, video: Tensor, spec: Tensor, heard: Tensor):
+            found = features(self, video, spec, heard)
             return found._replace(audio=1 + share * found.audio)
 
         monkeypatch.setattr(DiffMAViL, "features", pressed)

@@ -199,7 +199,8 @@ def _sounding(item: Item, wave: np.ndarray, heard: np.ndarray, settings: Setting
         raise BadClip(item.source, "its sound is digital silence")
     waves = torch.from_numpy(samples.astype(np.float32) / 32768.0)[None]
     found = {str(mels): moments(log_mel(waves, mels, SAMPLE_RATE)) for mels in MELS}
-    return _Sounding(_encode_sound(samples), len(samples), decoded, silent, found)
+    padded = sees(settings.modalities)
+    return _Sounding(_encode_sound(samples, padded), len(samples), decoded, silent, found)
 
 
 @dataclass(frozen=True)
@@ -317,10 +318,11 @@ def _quantized(wave: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(wave * 32767.0), -32768, 32767).astype(np.int16)
 
 
-def _encode_sound(wave: np.ndarray) -> bytes:
-    """int16 `[S]` at 16 kHz -> FLAC."""
+def _encode_sound(wave: np.ndarray, padded: bool) -> bytes:
+    """int16 `[S]` at 16 kHz -> FLAC; `padded`: with libav's 8 KB of room for tags, more than a spoken digit takes."""
     file = io.BytesIO()
-    with av.open(file, "w", format="flac") as container:
+    options = {} if padded else {"metadata_header_padding": "0"}
+    with av.open(file, "w", format="flac", options=options) as container:
         stream = container.add_stream("flac", rate=SAMPLE_RATE, layout="mono", format="s16")
         stream.codec_context.thread_count = 1
         frame_size = stream.codec_context.frame_size or 4096

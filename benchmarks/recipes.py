@@ -1,0 +1,196 @@
+"""What pretraining is worth on a recipe's set: fine-tuned from pretrained weights and from scratch, and probed frozen.
+
+    python benchmarks/recipes.py fsdd --data TABLES --json benchmarks/results/recipes.jsonl
+    python benchmarks/recipes.py table --json benchmarks/results/recipes.jsonl
+
+TABLES is the folder that `python -m recipes.NAME.tables` wrote, or one of prepared sets of the same names. The settings
+are those of recipes/NAME/pretrain.yaml and finetune.yaml. Each seed and split (ESC's folds) is pretrained by every
+preset, once, probed, and fine-tuned; from scratch is fine-tuned alone. One line of JSON for each, written as soon as it
+is known; what a file already holds is not run again, so that the study can be stopped at any time. `cpu_seconds` are
+those of all cores, decoding included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    # Run by path: Python puts this folder first, where kernels.py would hide the package `kernels` of the Hub.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), str(here.parent / "kernels"), *(p for p in sys.path if Path(p).resolve() != here)]
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.identity import ROOT, identity
+from benchmarks.kernels import write
+from benchmarks.quality import cpu_seconds_of_children, python, read
+from diffmavil.evaluation.classification import read_classification
+from diffmavil.evaluation.result import read_evaluation
+
+SCRATCH = "none"
+PRESETS = ("mavil-tiny", "diffmavil-tiny", "diffmavil-tiny-fast")
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names in the folder of tables: what is pretrained on, fine-tuned and probed on, and scored on."""
+
+    pretrain: str
+    train: str
+    test: str
+
+
+RECIPES = {
+    "fsdd": {"": Split("train", "train", "test")},
+    "esc10": {f"fold {k}": Split(f"fold{k}-train", f"fold{k}-train", f"fold{k}-test") for k in range(1, 6)},
+    "grid": {"words": Split("train-clips", "train-words", "test-words")},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One line's first keys. `source`: the preset that it was pretrained by, or "none"."""
+
+    recipe: str
+    split: str
+    source: str
+    seed: int
+
+
+def cells(recipe: str, seeds: Sequence[int], splits: Sequence[str], sources: Sequence[str]) -> Iterator[Cell]:
+    for seed in seeds:
+        for split in splits or RECIPES[recipe]:
+            for source in sources:
+                yield Cell(recipe, split, source, seed)
+
+
+def run(cell: Cell, data: Path, folder: Path, extra: Sequence[str]) -> Result:
+    """Pretrain, probe and fine-tune in processes of their own."""
+    names, settings = RECIPES[cell.recipe][cell.split], ROOT / "recipes" / cell.recipe
+    common = ["--train.seed", str(cell.seed), "--train.no-report", *extra]
+    scored = ["--data.root", place(data, names.train), "--data.eval-root", place(data, names.test)]
+    found: Result = {}
+    source = SCRATCH
+    if cell.source != SCRATCH:
+        source = str(folder / "pretrained")
+        clips = ["--data.root", place(data, names.pretrain), "--data.eval-root", place(data, names.test)]
+        config = ["--config", str(settings / "pretrain.yaml")]
+        before = cpu_seconds_of_children()
+        python("diffmavil.train", cell.source, *config, "--run-dir", source, *clips, *common)
+        found["pretrain_cpu_seconds"] = cpu_seconds_of_children() - before
+        python("diffmavil.evaluate", "--run-dir", source, *scored)
+        evaluation = read_evaluation(Path(source))
+        assert evaluation
+        found["probes"] = evaluation.results
+    before = cpu_seconds_of_children()
+    tuned = folder / "fine-tuned"
+    config = ["--config", str(settings / "finetune.yaml")]
+    if source == SCRATCH:  # what is learnt from nothing is learnt at every height alike
+        config += ["--optim.layer-decay", "1"]
+    python("diffmavil.finetune", *config, "--from", source, "--run-dir", str(tuned), *scored, *common)
+    found["finetune_cpu_seconds"] = cpu_seconds_of_children() - before
+    scores = read_classification(tuned)
+    assert scores
+    return found | {"results": scores.results, "headline": scores.headline, "clips": scores.clips}
+
+
+def place(data: Path, name: str) -> str:
+    """A prepared set of that name, or the table."""
+    return str(data / name if (data / name).is_dir() else data / f"{name}.csv")
+
+
+def summary(results: Sequence[Result]) -> Table:
+    """A row for each recipe and source: mean and standard deviation over the seeds, of which each is a mean over the
+    splits that all sources have.
+    """
+    table = Table(title="held-out clips; mean and standard deviation over the seeds", title_justify="left")
+    for name in ("recipe", "source", "seeds", "splits", "fine-tuned", "probe", "untrained probe", "CPU s of a split"):
+        table.add_column(name, justify="left" if name in ("recipe", "source") else "right")
+    for recipe, source in dict.fromkeys((r["recipe"], r["source"]) for r in results):
+        rows = [r for r in results if (r["recipe"], r["source"]) == (recipe, source)]
+        seeds = sorted({r["seed"] for r in rows})
+        splits = sorted({r["split"] for r in rows})
+        seconds = [r.get("pretrain_cpu_seconds", 0) + r["finetune_cpu_seconds"] for r in rows]
+        numbers = [_by_seed(rows, seeds, value) for value in (_tuned, _probe("trained"), _probe("untrained"))]
+        cells = (str(len(seeds)), str(len(splits)), *numbers, f"{statistics.mean(seconds):,.0f}")
+        table.add_row(recipe, "from scratch" if source == SCRATCH else source, *cells)
+    return table
+
+
+def _by_seed(rows: Sequence[Result], seeds: Sequence[int], value: Any) -> str:
+    means = []
+    for seed in seeds:
+        found = [value(r) for r in rows if r["seed"] == seed]
+        if any(x is None for x in found):
+            return ""
+        means.append(statistics.mean(found))
+    spread = f" ± {100 * statistics.stdev(means):.1f}" if len(means) > 1 else ""
+    return f"{100 * statistics.mean(means):.1f}{spread} %"
+
+
+def _tuned(result: Result) -> float:
+    weights, crops, metric = (result["headline"][name] for name in ("weights", "crops", "metric"))
+    return result["results"][weights][crops][metric]
+
+
+def _probe(model: str) -> Any:
+    def value(result: Result) -> float | None:
+        metrics = result.get("probes", {}).get(model, {})
+        return next(
+            (metrics[f"probe/{kind}"] for kind in ("fused", "audio", "video") if f"probe/{kind}" in metrics), None
+        )
+
+    return value
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks/recipes.py", description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("recipe", choices=(*RECIPES, "table"))
+    add("--json", type=Path, metavar="FILE", required=True, help="lines are appended; those there are not run again")
+    add("--data", type=Path, metavar="TABLES", help="folder of the recipe's tables or prepared sets")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--split", action="append", default=[], help="repeat for several; default all of the recipe")
+    add("--source", action="append", choices=(SCRATCH, *PRESETS), help="repeat for several; default all")
+    add("--extra", default="", help="further flags of both commands, in one string")
+    args = parser.parse_args(argv)
+    if args.recipe != "table":
+        if args.data is None or not args.data.is_dir():
+            parser.error(f"--data {args.data}: must be the folder of the recipe's tables")
+        for split in args.split:
+            if split not in RECIPES[args.recipe]:
+                parser.error(f"--split {split!r}: must be one of {', '.join(RECIPES[args.recipe])}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    console = Console(width=None if sys.stdout.isatty() else 132)
+    if args.recipe != "table":
+        known = {Cell(r["recipe"], r["split"], r["source"], r["seed"]) for r in read(args.json)}
+        for cell in cells(args.recipe, args.seeds, args.split, args.source or (SCRATCH, *PRESETS)):
+            if cell in known:
+                console.print(f"known: {cell}", highlight=False)
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                found = run(cell, args.data.absolute(), Path(folder), args.extra.split())
+            write(args.json, {**vars(cell), **found, **identity(torch.device("cpu"))})
+            console.print(f"{cell}: {100 * _tuned(found):.1f} %", highlight=False)
+    results = read(args.json)
+    if results:
+        console.print(summary(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
