@@ -384,7 +384,7 @@ def test_from_a_fine_tuned_run(arguments, whole, tmp_path):
         ),
         (("--from", "DEAF", "--task", "audio"), "--task='audio': must be 'video': the weights have nothing else"),
         (("--from", "DEAF", "--task", "av"), "--task='av': must be 'video': the weights have nothing else"),
-        (("--from", "UNMEASURED"), r"model\.audio\.mean, model\.audio\.std='not known to the weights'"),
+        (("--from", "UNMEASURED"), r"--model\.audio\.mean and \.std: must be given, as the weights"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
