@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> None:
         write_run(run, config, peers)
         chosen_by = split.validation.note if split.validation else "none held back to choose the best weights by"
         told = {"training": split.train.note, "validation": chosen_by, "held out": split.test.note}
-        run = run.noting("; ".join(f"{what}: {note}" for what, note in told.items()))
+        for what, note in told.items():
+            run = run.noting(f"{what}: {note}")
         with usage_errors():
             task = Classification(config, peers.device, clips=split.train)
             for line in begin(task.model, config) if run.checkpoint is None else []:

@@ -39,6 +39,10 @@ class ConfigFile:
         require(name is None or isinstance(name, str), f"--config {path}: preset", name, "the name of a preset")
         return cls(path, name, data)
 
+    def sets(self, section: str, name: str) -> bool:
+        """Whether it has the setting `section.name`."""
+        return name in (self.settings.get(section) or {})
+
     def over(self, config: C) -> C:
         """The config with these settings. Raises `ValueError` for one that is unknown or not allowed."""
         try:

@@ -65,12 +65,14 @@ def parse_finetune(
             require(name in FINETUNE_PRESETS, "preset", name, f"one of {', '.join(FINETUNE_PRESETS)}")
             recipe = FINETUNE_PRESETS[name]
             start = file.over(_adapted(recipe, pretrained, flag(argv, "task") or "auto", source or NOTHING))
+            if file.sets("train", "steps") and not file.sets("head", "epochs"):
+                start = _by_steps(start)
         elif source is not None:
             raise UsageError("--from beside --resume: the run goes on from its own checkpoint; leave it out")
         if not isinstance(start, FinetuneConfig):
             raise UsageError("--run-dir: holds a pretraining run: python -m diffmavil.train goes on with it")
         if flag(argv, "train.steps") is not None and flag(argv, "head.epochs") is None:
-            start = replace(start, head=replace(start.head, epochs=None))
+            start = _by_steps(start)
         args = parse_flags(
             _FinetuneArguments,
             argv,
@@ -81,8 +83,15 @@ def parse_finetune(
     except ValueError as error:
         raise UsageError(str(error)) from error
     config = FinetuneConfig(**{f.name: getattr(args, f.name) for f in fields(FinetuneConfig)})
+    if config.head.source != NOTHING and config.model.hears and config.model.audio.mean is None:
+        raise UsageError("--model.audio.mean and .std: must be given, as the weights, which do not tell, were trained")
     options = FinetuneOptions(**{f.name: getattr(args, f.name) for f in fields(FinetuneOptions)})
     return name or "finetune", config, options
+
+
+def _by_steps(config: FinetuneConfig) -> FinetuneConfig:
+    """Whoever says how many steps there are does not want them counted from the preset's epochs."""
+    return replace(config, head=replace(config.head, epochs=None))
 
 
 def _adapted(recipe: FinetuneConfig, pretrained: Config | None, task: str, source: str) -> FinetuneConfig:
@@ -92,8 +101,5 @@ def _adapted(recipe: FinetuneConfig, pretrained: Config | None, task: str, sourc
         there = pretrained.model.modalities if pretrained else "av"
         require(there in ("av", task), "--task", task, f"{there!r}: the weights have nothing else")
         model = replace(model, modalities=task)
-    if pretrained is not None and model.hears and model.audio.mean is None:
-        given = "not known to the weights"
-        require(False, "model.audio.mean, model.audio.std", given, "given, as the weights were trained with")
     data = recipe.data if pretrained is None else replace(recipe.data, cache=pretrained.data.cache)
     return replace(recipe, model=model, data=data, head=replace(recipe.head, source=source))

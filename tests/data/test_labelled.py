@@ -6,6 +6,7 @@ import wave
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,11 +52,11 @@ def table(tmp_path: Path) -> Callable[[str, str], str]:
     return make
 
 
-def config(root: str, eval_root: str | None = None, more: tuple[str, ...] = (), **head: object) -> FinetuneConfig:
+def config(root: str, eval_root: str | None = None, more: tuple[str, ...] = (), **head: Any) -> FinetuneConfig:
     model = ModelConfig(modalities="audio", audio=AudioConfig(mean=-5.0, std=4.0))
     return FinetuneConfig(
         model=model, data=DataConfig(root=root, eval_root=eval_root, more=more), head=HeadConfig(**head)
-    )  # type: ignore[arg-type]
+    )
 
 
 def rows(count: int, *labels: str) -> str:

@@ -198,7 +198,8 @@ def test_evaluation_crops(good: ClipSet) -> None:
     batches = list(eval_batches(config(), good, batch_size=5, crops=3))
     joined = join(batches)
     assert [len(batch) for batch in batches] == [5] * 7 + [1]
-    assert joined["position"].tolist() == [i // 3 for i in range(3 * CLIPS)]  # type: ignore[union-attr]
+    assert joined["position"].tolist() == list(range(3 * CLIPS))  # type: ignore[union-attr]
+    assert torch.cat([batch.clip for batch in batches]).tolist() == [i // 3 for i in range(3 * CLIPS)]
     wave = joined["wave"]
     assert isinstance(wave, torch.Tensor)
     assert not torch.equal(wave[0], wave[1])

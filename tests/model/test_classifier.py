@@ -293,8 +293,9 @@ def test_fusion_blocks_beyond_the_pretrained_ones_begin_as_the_identity(build, c
     told = start_from(deeper, pretrained.state_dict())
     assert "new, beginning as the identity: 2 fusion blocks" in told
     deeper.head.load_state_dict(model.head.state_dict())
+    video, spec = clips(3)
     with torch.no_grad():
-        scores = [one.scores(*clips(3), heard(3)) for one in (model, deeper)]
+        scores = [one.scores(video, spec, heard(3)) for one in (model, deeper)]
     assert torch.equal(scores[0], scores[1])
     (loss,) = deeper(*clips(3), heard(3), one_hot(3), seed=0, offset=0)
     loss.backward()

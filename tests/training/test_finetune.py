@@ -1,0 +1,430 @@
+"""Whole fine-tunings on a few short sounds: what is written, resume, signals, many processes, wrong arguments."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffmavil.config import FinetuneConfig
+from diffmavil.config.cli import parse_train, run_main
+from diffmavil.config.errors import UsageError
+from diffmavil.config.files import load_config
+from diffmavil.config.presets import PRESETS
+from diffmavil.evaluate import main as evaluate
+from diffmavil.evaluation.classification import Classification, read_classification
+from diffmavil.evaluation.validation import read_best
+from diffmavil.finetune import main
+from diffmavil.model import DiffMAViL
+from diffmavil.model.classifier import Classifier
+from diffmavil.model.weights import export_weights, load_classifier, read_weights
+from diffmavil.training.checkpoint import checkpoints
+from diffmavil.training.metrics import read_metrics
+from tests.runs import losses
+from tests.training.test_init import save_image_mae
+
+PITCHES = {"high": 4000, "low": 300, "middle": 1200}
+MODEL = (
+    *(
+        "--model.audio.frames",
+        "64",
+        "--model.audio.mels",
+        "32",
+        "--model.video.size",
+        "32",
+        "--model.video.frames",
+        "4",
+    ),
+    *("--model.encoder.depth", "1", "--model.encoder.width", "48", "--model.encoder.heads", "3"),
+)
+RUN = (
+    *("--data.workers", "0", "--train.batch-size", "4", "--train.log-every", "1", "--train.precision", "fp32"),
+    *("--optim.lr", "3e-3", "--head.mixup", "0.2", "--head.ema", "0.8", "--head.crops", "2", "--train.no-report"),
+)
+STEPS = 20
+
+
+def write_tone(path: Path, pitch: float, seconds: float = 1.5) -> None:
+    times = np.arange(round(16_000 * seconds)) / 16_000
+    sound = 8000 * np.sin(2 * np.pi * pitch * times) * (0.6 + 0.4 * np.sin(20 * times))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(sound.astype(np.int16).tobytes())
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders train and test of three pitches, and several.csv, whose clips carry one or two labels."""
+    root = tmp_path_factory.mktemp("sounds")
+    for split, count in (("train", 16), ("test", 4)):
+        for label, pitch in PITCHES.items():
+            for i in range(count):
+                write_tone(root / split / label / f"{label}-{i}.wav", pitch * (1 + i / 100))
+    lines = [f"train/{label}/{label}-{i}.wav,{label}{';loud' if i % 2 else ''}" for label in PITCHES for i in range(12)]
+    (root / "several.csv").write_text("\n".join(["path,labels", *lines]) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the weights of a very small model of sound and picture."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    config = PRESETS["diffmavil-tiny"]
+    small = config.model
+    audio = replace(small.audio, frames=64, mels=32, mean=-8.0, std=5.0)
+    encoder = replace(small.encoder, depth=1, width=48)
+    video = replace(small.video, size=32, frames=4)
+    config = replace(config, model=replace(small, audio=audio, video=video, encoder=encoder))
+    torch.manual_seed(0)
+    export_weights(DiffMAViL(config.model), config, folder / "model.safetensors")
+    (folder / "config.yaml").write_text("")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As the processes that these runs are compared with."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def arguments(sounds: Path, weights: Path, cache: Path) -> Callable[..., list[str]]:
+    def make(folder: Path, *flags: str, start: str | None = None) -> list[str]:
+        clips = ["--data.root", str(sounds / "train"), "--data.eval-root", str(sounds / "test")]
+        beginning = ["--from", start or str(weights), "--task", "audio", "--train.steps", str(STEPS)]
+        return [*beginning, "--run-dir", str(folder), "--data.cache", str(cache), *clips, *RUN, *flags]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(arguments, tmp_path_factory) -> Path:
+    """A run from weights, never interrupted."""
+    folder = tmp_path_factory.mktemp("finetuned") / "whole"
+    main(arguments(folder))
+    return folder
+
+
+def result(folder: Path) -> Classification:
+    found = read_classification(folder)
+    assert found is not None
+    return found
+
+
+def test_a_run_writes_weights_and_their_scores(whole, weights):
+    assert {path.name for path in whole.glob("*.safetensors")} == {
+        f"{name}.safetensors" for name in ("model", "best", "average", "ema")
+    }
+    found = result(whole)
+    assert (found.task, found.labels, found.source) == ("audio", "one", str(weights))
+    assert found.classes == ["high", "low", "middle"]
+    assert set(found.results) == {"last", "best", "average", "ema"}
+    assert all(set(by_crops) == {"1", "2"} for by_crops in found.results.values())
+    assert found.headline == {"weights": "best", "crops": "2", "metric": "top1"}
+    assert found.results["last"]["1"]["top1"] > 0.6, "three pitches are not told apart"
+    assert found.clips["test"] == {"listed": 12, "used": 12}
+    assert found.clips["train"] + found.clips["validation"] == 48
+    assert np.array(found.confusion).sum() == 12
+    assert found.steps["last"] == STEPS
+    config = load_config(whole / "config.yaml")
+    assert isinstance(config, FinetuneConfig)
+    assert config.head.classes == ("high", "low", "middle")
+    assert config.model.audio.mean == -8.0  # the weights' own
+
+
+def test_the_best_weights_are_those_of_the_best_validation(whole):
+    records = [record for record in read_metrics(whole) if "val/top1" in record]
+    assert len(records) == STEPS // 2  # every probe_every, a tenth of the steps
+    best = max(record["val/top1"] for record in records)
+    first = next(record["step"] for record in records if record["val/top1"] == best)
+    assert read_best(whole / "best.safetensors") == (first, best)
+    assert result(whole).steps["best"] == first
+    assert not any("val/top1" in record for record in read_metrics(whole) if record["step"] % 2)
+
+
+def test_the_average_is_that_of_the_last_quarter_and_not_of_the_start(whole):
+    last, mean, ema = (load_file(whole / f"{name}.safetensors") for name in ("model", "average", "ema"))
+    assert last.keys() == mean.keys() == ema.keys()
+    apart = [(last["head.weight"] - other["head.weight"]).norm() for other in (mean, ema)]
+    assert all(0 < x < 0.5 * last["head.weight"].norm() for x in apart)
+
+
+def test_from_scratch_with_several_labels_and_weighted_loss(arguments, sounds, tmp_path, capsys):
+    flags = ("--data.root", str(sounds / "several.csv"), "--data.eval-root", str(sounds / "several.csv"))
+    short = ("--train.steps", "8", "--head.balance", "loss", "--head.average", "0", "--head.ema", "0", *MODEL)
+    main(arguments(tmp_path / "run", *flags, *short, start="none"))
+    found = result(tmp_path / "run")
+    assert (found.labels, found.source, found.confusion) == ("several", "none", None)
+    assert found.classes == ["high", "loud", "low", "middle"]
+    assert found.headline["metric"] == "mAP"
+    assert set(found.results) == {"last", "best"}
+    assert found.chance["mAP"] == pytest.approx(0.375, abs=0.01)
+    said = capsys.readouterr().out
+    assert " | val mAP " in said
+    assert "fine-tuned from none" in said
+    assert "│ best, centre " in said, "the table is folded"
+
+
+def test_start_is_told(arguments, tmp_path, capsys):
+    main(arguments(tmp_path / "run", "--train.steps", "1", "--head.balance", "sampling", "--head.crops", "1"))
+    said = capsys.readouterr().out
+    assert "taken from the weights: " in said
+    assert "left over: audio.decoder, fusion.audio_type, fusion.blocks, fusion.norm, fusion.video_type, video." in said
+    assert "clips of the training set held back by a hash of their names\nheld out: 12 clips of " in said
+
+
+def test_an_image_mae_is_another_start_from_scratch(arguments, tmp_path, capsys):
+    file = save_image_mae(tmp_path / "mae.pth")
+    flags = ("--init", str(file), *MODEL, "--train.steps", "1", "--optim.lr", "1e-12")
+    main(arguments(tmp_path / "run", *flags, start="none"))
+    assert "init: " in capsys.readouterr().out
+    there, here = torch.load(file)["model"], load_file(tmp_path / "run" / "model.safetensors")
+    assert torch.allclose(here["audio.encoder.norm.bias"], there["norm.bias"], atol=1e-6)
+    with pytest.raises((UsageError, SystemExit)):
+        main(arguments(tmp_path / "other", "--init", str(file)))
+
+
+def command(argv: list[str], nproc: int = 1) -> list[str]:
+    launcher = ["-m"]
+    if nproc > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc), "-m"]
+    return [sys.executable, *launcher, "diffmavil.finetune", *argv]
+
+
+def interrupted(argv: list[str], environment: dict[str, str], number: signal.Signals, after: Callable[[], bool]) -> Any:
+    """Run, and send a signal as soon as `after` is true: (exit code, what was printed)."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command(argv), env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not after():
+        assert time.monotonic() < deadline, "the run never came so far"
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+def check_same(folder: Path, whole: Path) -> None:
+    """Losses, every kind of weights, and all that was found, to the last bit."""
+    assert losses(folder) == losses(whole)
+    for file in whole.glob("*.safetensors"):
+        ours, theirs = load_file(folder / file.name), load_file(file)
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items()), file.name
+    assert replace(result(folder), date="") == replace(result(whole), date="")
+    assert read_best(folder / "best.safetensors") == read_best(whole / "best.safetensors")
+
+
+def test_kill_9_and_resume_as_if_nothing_had_been(arguments, whole, environment, tmp_path):
+    """The exponential mean, the average, and the best weights so far are those of an uninterrupted run."""
+    folder = tmp_path / "killed"
+    argv = arguments(folder, "--train.checkpoint-every", "3")
+    code, said = interrupted(argv, environment, signal.SIGKILL, lambda: len(checkpoints(folder)) == 2)
+    assert code == -signal.SIGKILL, said
+    assert read_metrics(folder)[-1]["step"] < STEPS
+    main(["--run-dir", str(folder), "--resume"])
+    check_same(folder, whole)
+    (folder / "classification.json").unlink()
+    (folder / "model.safetensors").unlink()
+    main(["--run-dir", str(folder), "--resume"])  # killed after the last step, before it was scored
+    check_same(folder, whole)
+
+
+def test_sigterm_saves_exits_0_and_the_run_goes_on(arguments, whole, environment, tmp_path):
+    folder = tmp_path / "terminated"
+    code, said = interrupted(arguments(folder), environment, signal.SIGTERM, lambda: bool(read_metrics(folder)))
+    assert code == 0, said
+    assert "--resume goes on from there" in said
+    assert len(checkpoints(folder)) == 1
+    assert not (folder / "classification.json").exists()
+    main(["--run-dir", str(folder), "--resume"])
+    check_same(folder, whole)
+
+
+@pytest.mark.slow
+def test_two_processes_follow_the_losses_of_one(arguments, whole, environment, tmp_path):
+    folder = tmp_path / "two"
+    argv = command(arguments(folder, "--train.steps", "6"), nproc=2)
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    main(arguments(tmp_path / "one", "--train.steps", "6"))
+    one, two = losses(tmp_path / "one"), losses(folder)
+    assert one.keys() == two.keys()
+    for step in one:
+        assert two[step] == pytest.approx(one[step], rel=2e-4, abs=2e-4), step
+    for kind, by_crops in result(tmp_path / "one").results.items():
+        assert result(folder).results[kind]["2"]["mAP"] == pytest.approx(by_crops["2"]["mAP"], abs=0.02)
+    assert not (folder / "checkpoints" / "step-00000003").exists()
+
+
+# Scored again
+
+
+@pytest.fixture
+def copied(whole, tmp_path) -> Path:
+    folder = tmp_path / "copied"
+    folder.mkdir()
+    for file in (*whole.glob("*.safetensors"), *whole.glob("*.json"), *whole.glob("*.jsonl"), whole / "config.yaml"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def reports(monkeypatch) -> list[Path]:
+    """Folders of which a report was asked for, and not drawn."""
+    asked: list[Path] = []
+    monkeypatch.setattr("diffmavil.evaluate.write_report", lambda folder: asked.append(folder) or folder)
+    return asked
+
+
+def test_evaluate_finds_what_the_run_found(copied, whole, reports, capsys):
+    (copied / "classification.json").unlink()
+    evaluate(["--run-dir", str(copied), "--batch-size", "4"])
+    assert replace(result(copied), date="") == replace(result(whole), date="")
+    assert reports == [copied]
+    assert "│ best, 2 crops * " in capsys.readouterr().out
+
+
+def test_evaluate_on_other_clips_with_other_crops(copied, whole, reports, tmp_path):
+    """The training clips need not be there any more."""
+    write_tone(tmp_path / "other" / "high" / "a.wav", 4100)
+    write_tone(tmp_path / "other" / "low" / "b.wav", 320)
+    (tmp_path / "other" / "low" / "bad.wav").write_bytes(b"RIFF no sound")
+    (copied / "ema.safetensors").unlink()
+    evaluate(["--run-dir", str(copied), "--data.eval-root", str(tmp_path / "other"), "--crops", "3"])
+    found = result(copied)
+    assert found.clips == {**result(whole).clips, "test": {"listed": 3, "used": 2}}
+    assert [Path(path).name for path in found.skipped] == ["bad.wav"]
+    assert set(found.results) == {"last", "best", "average"}
+    assert set(found.results["last"]) == {"1", "3"}
+    assert found.sources["train"] == result(whole).sources["train"]
+    assert str(tmp_path / "other") in str(found.sources["test"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--data.eval-root", "OTHER"), r"data\.eval_root=\"clips of 'cow'\": must be of the training clips' classes"),
+        (("--data.eval-root", "nowhere"), r"data\.eval_root='nowhere' does not exist"),
+        (
+            ("--data.root", "x"),
+            r"--data\.root='x': must be left out of a fine-tuned run.*--data\.eval-root names other",
+        ),
+        (("--weights", "x.safetensors"), r"--weights='x\.safetensors': must be left out of a fine-tuned run"),
+        (("--features", "x.safetensors"), r"--features='x\.safetensors': must be left out of a fine-tuned run"),
+    ],
+    ids=["classes", "nowhere", "root", "weights", "features"],
+)
+def test_evaluate_refuses(copied, reports, tmp_path, flags, says):
+    write_tone(tmp_path / "cows" / "cow" / "a.wav", 4100)
+    write_tone(tmp_path / "cows" / "low" / "b.wav", 320)
+    before = (copied / "classification.json").read_bytes()
+    with pytest.raises(UsageError, match=says):
+        evaluate(["--run-dir", str(copied), *(str(tmp_path / "cows") if flag == "OTHER" else flag for flag in flags)])
+    assert (copied / "classification.json").read_bytes() == before
+
+
+def test_fine_tuned_weights_are_no_pretrained_ones(whole, weights, tmp_path):
+    with pytest.raises(UsageError, match="holds no run"):
+        evaluate(["--run-dir", str(tmp_path), "--weights", str(whole / "best.safetensors")])
+    (weights / "config.yaml").write_text("model: {}\n")
+    with pytest.raises(UsageError, match="holds a fine-tuned classifier, where a pretrained model is needed"):
+        evaluate(["--run-dir", str(weights), "--weights", str(whole / "best.safetensors")])
+    with pytest.raises(UsageError, match="holds a pretrained model, where a fine-tuned classifier is needed"):
+        load_classifier(weights / "model.safetensors")
+
+
+def test_from_a_fine_tuned_run(arguments, whole, tmp_path):
+    main(
+        arguments(tmp_path / "run", "--train.steps", "1", "--optim.lr", "1e-12", start=str(whole / "best.safetensors"))
+    )
+    model, _ = load_classifier(tmp_path / "run" / "model.safetensors")
+    assert isinstance(model, Classifier)
+    theirs = load_file(whole / "best.safetensors")
+    name = "audio.encoder.blocks.0.mlp.0.weight"
+    assert torch.allclose(model.state_dict()[name], theirs[name], atol=1e-6)
+
+
+# Wrong arguments
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ((), r"--from is needed: a run folder or its weights to start from, or 'none' for scratch"),
+        (("--from", "nowhere"), "nowhere: cannot be read as exported weights: .*No such file"),
+        (("--from", "EMPTY"), r"holds no model\.safetensors; it is written when a run ends"),
+        (("finetune-huge", "--from", "none"), "preset='finetune-huge': must be one of finetune-tiny, finetune-small"),
+        (("--run-dir", "FINETUNED"), "--from is needed"),
+        (("--run-dir", "FINETUNED", "--from", "none"), "already holds a run; add --resume"),
+        (("--run-dir", "FINETUNED", "--resume", "--from", "none"), "--from beside --resume: .*leave it out"),
+        (("finetune-tiny", "--run-dir", "FINETUNED", "--resume"), "preset 'finetune-tiny' beside --resume"),
+        (("--resume",), "--resume needs --run-dir"),
+        (
+            ("--run-dir", "PRETRAINED", "--resume"),
+            r"holds a pretraining run: python -m diffmavil\.train goes on with it",
+        ),
+        (("--from", "DEAF", "--task", "audio"), "--task='audio': must be 'video': the weights have nothing else"),
+        (("--from", "DEAF", "--task", "av"), "--task='av': must be 'video': the weights have nothing else"),
+        (("--from", "UNMEASURED"), r"--model\.audio\.mean and \.std: must be given, as the weights"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_wrong_arguments(whole, weights, tmp_path, argv, says):
+    (tmp_path / "empty").mkdir()
+    config = read_weights(weights / "model.safetensors")[1]
+    (tmp_path / "pretraining").mkdir()
+    (tmp_path / "pretraining" / "config.yaml").write_text("train: {steps: 3}\n")
+    deaf = replace(config, model=replace(config.model, modalities="video"))
+    unmeasured = replace(config.model, audio=replace(config.model.audio, mean=None, std=None))
+    places = {"EMPTY": tmp_path / "empty", "FINETUNED": whole, "PRETRAINED": tmp_path / "pretraining"}
+    for name, one in (("DEAF", deaf), ("UNMEASURED", replace(config, model=unmeasured))):
+        places[name] = tmp_path / f"{name}.safetensors"
+        export_weights(torch.nn.Linear(1, 1), one, places[name])
+    with pytest.raises(UsageError, match=says):
+        main([str(places.get(word, word)) for word in argv])
+
+
+def test_a_pretraining_cannot_go_on_with_a_fine_tuning(whole):
+    with pytest.raises(UsageError, match=r"holds a fine-tuning run: python -m diffmavil\.finetune goes on with it"):
+        parse_train(["--run-dir", str(whole), "--resume"])
+
+
+@pytest.mark.parametrize("argv", [["--from", "nowhere"], ["--from", "none", "--task", "taste"]], ids=["from", "task"])
+def test_mistakes_end_with_code_2_and_a_message(argv, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["finetune", *argv])
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert ended.value.code == 2
+    assert argv[-1] in capsys.readouterr().err
+
+
+def test_an_odd_batch_cannot_be_mixed(arguments, tmp_path):
+    with pytest.raises(UsageError, match=r"train\.batch_size=3: must be an even number for each of 1 processes"):
+        main(arguments(tmp_path / "run", "--train.batch-size", "3"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_head_blocks_freeze_the_pretrained_encoder(arguments, weights, tmp_path):
+    main(arguments(tmp_path / "run", "--head.blocks", "0", "--train.steps", "4", "--head.crops", "1"))
+    ours, theirs = load_file(tmp_path / "run" / "model.safetensors"), load_file(weights / "model.safetensors")
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items() if ".encoder." in name)
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 4
