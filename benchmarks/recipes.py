@@ -119,7 +119,7 @@ def place(data: Path, name: str) -> str:
 
 
 def summary(results: Sequence[Result]) -> Table:
-    """A row for each recipe, task and source: mean and deviation over the seeds, of which each is a mean over splits."""
+    """A row for each recipe, task and source: mean and deviation over the seeds, each of which is a mean over splits."""
     table = Table(title="held-out clips; mean and standard deviation over the seeds", title_justify="left")
     for name in ("recipe", "source", "seeds", "splits", "fine-tuned", "probe", "untrained probe", "CPU s of a split"):
         table.add_column(name, justify="left" if name in ("recipe", "source") else "right")
@@ -141,8 +141,9 @@ def summary(results: Sequence[Result]) -> Table:
 def _by_seed(rows: Sequence[Result], seeds: Sequence[int], value: Value) -> str:
     means = []
     for seed in seeds:
-        found = [value(r) for r in rows if r["seed"] == seed]
-        if any(x is None for x in found):
+        mine = [r for r in rows if r["seed"] == seed]
+        found = [x for x in map(value, mine) if x is not None]
+        if len(found) < len(mine):
             return ""
         means.append(statistics.mean(found))
     spread = f" ± {100 * statistics.stdev(means):.1f}" if len(means) > 1 else ""
