@@ -119,7 +119,7 @@ def place(data: Path, name: str) -> str:
 
 
 def summary(results: Sequence[Result]) -> Table:
-    """A row for each recipe, task and source: mean and deviation over the seeds, each of which is a mean over splits."""
+    """A row for each recipe, task and source: mean and deviation over the seeds, each a mean over its splits."""
     table = Table(title="held-out clips; mean and standard deviation over the seeds", title_justify="left")
     for name in ("recipe", "source", "seeds", "splits", "fine-tuned", "probe", "untrained probe", "CPU s of a split"):
         table.add_column(name, justify="left" if name in ("recipe", "source") else "right")
