@@ -11,6 +11,7 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import VideoFrame
 
+from diffmavil.data.library import FFMPEG_9
 from diffmavil.data.windows import Span
 
 _ANEW = 1.0
@@ -88,6 +89,7 @@ class Extent:
         self._sample_rate = getattr(stream, "sample_rate", None)
         self._start, self._end = float("inf"), float("-inf")
         self._unheard = 0.0
+        self._before: int | None = None
         self._times: list[float] = []
 
     @property
@@ -112,7 +114,8 @@ class Extent:
         if self._sample_rate and packet.has_sidedata("skip_samples"):
             head, tail = struct.unpack_from("<II", packet.get_sidedata("skip_samples"))
             self._unheard = head / self._sample_rate
-            end -= tail / self._sample_rate
+            end -= max(0.0, tail / self._sample_rate - self._left_out(packet))
+        self._before = packet.duration
         if self._unheard:
             begin = min(end, begin + self._unheard)
             self._unheard -= begin - when
@@ -123,6 +126,16 @@ class Extent:
         self._times.append(when)
         self._start, self._end = min(self._start, begin), max(self._end, end)
         return Span(begin, end)
+
+    def _left_out(self, packet: Packet) -> float:
+        """Seconds of what fills up the last packet that its duration leaves out already.
+
+        FFmpeg 9 says of more packets how many of their samples to throw away. The duration beside it is without them
+        where libav wrote AAC or Opus, and with them for MP3 and where an edit list ends. The packet before is whole.
+        """
+        if not FFMPEG_9 or not packet.duration or not self._before:
+            return 0.0
+        return max(0, self._before - packet.duration) * self._tick
 
 
 class Slots:

@@ -21,9 +21,11 @@ from av.stream import Stream
 av.logging.set_level(None)
 av.logging.set_libav_level(av.logging.PANIC)
 
+FFMPEG_9 = int(av.__version__.partition(".")[0]) >= 19
+"""Whether the library is FFmpeg 9, which PyAV 19 brings."""
 
 # PyAV 19 reads tags of any bytes, and no longer takes this.
-_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+_TAGS: dict[str, Any] = {} if FFMPEG_9 else {"metadata_errors": "replace"}
 
 
 class BadClip(Exception):

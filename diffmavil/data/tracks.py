@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple, cast
 
-import av
 from av.audio.stream import AudioStream
 from av.codec.context import Flags2
 from av.container import InputContainer
@@ -17,12 +16,8 @@ from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from diffmavil.config import Modalities
-from diffmavil.data.library import BadClip, library_errors
+from diffmavil.data.library import FFMPEG_9, BadClip, library_errors
 from diffmavil.data.modalities import hears, sees
-
-# FFmpeg 9, of PyAV 19, takes the samples that prime a decoder from the first packets that it is given, wherever in the
-# file they are. They lie before the track's start, and sound is placed by its time: they are cut off there.
-_SKIPS_ANYWHERE = int(av.__version__.partition(".")[0]) >= 19
 
 _STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 _SIDE = (
@@ -60,7 +55,9 @@ def choose_tracks(container: InputContainer, name: str, modalities: Modalities =
             video = cast("VideoStream", _best(pictures, name, "video"))
         if hears(modalities):
             audio = cast("AudioStream", _best(list(container.streams.audio), name, "audio"))
-            if _SKIPS_ANYWHERE:
+            # FFmpeg 9 takes the samples that prime a decoder from the first packets that it is given, wherever in the
+            # file they are. They lie before the track's start, and sound is placed by its time: they are cut off there.
+            if FFMPEG_9:
                 audio.codec_context.flags2 |= Flags2.skip_manual
         tracks = Tracks(video, audio)
         for stream in tracks.wanted:

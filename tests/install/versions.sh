@@ -16,6 +16,8 @@ work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 export MAX_JOBS="${MAX_JOBS:-2}" MAEKERNELS_SKIP_CUDA=1 OMP_NUM_THREADS=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
+# The tests look for the real clips beside the project; the copy lies elsewhere.
+export DIFFMAVIL_MEDIA="${DIFFMAVIL_MEDIA:-$(dirname "$PWD")/shared/media}"
 # A copy of what is tracked: it gets the extension of a wheel, that of `make install` stays where it is.
 git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$work"
 cd "$work"
