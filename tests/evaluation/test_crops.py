@@ -26,8 +26,8 @@ def test_features_of_several_crops_are_their_mean_and_the_centre_is_told(config,
     seen = []
     features = DiffMAViL.features
 
-    def spy(self, video, spec):
-        out = features(self, video, spec)
+    def spy(self, video, spec, heard):
+        out = features(self, video, spec, heard)
         seen.append(out.audio.clone())
         return out
 

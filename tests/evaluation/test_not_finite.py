@@ -22,8 +22,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[DiffMAViL, slice], None]
     def apply(model: DiffMAViL, rows: slice) -> None:
         features = model.features
 
-        def spoiled(video: torch.Tensor, spec: torch.Tensor):
-            found = features(video, spec)
+        def spoiled(video: torch.Tensor, spec: torch.Tensor, heard: torch.Tensor):
+            found = features(video, spec, heard)
             audio = found.audio.clone()
             audio[rows, 0] = torch.nan
             return found._replace(audio=audio)
