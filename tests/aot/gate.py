@@ -200,7 +200,7 @@ def _tool(name: str, *args: str) -> str:
 
 def read_budgets(path: Path, version: str = triton.__version__) -> dict[str, Budget]:
     """One table for each kernel, and in it one for what `version` of Triton needs instead; unknown keys are errors."""
-    major, minor = _version(version)
+    major, minor = version_of(version)
     budgets = {}
     for name, table in tomllib.loads(path.read_text()).items():
         instead = {key: table.pop(key) for key in list(table) if re.fullmatch(r"triton-\d+_\d+", key)}
@@ -236,10 +236,10 @@ def _narrow(what: str, accesses: Counter[tuple[int, str]], width: int, excepted:
 def _lines_told_below(bits: int) -> int:
     """How far below its own source line an access may be told to be. Triton 3.9 counts the lines of its inline assembly
     as if they were the source's, and a load there has a line for each register before it."""
-    return max(1, bits // 32) if _version(triton.__version__) >= (3, 9) else 0
+    return max(1, bits // 32) if version_of(triton.__version__) >= (3, 9) else 0
 
 
-def _version(version: str) -> tuple[int, int]:
+def version_of(version: str) -> tuple[int, int]:
     major, minor = version.split(".")[:2]
     return int(major), int(minor)
 

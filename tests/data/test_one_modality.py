@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from av.codec import codecs_available
 from clip_files import cut_off, number_shown, numbered, write_clip
 from prepared_sets import layout_of, prepare_here
 from sound_files import rising, sound_of_file, write_sound
@@ -64,13 +65,16 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file in every format, 30 s long, or 12 s where that takes long to encode."""
     root = tmp_path_factory.mktemp("sounds")
     for name, (codec, rate, layout, form) in FORMATS.items():
-        write_sound(root / name, rising(LENGTH.get(name, 30.0), rate), codec, rate, layout, form)
+        if codec in codecs_available:  # PyAV 19 writes no AMR
+            write_sound(root / name, rising(LENGTH.get(name, 30.0), rate), codec, rate, layout, form)
     return root
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_window_of_a_sound_file_is_what_lies_there(sounds: Path, name: str) -> None:
     """Also behind a seek, and also where the header only guesses how long the file is."""
+    if not (sounds / name).exists():
+        pytest.skip(f"this PyAV has no encoder {FORMATS[name][0]} to make the file with")
     begin, whole = sound_of_file(sounds / name, RATE)
     assert len(whole) == pytest.approx(LENGTH.get(name, 30.0) * RATE, abs=0.1 * RATE)
     for crop in ((0, 5), (3, 5)):
