@@ -7,9 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from diffmavil.config import AudioConfig, Config, DecoderConfig, EncoderConfig, VideoConfig
+from diffmavil.config.presets import preset
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -23,6 +27,22 @@ SMALL = (
     *("--train.precision", "fp32"),  # bf16 rounds too coarsely to compare one process with two
     "--train.no-report",
 )
+
+
+def very_small(cache: Path) -> Config:
+    """A very small model on a few generated clips, to be made in the process of the test."""
+    base = preset("diffmavil-tiny")
+    decoder = DecoderConfig(depth=1, width=32, heads=4, attention="cross")
+    model = replace(
+        base.model,
+        video=VideoConfig(frames=4, size=32),
+        audio=AudioConfig(frames=64, mels=32, mean=-6.0, std=4.0),
+        encoder=EncoderConfig(depth=1, width=48, heads=3),
+        video_decoder=decoder,
+        audio_decoder=decoder,
+    )
+    data = replace(base.data, cache=str(cache), synthetic_train=24, synthetic_eval=24, workers=0)
+    return replace(base, model=model, data=data)
 
 
 @pytest.fixture(scope="session")

@@ -178,6 +178,14 @@ class ContrastConfig:
 Modalities = Literal["av", "audio", "video"]
 
 
+def hears(modalities: Modalities) -> bool:
+    return modalities != "video"
+
+
+def sees(modalities: Modalities) -> bool:
+    return modalities != "audio"
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture and its losses. Defaults: `mavil-base` as published."""
@@ -207,11 +215,11 @@ class ModelConfig:
 
     @property
     def hears(self) -> bool:
-        return self.modalities != "video"
+        return hears(self.modalities)
 
     @property
     def sees(self) -> bool:
-        return self.modalities != "audio"
+        return sees(self.modalities)
 
     def __post_init__(self) -> None:
         require(self.modalities in ("av", "audio", "video"), "model.modalities", self.modalities, "av, audio or video")

@@ -16,11 +16,12 @@ import numpy as np
 from av.packet import Packet
 
 from diffmavil.config import AudioConfig, DecoderName, Modalities, VideoConfig
+from diffmavil.config.model import hears
 from diffmavil.data.decoders import Later, painter_of
 from diffmavil.data.extent import span_of
 from diffmavil.data.frames import Painter
 from diffmavil.data.media import BadClip, Deadline, Media, UnknownLength
-from diffmavil.data.modalities import hears, too_short
+from diffmavil.data.modalities import too_short
 from diffmavil.data.samples import Sample, open_media
 from diffmavil.data.sound import Sound, sound_of
 from diffmavil.data.transforms import FramingRule, centre_framing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 from diffmavil.config import FinetuneConfig, require
 from diffmavil.data.clips import Clip, ClipSet
-from diffmavil.data.sources import FEWEST_FOR_SPLIT, read_set
+from diffmavil.data.sources import FEWEST_FOR_SPLIT, file_of, hash_share, read_set
 from diffmavil.data.stats import open_data
 
 _NAMED = 5
@@ -121,7 +120,7 @@ def _with_validation(config: FinetuneConfig, train: ClipSet, test: ClipSet) -> t
     if head.val_root is not None:
         found = _labelled(read_set(config, head.val_root, "head.val_root"), "head.val_root")
         return train, _to_judge_by(found, train.classes, "head.val_root")
-    files = {_file(clip) for clip in train.clips}
+    files = {file_of(clip) for clip in train.clips}
     if not head.validation or len(files) < FEWEST_FOR_SPLIT or train.parts:
         return train, None
     return _slice(train, head.validation)
@@ -129,8 +128,8 @@ def _with_validation(config: FinetuneConfig, train: ClipSet, test: ClipSet) -> t
 
 def _slice(train: ClipSet, share: float) -> tuple[ClipSet, ClipSet | None]:
     """A share of the files, by a hash of their names; None of them where they could choose nothing."""
-    chosen = [clip for clip in train.clips if _hash_share(_file(clip)) < share]
-    kept = [clip for clip in train.clips if _hash_share(_file(clip)) >= share]
+    chosen = [clip for clip in train.clips if _hash_share(file_of(clip)) < share]
+    kept = [clip for clip in train.clips if _hash_share(file_of(clip)) >= share]
     left, held = _keep_classes(replace(train, clips=kept), replace(train, clips=chosen))
     if not _telling(held.clips):
         return train, None
@@ -143,13 +142,13 @@ def _keep_classes(train: ClipSet, held: ClipSet) -> tuple[ClipSet, ClipSet]:
     carried = {label for clip in train.clips for label in clip.labels}
     moved: set[str] = set()
     for clip in held.clips:
-        if _file(clip) not in moved and not carried.issuperset(clip.labels):
-            moved.add(_file(clip))
-            carried.update(label for other in held.clips if _file(other) == _file(clip) for label in other.labels)
+        if file_of(clip) not in moved and not carried.issuperset(clip.labels):
+            moved.add(file_of(clip))
+            carried.update(label for other in held.clips if file_of(other) == file_of(clip) for label in other.labels)
     if not moved:
         return train, held
-    own = [clip for clip in held.clips if _file(clip) in moved]
-    left = [clip for clip in held.clips if _file(clip) not in moved]
+    own = [clip for clip in held.clips if file_of(clip) in moved]
+    left = [clip for clip in held.clips if file_of(clip) not in moved]
     why = "of classes that would have had no training clip"
     return (
         replace(train, clips=[*train.clips, *own], note=f"{train.note} (and {len(own)} {why})"),
@@ -157,15 +156,10 @@ def _keep_classes(train: ClipSet, held: ClipSet) -> tuple[ClipSet, ClipSet]:
     )
 
 
-def _file(clip: Clip) -> str:
-    """The file that a clip is a part of."""
-    return clip.origin or clip.path
-
-
 def _hash_share(path: str) -> float:
     """A number in [0, 1) for each file name, others than those by which held-out clips are chosen."""
     name = path.replace("\\", "/").rpartition("/")[2]
-    return int.from_bytes(hashlib.sha256(f"validation {name}".encode()).digest()[:8], "big") / 2**64
+    return hash_share(f"validation {name}")
 
 
 def _some(names: Sequence[str]) -> str:

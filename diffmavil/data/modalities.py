@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from diffmavil.config import Modalities
+from diffmavil.config.model import Modalities, sees
 from diffmavil.data.windows import MIN_SECONDS, MIN_SOUND_SECONDS, Span
 
 HOLDS: dict[Modalities, str] = {"av": "picture and sound", "audio": "sound alone", "video": "picture alone"}
 """Each in words."""
-
-
-def hears(modalities: Modalities) -> bool:
-    return modalities != "video"
-
-
-def sees(modalities: Modalities) -> bool:
-    return modalities != "audio"
 
 
 def least_seconds(modalities: Modalities) -> float:

@@ -12,10 +12,10 @@ from av.packet import Packet
 from av.stream import Stream
 
 from diffmavil.config import Modalities
+from diffmavil.config.model import hears, sees
 from diffmavil.data.extent import since, tick_of
 from diffmavil.data.library import library_errors, open_container
 from diffmavil.data.media import PREROLL, Deadline, Media, Packets, UnknownLength
-from diffmavil.data.modalities import hears, sees
 from diffmavil.data.tracks import Tracks
 from diffmavil.data.windows import Span, Windows
 

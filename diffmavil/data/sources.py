@@ -85,7 +85,7 @@ def _split_one(data: DataConfig, modalities: Modalities) -> Split:
         return _share_classes(train, _read(data, data.eval_root, "data.eval_root", "eval", modalities))
     if data.root == "synthetic":
         return _share_classes(train, _read_synthetic(data, "eval"))
-    files = sorted({_file(clip) for clip in train.clips})
+    files = sorted({file_of(clip) for clip in train.clips})
     if len(files) < FEWEST_FOR_SPLIT:
         note = (
             f"the {len(train)} training clips: none are held out of fewer than {FEWEST_FOR_SPLIT} files; "
@@ -96,17 +96,17 @@ def _split_one(data: DataConfig, modalities: Modalities) -> Split:
     base = root if root.is_dir() else root.parent
     # A prepared set knows the names its files had, so it holds out the same ones.
     prepared = train.clips[0].stored is not None
-    share = {path: _hash_share(path if prepared else os.path.relpath(path, base)) for path in files}
+    share = {path: hash_share(path if prepared else os.path.relpath(path, base)) for path in files}
     chosen = {path for path in files if share[path] < HELD_OUT} or {min(files, key=share.__getitem__)}
-    held_out = [clip for clip in train.clips if _file(clip) in chosen]
-    kept = [clip for clip in train.clips if _file(clip) not in chosen]
+    held_out = [clip for clip in train.clips if file_of(clip) in chosen]
+    kept = [clip for clip in train.clips if file_of(clip) not in chosen]
     return Split(
         replace(train, clips=kept, note=f"{len(kept)} of the {train.note}"),
         replace(train, clips=held_out, note=f"{len(held_out)} clips of {data.root} held out by a hash of their paths"),
     )
 
 
-def _file(clip: Clip) -> str:
+def file_of(clip: Clip) -> str:
     """The file that a clip is a part of."""
     return clip.origin or clip.path
 
@@ -140,7 +140,7 @@ def _read_synthetic(data: DataConfig, split: Literal["train", "eval"]) -> ClipSe
     return _share_classes(replace(clipset, note=note), ClipSet([], list(CLASSES))).train
 
 
-def _hash_share(name: str) -> float:
+def hash_share(name: str) -> float:
     """A number in [0, 1) for each name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 

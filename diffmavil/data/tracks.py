@@ -16,8 +16,8 @@ from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from diffmavil.config import Modalities
+from diffmavil.config.model import hears, sees
 from diffmavil.data.library import FFMPEG_9, BadClip, library_errors
-from diffmavil.data.modalities import hears, sees
 
 _STILL = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 _SIDE = (

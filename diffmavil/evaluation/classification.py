@@ -203,13 +203,16 @@ def classify(
         lesson: to be told beside the result.
         seed: of the intervals.
     """
-    found: dict[str, Predictions] = {}
-    for crops in sorted({1, config.head.crops}):
+
+    def shown_to(crops: int) -> Predictions:
         what = "held-out clips" if crops == 1 else f"held-out clips, {crops} crops"
         with tracking(console, what, len(test)) as tracker:
-            found[str(crops)] = predict(
-                models, config, test, batch_size=batch_size, crops=crops, progress=tracker.update
-            )
+            return predict(models, config, test, batch_size=batch_size, crops=crops, progress=tracker.update)
+
+    whole = shown_to(config.head.crops)
+    # Of an odd number of crops one is the centre.
+    alone = whole if config.head.crops == 1 else whole.centre or shown_to(1)
+    found = {"1": alone, str(config.head.crops): whole}
     judged = {
         name: {crops: predictions.judge(name, config, seed) for crops, predictions in found.items()} for name in models
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Predictions:
     paths: list[str]
     bad: dict[str, str]
     """File -> reason, of the clips left out."""
+    centre: Predictions | None = None
+    """By the centre crop alone, where that is one of several: of an odd number."""
 
     def judge(self, name: str, config: FinetuneConfig, seed: int) -> ClassScores:
         """How good a model's scores are.
@@ -66,7 +68,7 @@ def predict(
     device = next(next(iter(models.values())).parameters()).device
     log_mel = make_log_mel(config.model).to(device)
     parts: dict[str, list[Tensor]] = {name: [] for name in models}
-    shown = []
+    shown, rows = [], []
     with eval_batches(config, clips, batch_size, crops, device) as loader:
         for batch in loader:
             spec = log_mel(batch.wave, batch.wave_valid)
@@ -75,13 +77,27 @@ def predict(
                 with torch.autocast(device.type, torch.bfloat16, use_bf16(config, device)):
                     parts[name].append(model.scores(batch.video, spec, heard).float().cpu())
             shown.append(batch.clip.cpu())
+            rows.append(batch.position.cpu())
             progress(int(batch.clip[-1]) + 1)
         bad = dict(loader.bad)
-    index, row, count = torch.cat(shown).unique_consecutive(return_inverse=True, return_counts=True)
-    scores = {
-        name: torch.zeros(len(index), rows[0].shape[1]).index_add_(0, row, torch.cat(rows)) / count[:, None]
-        for name, rows in parts.items()
+    scores = {name: torch.cat(each) for name, each in parts.items()}
+    clip, row = torch.cat(shown), torch.cat(rows)
+    found = _by_clip(scores, clip, clips, config, bad)
+    centre = row % crops == crops // 2
+    if crops > 1 and crops % 2 and centre.any():
+        alone = {name: x[centre] for name, x in scores.items()}
+        found = replace(found, centre=_by_clip(alone, clip[centre], clips, config, bad))
+    return found
+
+
+def _by_clip(
+    scores: Mapping[str, Tensor], clip: Tensor, clips: ClipSet, config: FinetuneConfig, bad: dict[str, str]
+) -> Predictions:
+    """The mean of each clip's rows: scores `[R, C]` of clips int64 `[R]`, those of a clip one after the other."""
+    index, row, count = clip.unique_consecutive(return_inverse=True, return_counts=True)
+    means = {
+        name: torch.zeros(len(index), x.shape[1]).index_add_(0, row, x) / count[:, None] for name, x in scores.items()
     }
     chosen = [clips.clips[i] for i in index.tolist()]
-    target = multi_hot([clip.labels for clip in chosen], len(config.head.classes)) > 0
-    return Predictions(scores, target, [clip.path for clip in chosen], bad)
+    target = multi_hot([one.labels for one in chosen], len(config.head.classes)) > 0
+    return Predictions(means, target, [one.path for one in chosen], bad)

@@ -32,7 +32,6 @@ class Classification:
 
     Attributes:
         averages: of the weights.
-        note: what the user should know; None: nothing.
     """
 
     names = ("loss",)

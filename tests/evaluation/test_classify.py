@@ -90,6 +90,14 @@ def test_scores_are_the_mean_over_windows_evenly_spaced_in_time(tuned, clips):
     assert torch.allclose(torch.cat(alone), three[2:])
 
 
+def test_of_an_odd_number_of_crops_one_is_the_centre(tuned, clips):
+    three, two, one = (predict(as_models(x=3.0), tuned, clips, batch_size=4, crops=crops) for crops in (3, 2, 1))
+    assert three.centre is not None
+    assert torch.equal(three.centre.scores["x"], one.scores["x"])
+    assert (three.centre.paths, three.centre.bad) == (one.paths, one.bad)
+    assert two.centre is one.centre is None
+
+
 def test_several_models_see_the_same_clips(tuned, clips):
     both = predict(as_models(x=1.0, y=-2.0), tuned, clips, batch_size=4, crops=2).scores
     for name, factor in (("x", 1.0), ("y", -2.0)):

@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffmavil.config import AudioConfig, Config, DecoderConfig, EncoderConfig, FinetuneConfig, HeadConfig, VideoConfig
+from diffmavil.config import Config, FinetuneConfig, HeadConfig
 from diffmavil.config.files import CONFIG_FILE, save_config
-from diffmavil.config.presets import FINETUNE_PRESETS, preset
+from diffmavil.config.presets import FINETUNE_PRESETS
 from diffmavil.evaluation.classification import Classification
 from diffmavil.evaluation.features import untrained_model
 from diffmavil.model.weights import export_weights
 from diffmavil.reporting import figures
 from diffmavil.reporting.page import write_report
 from diffmavil.training.pretraining import loss_names
+from tests.runs import very_small
 
 CURVES = ["Losses", "Curriculum and schedule", "Features while training", "Throughput"]
 SCORED = ["Run", "Scores", "Classes", "What is mistaken for what", "Clips", "Learning", "Throughput", "Config"]
@@ -74,19 +75,9 @@ def common(step: int) -> dict[str, float | None]:
 
 
 def pretraining(cache: Path, modalities: str) -> Config:
-    base = preset("diffmavil-tiny")
-    decoder = DecoderConfig(depth=1, width=32, heads=4, attention="cross")
-    model = replace(
-        base.model,
-        modalities=modalities,
-        video=VideoConfig(frames=4, size=32),
-        audio=AudioConfig(frames=64, mels=32, mean=-6.0, std=4.0),
-        encoder=EncoderConfig(depth=1, width=48, heads=3),
-        video_decoder=decoder,
-        audio_decoder=decoder,
-    )
-    data = replace(base.data, cache=str(cache), synthetic_train=24, synthetic_eval=24, workers=0)
-    return replace(base, model=model, data=data, train=replace(base.train, steps=3))
+    config = very_small(cache)
+    model = replace(config.model, modalities=modalities)
+    return replace(config, model=model, train=replace(config.train, steps=3))
 
 
 def told(config: Config) -> list[dict[str, float | None]]:

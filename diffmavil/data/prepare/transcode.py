@@ -24,13 +24,14 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
+from diffmavil.config.model import hears, sees
 from diffmavil.data.audio import log_mel, moments
 from diffmavil.data.decode import limited
 from diffmavil.data.extent import seconds_of, tick_of
 from diffmavil.data.frames import Disordered, counted_frames, timed_frames
 from diffmavil.data.library import library_errors
 from diffmavil.data.media import BadClip, Deadline, Media
-from diffmavil.data.modalities import hears, least_seconds, sees, too_short
+from diffmavil.data.modalities import least_seconds, too_short
 from diffmavil.data.prepare.canvas import Canvas
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.settings import MELS, SAMPLE_RATE, Settings

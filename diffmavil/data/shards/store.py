@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from diffmavil.config import Modalities
+from diffmavil.config.model import hears, sees
 from diffmavil.data.clips import Clip, Stored
 from diffmavil.data.library import BadClip
-from diffmavil.data.modalities import hears, sees
 from diffmavil.data.samples import Sample
 from diffmavil.data.shards.cache import RangeCache
 
