@@ -1,4 +1,4 @@
-"""Every kernel is within its budget for every GPU, and the gate catches a planted fault of every kind."""
+"""Every kernel is within its budget, and the gate catches a planted fault of every kind."""
 
 # Numbers passed for `tl.constexpr` parameters, and num_warps, are what Triton expects.
 # pyright: reportArgumentType=false, reportCallIssue=false
@@ -39,8 +39,9 @@ ARCHS = [pytest.param(arch, id=f"sm_{arch}") for arch in SHARED_LIMIT]
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_every_kernel_is_within_its_budget_on_every_gpu() -> None:
-    report = compile_everything(SHARED_LIMIT, jobs=2)
+def test_every_kernel_is_within_its_budget_on_hopper() -> None:
+    """The other GPUs take two thirds of the time; `make aot` has them, and CI runs it."""
+    report = compile_everything([90], jobs=2)
     faults = judge(report, read_budgets(HERE / "budgets.toml"), kernels_of("maekernels"))
     assert not faults, "\n".join([*faults, table(report)])
 
