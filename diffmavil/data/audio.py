@@ -62,16 +62,23 @@ def log_mel(wave: Tensor, mels: int, sample_rate: int = 16_000) -> Tensor:
     Returns:
         float32 `[B, F, M]`, F = 1 + (S - 25 ms) // 10 ms. Each row depends on its own wave alone, bit for bit.
     """
-    window, hop = sample_rate // 40, sample_rate // 100
+    window = sample_rate // 40
     require(wave.ndim == 2 and wave.shape[-1] >= window, "wave", tuple(wave.shape), f"[B, S] with S >= {window}")
     with torch.no_grad(), torch.autocast(wave.device.type, enabled=False):
-        frames = wave.float().unfold(-1, window, hop)
-        frames = frames - frames.mean(-1, keepdim=True)
-        before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-        shape = torch.hann_window(window, periodic=False, device=wave.device)
-        power = torch.fft.rfft((frames - _PRE_EMPHASIS * before) * shape, n=fft_size(sample_rate)).abs().square()
-        energy = _filter(power, mel_bank(mels, sample_rate, power.device))
-        return energy.clamp_min(_FLOOR).log()
+        # On a CPU clip by clip: the frames of one, of which every sample stands in two or three, stay in the cache.
+        parts = wave.float().split(1 if wave.device.type == "cpu" else len(wave))
+        energy = [_filter(_power(part, sample_rate), mel_bank(mels, sample_rate, part.device)) for part in parts]
+        return torch.cat(energy).clamp_min_(_FLOOR).log_()
+
+
+def _power(wave: Tensor, sample_rate: int) -> Tensor:
+    """Power spectra of the windows of a wave: `[B, S] -> [B, F, fft // 2 + 1]`."""
+    window, hop = sample_rate // 40, sample_rate // 100
+    frames = wave.unfold(-1, window, hop)
+    frames = frames - frames.mean(-1, keepdim=True)
+    before = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+    shape = torch.hann_window(window, periodic=False, device=wave.device)
+    return torch.fft.rfft((frames - _PRE_EMPHASIS * before) * shape, n=fft_size(sample_rate)).abs().square()
 
 
 def moments(spec: Tensor) -> tuple[int, float, float]:
@@ -84,11 +91,11 @@ def moments(spec: Tensor) -> tuple[int, float, float]:
 
 
 def _filter(power: Tensor, bank: Tensor) -> Tensor:
-    """`[B, F, K]` times `[K, M]`, each row's bits independent of the others."""
+    """`[B, F, K]` times `[K, M]`, each row's bits independent of the others: on a CPU B is 1."""
     if power.is_cuda:
         # TF32, where a trainer allows it, keeps three digits: too few for a logarithm near silence.
         return (power.double() @ bank.double()).float()
-    return torch.stack([clip @ bank for clip in power])
+    return power @ bank
 
 
 def make_log_mel(model: ModelConfig) -> LogMel | NoLogMel:
