@@ -27,6 +27,8 @@ L2_GRID = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 _VALIDATION_SHARE = 0.2
 _DEFAULT_L2 = 1e-2
 _MAX_ITERATIONS = 300
+_COARSE = 1e-4
+"""Largest gradient at which a fit that only chooses l2 ends: its scores no longer change, in a quarter of the steps."""
 
 
 class Standardise(NamedTuple):
@@ -104,14 +106,14 @@ def _choose_l2(x: Tensor, target: Tensor, kind: Score, validation: Tensor) -> fl
     fit_target, check_target = target[~validation], target[validation]
 
     def worth(l2: float) -> tuple[float, float]:
-        weight, bias = _solve(fit_x, fit_target, kind, l2)
+        weight, bias = _solve(fit_x, fit_target, kind, l2, _COARSE)
         logits = check_x @ weight + bias
         return score(_probabilities(logits, kind), check_target, kind), -_log_loss(logits, check_target, kind).item()
 
     return max(L2_GRID, key=worth)
 
 
-def _solve(x: Tensor, target: Tensor, kind: Score, l2: float) -> tuple[Tensor, Tensor]:
+def _solve(x: Tensor, target: Tensor, kind: Score, l2: float, tolerance: float = 1e-7) -> tuple[Tensor, Tensor]:
     """Weight `[D, C]` and bias `[C]` that minimise the regularised loss.
 
     Features of a network are far from independent, and L-BFGS then needs thousands of steps. So it works on W = A V,
@@ -126,7 +128,7 @@ def _solve(x: Tensor, target: Tensor, kind: Score, l2: float) -> tuple[Tensor, T
         [v, bias],
         max_iter=_MAX_ITERATIONS,
         history_size=10,
-        tolerance_grad=1e-7,
+        tolerance_grad=tolerance,
         tolerance_change=1e-12,
         line_search_fn="strong_wolfe",
     )
