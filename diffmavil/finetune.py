@@ -13,10 +13,11 @@ from diffmavil.config.cli import run_main
 from diffmavil.config.errors import UsageError, usage_errors
 from diffmavil.config.finetune_cli import NOTHING, parse_finetune
 from diffmavil.config.folders import expand
-from diffmavil.config.progress import open_console
+from diffmavil.config.progress import open_console, tracking
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.labelled import LabelledSplit, open_labelled
 from diffmavil.evaluation.classification import KINDS, Lesson, classify_run
+from diffmavil.evaluation.probe_head import MOST_CLIPS, start_with_probe
 from diffmavil.evaluation.validation import Validation
 from diffmavil.model.classifier import Classifier, start_from
 from diffmavil.model.exchange import check_image_mae, initialise_from_image_mae
@@ -52,6 +53,8 @@ def main(argv: Sequence[str]) -> None:
             task = Classification(config, peers.device, clips=split.train)
             for line in begin(task.model, config) if run.checkpoint is None else []:
                 run = run.noting(line)
+        if config.head.start == "probe" and run.checkpoint is None:
+            run = run.noting(peers.main_only(lambda: probed(task.model, config, split.train)))
         monitor = validation(task.model, config, split.validation, run)
         if fit(task, run, config, split.train, peers, monitor) and peers.main:
             finish(task, run, config, split)
@@ -71,6 +74,12 @@ def begin(model: Classifier, config: FinetuneConfig) -> list[str]:
     if config.train.init:
         return initialise_from_image_mae(model, expand(config.train.init)).lines()
     return []
+
+
+def probed(model: Classifier, config: FinetuneConfig, clips: ClipSet) -> str:
+    """Fit the head to the training clips, showing how far it is; the other processes get it from this one."""
+    with tracking(open_console(), "clips for the probe", min(len(clips), MOST_CLIPS)) as tracker:
+        return start_with_probe(model, config, clips, batch_size=config.train.batch_size, progress=tracker.update)
 
 
 def prepared(config: FinetuneConfig, peers: World) -> tuple[FinetuneConfig, LabelledSplit]:

@@ -26,6 +26,9 @@ class HeadConfig:
     """Times that every training clip is seen; it decides train.steps. None, or train.steps given: train.steps."""
     fusion_depth: int = 3
     """Fusion blocks; those beyond the pretrained ones begin as the identity."""
+    start: Literal["zero", "probe"] = "zero"
+    """Of the Linear layer. zero: nearly so, it knows nothing. probe: a linear probe fitted to the training clips before
+    the first step, so that its first gradients do not spoil what was pretrained (Kumar et al. 2022, LP-FT)."""
     blocks: int | None = None
     """How many blocks of each encoder learn, counted from the top; 0: encoders stay as they are. None: all."""
     drop_path: float = 0.1
@@ -60,6 +63,7 @@ class HeadConfig:
     def __post_init__(self) -> None:
         require(self.labels in ("auto", "one", "several"), "head.labels", self.labels, "auto, one or several")
         require(self.epochs is None or self.epochs > 0, "head.epochs", self.epochs, "positive, or None")
+        require(self.start in ("zero", "probe"), "head.start", self.start, "zero or probe")
         require(self.fusion_depth >= 0, "head.fusion_depth", self.fusion_depth, ">= 0")
         require(self.blocks is None or self.blocks >= 0, "head.blocks", self.blocks, ">= 0, or None for all")
         require(self.lr_video > 0, "head.lr_video", self.lr_video, "positive")

@@ -119,11 +119,21 @@ class Classifier(nn.Module):
 
     def scores(self, video: Tensor, spec: Tensor, heard: Tensor) -> Tensor:
         """Probabilities `[B, C]` in float32 of whole clips: over the classes (one label), or of each (several)."""
-        ids = {name: all_ids(len(video), 1, branch.tokens, video.device) for name, branch in self.branches.items()}
-        logits = self._logits(video, spec, heard, ClassifierDraws(ids, {}))
+        logits = self._logits(video, spec, heard, self._whole(video))
         return logits.softmax(dim=1) if self.head_config.labels == "one" else logits.sigmoid()
 
+    def features(self, video: Tensor, spec: Tensor, heard: Tensor) -> Tensor:
+        """What the head reads of whole clips: `[B, D]`, D the width of all encoders together."""
+        return self._features(video, spec, heard, self._whole(video))
+
+    def _whole(self, video: Tensor) -> ClassifierDraws:
+        ids = {name: all_ids(len(video), 1, branch.tokens, video.device) for name, branch in self.branches.items()}
+        return ClassifierDraws(ids, {})
+
     def _logits(self, video: Tensor, spec: Tensor, heard: Tensor, draws: ClassifierDraws) -> Tensor:
+        return self.head(self._features(video, spec, heard, draws)).float()
+
+    def _features(self, video: Tensor, spec: Tensor, heard: Tensor, draws: ClassifierDraws) -> Tensor:
         check_inputs(self.config, video, spec)
         inputs = {"audio": spec, "video": video}
         tokens = {
@@ -137,7 +147,7 @@ class Classifier(nn.Module):
         for name, x in tokens.items():
             real = self.audio.reached(heard).gather(1, draws.ids[name][:, 0].long()) if name == "audio" else None
             pooled.append(pool(x, _some(real)))
-        return self.head(self.norm(torch.cat(pooled, dim=1))).float()
+        return self.norm(torch.cat(pooled, dim=1))
 
     def kept(self, modality: str) -> int:
         """Patches of a modality that a training clip shows."""

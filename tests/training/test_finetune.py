@@ -262,10 +262,12 @@ def test_sigterm_saves_exits_0_and_the_run_goes_on(arguments, whole, environment
 @pytest.mark.slow
 def test_two_processes_follow_the_losses_of_one(arguments, whole, environment, tmp_path):
     folder = tmp_path / "two"
-    argv = command(arguments(folder, "--train.steps", "6"), nproc=2)
+    flags = "--train.steps", "6", "--head.start", "probe"
+    argv = command(arguments(folder, *flags), nproc=2)
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    main(arguments(tmp_path / "one", "--train.steps", "6"))
+    main(arguments(tmp_path / "one", *flags))
+    assert "the head begins as a linear probe on " in done.stdout
     one, two = losses(tmp_path / "one"), losses(folder)
     assert one.keys() == two.keys()
     for step in one:
