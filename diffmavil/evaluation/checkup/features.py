@@ -34,19 +34,13 @@ def check_features(case: Case) -> Iterator[Finding]:
     if not (case.folder / WEIGHTS_FILE).exists():
         yield from _recorded(case)
         return
-    clips = spread(case.split.held_out, case.most)
+    clips = case.split.held_out.spread(case.most)
     try:
         now, reference = _of_classifier(case, clips) if case.finetuned else _of_pretrained(case, clips)
     except (RunError, UsageError) as error:
         raise Unchecked(str(error)) from error
     for kind, x in now.items():
         yield from _signs(kind, statistics(x), statistics(reference[kind]))
-
-
-def spread(clips: ClipSet, count: int) -> ClipSet:
-    """At most `count` of the clips, evenly over the set, which may be sorted by class."""
-    step = max(1.0, len(clips) / count)
-    return replace(clips, clips=[clips.clips[int(i * step)] for i in range(min(count, len(clips)))], parts=())
 
 
 def _of_pretrained(case: Case, clips: ClipSet) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
