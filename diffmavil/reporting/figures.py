@@ -63,6 +63,10 @@ def svg(figure: Figure, alt: str, *, tight: bool = False) -> str:
 
     tight: cut to what is drawn; else panels of one size stay of one size.
     """
+    return _drawn(figure, tight=tight).replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
+
+
+def _drawn(figure: Figure, *, tight: bool = False) -> str:
     text = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(text, format="svg", bbox_inches="tight" if tight else None, transparent=True, metadata=nothing)
@@ -70,7 +74,7 @@ def svg(figure: Figure, alt: str, *, tight: bool = False) -> str:
     drawn = _ID.sub(lambda found: found[0] if f"#{found[1]}" in drawn else "", drawn)  # a page has several figures
     for colour, of_page in _OF_PAGE.items():
         drawn = drawn.replace(colour, of_page)
-    return drawn.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
+    return drawn
 
 
 class Line(NamedTuple):
@@ -139,10 +143,7 @@ def mark_svg(number: int) -> str:
     axis = figure.add_axes((0, 0, 1, 1))
     axis.axis("off")
     axis.scatter([0], [0], s=60, color=colour, marker=mark, linewidths=0)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    drawn = _NAMESPACE.sub("", text.getvalue()[text.getvalue().index("<svg") :]).replace(colour, _OF_PAGE[colour])
-    return drawn.replace("<svg", '<svg aria-hidden="true"', 1)
+    return _drawn(figure).replace("<svg", '<svg aria-hidden="true"', 1)
 
 
 def _thinned(points: np.ndarray, most: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from diffmavil.data.decode import BadClip
 from diffmavil.evaluation.features import FeatureTable
-from diffmavil.evaluation.judge import DIRECTIONS
+from diffmavil.evaluation.judge import DIRECTIONS, RECALL_AT
 from diffmavil.evaluation.retrieval import ranks
 from diffmavil.reporting.media import Part
 from diffmavil.reporting.parts import Card, Gallery, Section
@@ -29,14 +29,18 @@ def neighbours(study: Study) -> Section:
     kind = heldout.kinds[-1]  # fused, or the only one
     cosine = _cosine(study.features(heldout, kind), study.features(train, kind))
     refused = study.budget.refused
-    galleries = []
-    for row in chosen(len(heldout)):
-        cards = [_card(study, heldout, row, "question", query=True)]
-        nearest = cosine[row].topk(min(_ANSWERS, len(train)))
-        for value, other in zip(*nearest, strict=True):
-            mark = _same(heldout, row, train, int(other))
-            cards.append(_card(study, train, int(other), _with_mark(float(value), mark), mark))
-        galleries += _gallery(study, f"Like {Path(heldout.paths[row]).stem}", cards)
+
+    def cards(row: int) -> Iterator[Card]:
+        yield _card(study, heldout, row, "question", query=True)
+        for value, other in _nearest(cosine[row]):
+            mark = _same(heldout, row, train, other)
+            yield _card(study, train, other, _with_mark(value, mark), mark)
+
+    galleries = [
+        gallery
+        for row in chosen(len(heldout))
+        for gallery in _gallery(study, f"Like {Path(heldout.paths[row]).stem}", cards(row))
+    ]
     note = (
         f"Held-out clips, evenly chosen and not by how well they do, and the nearest of {len(train):,} training clips "
         f"by the cosine of their {kind} features."
@@ -48,27 +52,38 @@ def retrieval(study: Study) -> Section:
     """Which held-out picture goes with a sound, and back. Raises `Missing` for a model of one modality."""
     if not study.both:
         raise Missing("The model has one modality alone: there is nothing to retrieve from the other.")
-    refused, table = study.budget.refused, study.held_out
-    parts = []
-    for direction, (asked, answered) in DIRECTIONS.items():
-        queries, gallery = study.features(table, asked), study.features(table, answered)
-        cosine, found = _cosine(queries, gallery), ranks(queries, gallery).expected()
-        galleries = []
-        for row in chosen(len(table)):
-            told = f"its own {_word(answered)} is at rank {found[row]:.0f} of {len(table)}"
-            cards = [_card(study, table, row, told, query=True, part=_PARTS[asked])]
-            for value, other in zip(*cosine[row].topk(min(_ANSWERS, len(table))), strict=True):
-                own = int(other) == row
-                said = f"cosine {value:.2f}" + (", the right one" if own else "")
-                cards.append(_card(study, table, int(other), said, True if own else None))
-            galleries += _gallery(study, "", cards)
-        hits = ", ".join(f"{ranks(queries, gallery).hits(k).mean():.0%} at {k}" for k in (1, 5, 10))
-        parts.append(Section(_HEADINGS[direction], f"Recall: {hits}.", galleries=galleries))
+    refused = study.budget.refused
+    parts = [_direction(study, _HEADINGS[name], *kinds) for name, kinds in DIRECTIONS.items()]
     note = (
-        f"The {_word('audio')} or the {_word('video')} of a held-out clip alone asks; the answers are the nearest of "
-        f"{len(table):,} held-out clips by the other modality, shown with both."
+        "The sound or the picture of a held-out clip alone asks; the answers are the nearest of "
+        f"{len(study.held_out):,} held-out clips by the other modality, shown with both."
     )
     return Section(RETRIEVAL, note + _left(study, refused), parts=parts)
+
+
+def _direction(study: Study, title: str, asked: str, answered: str) -> Section:
+    """From kind of feature `asked` to kind `answered`."""
+    table = study.held_out
+    queries, gallery = study.features(table, asked), study.features(table, answered)
+    cosine, found = _cosine(queries, gallery), ranks(queries, gallery)
+    rank = found.expected()
+
+    def cards(row: int) -> Iterator[Card]:
+        told = f"its own {_word(answered)} is at rank {rank[row]:.0f} of {len(table)}"
+        yield _card(study, table, row, told, query=True, part=_PARTS[asked])
+        for value, other in _nearest(cosine[row]):
+            own = other == row
+            yield _card(study, table, other, f"cosine {value:.2f}{', the right one' if own else ''}", own or None)
+
+    galleries = [gallery for row in chosen(len(table)) for gallery in _gallery(study, "", cards(row))]
+    hits = ", ".join(f"{found.hits(k).mean():.0%} at {k}" for k in RECALL_AT)
+    return Section(title, f"Recall: {hits}.", galleries=galleries)
+
+
+def _nearest(cosine: Tensor) -> list[tuple[float, int]]:
+    """The highest of `[N]`, with their places."""
+    values, places = cosine.topk(min(_ANSWERS, len(cosine)))
+    return list(zip(values.tolist(), places.tolist(), strict=True))
 
 
 def chosen(count: int) -> list[int]:
@@ -118,10 +133,11 @@ def _card(
     return Card(media, title, told, mark, query)
 
 
-def _gallery(study: Study, heading: str, cards: Sequence[Card]) -> list[Gallery]:
-    """The cards, if they fit."""
-    fits = study.budget.take(sum(card.media.size for card in cards))
-    return [Gallery(heading, cards)] if fits else []
+def _gallery(study: Study, heading: str, cards: Iterable[Card]) -> list[Gallery]:
+    """The cards, if they fit; they are not made when nothing fits any more."""
+    made = list(cards) if study.budget.left > 0 else []
+    size = sum(card.media.size for card in made)
+    return [Gallery(heading, made)] if study.budget.take(size or 1) else []
 
 
 def _left(study: Study, before: int) -> str:

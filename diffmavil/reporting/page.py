@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -98,7 +99,14 @@ def _run_sections(run: RunView, share: int, most: int, console: Console | None, 
         found = found if alone else [section for section in found if not section.panels]  # curves are above
     else:
         found = _looked_at(run, share, most, console)
+    if not alone:
+        found = [replace(section, parts=_folded(section.parts)) for section in found]
     return found if alone else [Section(run.name, parts=found)]
+
+
+def _folded(parts: Sequence[Section]) -> list[Section]:
+    """All but the first: a page about several runs is long."""
+    return [replace(part, folded=number > 0) for number, part in enumerate(parts)]
 
 
 def _looked_at(run: RunView, share: int, most: int, console: Console | None) -> list[Section]:

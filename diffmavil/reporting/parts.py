@@ -124,6 +124,8 @@ class Section:
     unfold: tuple[str, Sequence[str]] | None = None
     """(heading, lines)."""
     parts: Sequence[Section] = ()
+    folded: bool = False
+    """Of a part: shown when it is asked for."""
 
 
 Panels = Mapping[str, Sequence[tuple[str, Lines]]]

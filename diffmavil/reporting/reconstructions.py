@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,9 +38,9 @@ _NOTES = {
     "the patch is still there, at the last one nothing is.",
     "steps": "From pure noise in one step the model shows its mean expectation, which is smooth; in more steps one "
     "sharper sample of what it thinks possible.",
-    "predicted": "The same reconstruction as it is predicted: every patch with mean 0 and deviation 1, since training "
-    "normalises each target patch (norm_pix). It looks wrong without being so; above, each patch has its true mean "
-    "and deviation again.",
+    "predicted": "Training normalises each target patch to mean 0 and deviation 1 (norm_pix); such patches are what "
+    "the model predicts. Drawn as they are they look wrong without being so; with un-normalising, each patch has its "
+    "true mean and deviation again.",
 }
 
 
@@ -116,34 +117,46 @@ def _picture(what: str, picture: Tensor, alt: str, scale: tuple[float, float]) -
 
 
 def sections(model: DiffMAViL, config: Config, batch: Batch) -> list[Section]:
-    """One clip in many ways; after it the others as they were trained on."""
+    """One clip in many ways; after it the others as they were trained on, folded."""
     names = [Path(path).stem for path in batch.paths]
-    diffuses = config.model.diffusion.corruption == "diffusion"
-    one = _alone(batch)
     usual = reconstruct(model, config, batch, Mode("as trained"))
-    found = [Section(f"Clip {names[0]}", picture_note(config), strips=clip_strips(usual, 0, names[0]))]
+    first, *others = (
+        Section(f"Clip {name}", strips=clip_strips(usual, i, name), folded=i > 0) for i, name in enumerate(names)
+    )
+    one = _alone(batch)
+    in_ways = [
+        Section(way.title, way.note, strips=_strips_of(way, model, config, one, names[0])) for way in ways(config)
+    ]
+    return [replace(first, note=picture_note(config)), *in_ways, *others]
 
-    def ways(title: str, key: str, modes: Sequence[Mode], fields: Sequence[str]) -> None:
-        strips = _ways(model, config, one, names[0], modes, fields)
-        found.append(Section(title, _NOTES[key], strips=strips))
 
+class Way(NamedTuple):
+    """A clip by several modes."""
+
+    title: str
+    note: str
+    modes: Sequence[Mode]
+    fields: Sequence[str]
+    """Of `Pictures`, those that are shown."""
+
+
+def ways(config: Config) -> list[Way]:
+    """Of those that there are, what a model of this config can show."""
+    both, only = ("visible", "reconstruction"), ("reconstruction",)
     modes = [Mode(f"{ratio:.0%} hidden", ratio, steps=1) for ratio in _RATIOS]
-    ways("Masking ratios", "ratios", modes, ("visible", "reconstruction"))
-    if diffuses:
-        first, last = config.model.diffusion.first_step, config.model.diffusion.steps
-        times = sorted({max(first, round(level * last)) for level in _LEVELS} | {last})
-        ways(
-            "Timesteps",
-            "timesteps",
-            [Mode(f"t = {time}", timestep=time) for time in times],
-            ("noised", "reconstruction"),
-        )
-        modes = [Mode(f"{steps} {'step' if steps == 1 else 'steps'}", steps=steps) for steps in _STEPS]
-        ways("Sampling steps", "steps", modes, ("reconstruction",))
+    found = [Way("Masking ratios", _NOTES["ratios"], modes, both)]
+    diffusion = config.model.diffusion
+    if diffusion.corruption == "diffusion":
+        times = {max(diffusion.first_step, round(level * diffusion.steps)) for level in _LEVELS} | {diffusion.steps}
+        modes = [Mode(f"t = {time}", timestep=time) for time in sorted(times)]
+        found.append(Way("Timesteps", _NOTES["timesteps"], modes, ("noised", "reconstruction")))
+        counts = [steps for steps in _STEPS if steps <= len(diffusion.times)]
+        modes = [Mode(f"{steps} {'step' if steps == 1 else 'steps'}", steps=steps) for steps in counts]
+        found.append(Way("Sampling steps", _NOTES["steps"], modes, only))
     if config.model.norm_pix:
-        ways("Without un-normalising", "predicted", [Mode("as predicted", as_predicted=True)], ("reconstruction",))
-    others = [Section(f"Clip {name}", strips=clip_strips(usual, i, name)) for i, name in enumerate(names) if i]
-    return [*found, *others]
+        modes = [Mode("with"), Mode("without", as_predicted=True)]
+        found.append(Way("With and without un-normalising", _NOTES["predicted"], modes, only))
+    return found
 
 
 def picture_note(config: Config) -> str:
@@ -152,16 +165,14 @@ def picture_note(config: Config) -> str:
     return f"{shown} {_PREDICTED}" if config.model.norm_pix else shown
 
 
-def _ways(
-    model: DiffMAViL, config: Config, batch: Batch, clip: str, modes: Sequence[Mode], fields: Sequence[str]
-) -> list[Strip]:
-    """The one clip of the batch by each mode; of its pictures the `fields`."""
-    results = [reconstruct(model, config, batch, mode) for mode in modes]
+def _strips_of(way: Way, model: DiffMAViL, config: Config, batch: Batch, clip: str) -> list[Strip]:
+    """The one clip of the batch by each mode."""
+    results = [reconstruct(model, config, batch, mode) for mode in way.modes]
     strips = []
     for what in ("video", "audio"):
-        for mode, result in zip(modes, results, strict=True):
+        for mode, result in zip(way.modes, results, strict=True):
             of: Pictures = getattr(result, what)
-            for name in fields if of.original.numel() else ():
+            for name in way.fields if of.original.numel() else ():
                 shown: Tensor = getattr(of, name)
                 label = f"{what}, {mode.label}, {_WORDS.get(name, name)}"
                 picture = _picture(what, shown[0], f"{clip}: {label}", _scale(of.original[0]))

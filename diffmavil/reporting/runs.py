@@ -122,7 +122,8 @@ def score_sections(runs: Sequence[RunView]) -> list[Section]:
 
 def _evaluations(runs: Sequence[RunView]) -> Section:
     cells: dict[str, dict[str, str]] = {}
-    notes, missing = [], []
+    notes: list[str] = []
+    missing: list[RunView] = []
     for run in runs:
         evaluation = read_evaluation(run.folder)
         if evaluation is None:
@@ -133,12 +134,12 @@ def _evaluations(runs: Sequence[RunView]) -> Section:
             cells.setdefault(name, {})[run.name] = values[at["trained"]]
             cells[name][f"{run.name}, untrained"] = values[at["untrained"]]
         notes.append(f"{run.name}: {evaluation.caption()}.")
-    for run in missing:
-        notes.append(f"{run.name} is not evaluated yet: python -m diffmavil.evaluate --run-dir {run.folder}")
+    command = Markup("{} is not evaluated yet: <code>python -m diffmavil.evaluate --run-dir {}</code> adds it here.")
+    notes += [command.format(run.name, run.folder) for run in missing]
     columns = [name for run in runs if run not in missing for name in (run.name, f"{run.name}, untrained")]
     rows = [Row([name, *(by_run.get(column, "") for column in columns)]) for name, by_run in cells.items()]
     table = Table(["", *columns], rows) if rows else None
-    return Section("What the features know", " ".join(notes), table=table)
+    return Section("What the features know", Markup(" ").join(notes), table=table)
 
 
 def _classifications(runs: Sequence[RunView]) -> Section:
