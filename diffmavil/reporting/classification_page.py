@@ -107,7 +107,9 @@ def _confusion(found: Classification) -> list[Section]:
     if len(found.classes) <= ALL_CLASSES:
         alt = f"Table of {len(found.classes)} true classes by answers: {_right(found.confusion)} clips are told right"
         picture = Markup(figures.svg(figures.confusion(found.classes, found.confusion), alt, tight=True))
-        note = f"Held-out clips by true class and answer, {_chosen(found)}. Darker: more of the row."
+        note = (
+            f"Held-out clips by true class and answer, {_chosen(found)}. The stronger the colour, the more of the row."
+        )
         return [Section(_MISTAKES, note, pictures=[picture])]
     mistakes = [
         (count, true, answer)

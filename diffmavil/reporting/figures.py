@@ -118,7 +118,7 @@ def curves(lines: Sequence[Line], title: str) -> Figure:
 
 def scatter(places: np.ndarray, classes: Sequence[int], title: str) -> Figure:
     """A map: places `[N, 2]`, each with the mark of its class (`class_mark`)."""
-    with mpl.rc_context(_STYLE | {"axes.grid": False}):
+    with mpl.rc_context({**_STYLE, "axes.grid": False}):
         figure = Figure(figsize=(3.6, 3.4), layout="constrained")
         axis = figure.subplots()
         for number in sorted(set(classes)):
@@ -162,7 +162,7 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure
     names = [name if len(name) <= _NAME else f"{name[: _NAME - 1]}\N{HORIZONTAL ELLIPSIS}" for name in classes]
     cell = min(0.32, _WIDE / len(classes))
     size = min(8, 42 * cell)
-    with mpl.rc_context(_STYLE | {"axes.grid": False}):
+    with mpl.rc_context({**_STYLE, "axes.grid": False}):
         return _confusion(table, shares, names, cell, size)
 
 

@@ -10,6 +10,8 @@ from typing import Literal
 
 import av
 import numpy as np
+from av.container import OutputContainer
+from av.video.stream import VideoStream
 from PIL import Image
 
 from diffmavil.config import Config
@@ -115,19 +117,13 @@ def encode(video: np.ndarray | None, fps: float, wave: np.ndarray | None) -> byt
     """
     data = io.BytesIO()
     with av.open(data, "w", format="mp4") as container:
-        picture = sound = None
-        if video is not None:
-            rate = Fraction(fps).limit_denominator(1000)
-            picture = container.add_stream("libx264", rate=rate, options=_X264)
-            picture.height, picture.width = video.shape[1:3]
-            picture.pix_fmt = "yuv420p"
-        if wave is not None:
-            sound = container.add_stream("aac", rate=_RATE, layout="mono")
-            sound.bit_rate = _AUDIO_BITS
+        # Every stream before the first packet: the header names them all.
+        picture = None if video is None else _add_picture(container, video, Fraction(fps).limit_denominator(1000))
+        sound = None if wave is None else container.add_stream("aac", rate=_RATE, layout="mono", bit_rate=_AUDIO_BITS)
         if video is not None and picture is not None:
             for number, pixels in enumerate(video):
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                frame.pts, frame.time_base = number, 1 / rate
+                frame.pts = number
                 container.mux(picture.encode(frame))
             container.mux(picture.encode(None))
         if wave is not None and sound is not None:
@@ -136,6 +132,14 @@ def encode(video: np.ndarray | None, fps: float, wave: np.ndarray | None) -> byt
             container.mux(sound.encode(samples))
             container.mux(sound.encode(None))
     return data.getvalue()
+
+
+def _add_picture(container: OutputContainer, video: np.ndarray, rate: Fraction) -> VideoStream:
+    """A stream for frames `[T, H, W, 3]`, whose clock counts them."""
+    stream = container.add_stream("libx264", rate=rate, options=_X264)
+    stream.height, stream.width = video.shape[1:3]
+    stream.pix_fmt, stream.codec_context.time_base = "yuv420p", 1 / rate
+    return stream
 
 
 def _uri(kind: str, data: bytes) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from diffmavil.reporting.parts import Picture
@@ -83,4 +84,4 @@ def heat_strip(
 
 def heat_colours(steps: int = 5) -> Sequence[str]:
     """Colours of the scale, for its legend."""
-    return [mpl.colors.to_hex(mpl.colormaps[HEAT](i / (steps - 1))) for i in range(steps)]
+    return [to_hex(mpl.colormaps[HEAT](i / (steps - 1))) for i in range(steps)]

@@ -35,7 +35,7 @@ def summary(config: Config, records: Sequence[Metrics]) -> list[tuple[str, str]]
         ("data", config.data.root),
         *input_rows(model),
         ("masked patches", f"{model.diffusion.corruption}, {model.decode_fraction:.0%} of them decoded"),
-        ("decoders" if len(decoders) == 2 else "decoder", ", ".join(decoders)),
+        ("decoders", ", ".join(decoders)),
         ("batch size", str(config.train.batch_size)),
         *run_rows(config, records),
     ]

@@ -154,7 +154,7 @@ def ways(config: Config) -> list[Way]:
         modes = [Mode(f"{steps} {'step' if steps == 1 else 'steps'}", steps=steps) for steps in counts]
         found.append(Way("Sampling steps", _NOTES["steps"], modes, only))
     if config.model.norm_pix:
-        modes = [Mode("with"), Mode("without", as_predicted=True)]
+        modes = [Mode("un-normalised"), Mode("as predicted", as_predicted=True)]
         found.append(Way("With and without un-normalising", _NOTES["predicted"], modes, only))
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from diffmavil.config.files import CONFIG_FILE, flat_settings, load_config
 from diffmavil.evaluation.classification import read_classification
 from diffmavil.evaluation.result import read_evaluation
 from diffmavil.reporting import classification_page, pretraining_page
-from diffmavil.reporting.parts import Panels, Row, Section, Table, curve_sections
+from diffmavil.reporting.parts import Lines, Panels, Row, Section, Table, curve_sections
 from diffmavil.training.metrics import Metrics, read_metrics
 
 _COLOURS = 8
@@ -65,18 +65,17 @@ def open_runs(folders: Sequence[Path]) -> list[RunView]:
 def _names(folders: Sequence[Path]) -> list[str]:
     """Each folder's own name, with as many of those above it as make them differ."""
     parts = [folder.resolve().parts for folder in folders]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{name} ({number})" for number, name in enumerate(names, 1)]
+    longest = max(map(len, parts))
+    names = (["/".join(part[-depth:]) for part in parts] for depth in range(1, longest + 1))
+    twice = [f"{folder.name} ({number})" for number, folder in enumerate(folders, 1)]  # one folder, named twice
+    return next((found for found in names if len(set(found)) == len(found)), twice)
 
 
 def summary_section(runs: Sequence[RunView]) -> Section:
     """Every run's own summary, side by side."""
     told: dict[str, dict[str, str]] = {}
     for run in runs:
-        for name, value in [("task", run.kind), *run.summary()] if len(runs) > 1 else run.summary():
+        for name, value in [("kind", run.kind), *run.summary()] if len(runs) > 1 else run.summary():
             told.setdefault(name, {})[run.name] = value
     rows = [(name, [values.get(run.name, "") for run in runs]) for name, values in told.items()]
     columns = [_dot(i) + Markup("{}").format(run.name) for i, run in enumerate(runs)] if len(runs) > 1 else []
@@ -89,16 +88,13 @@ def _dot(number: int) -> Markup:
 
 
 def difference_section(runs: Sequence[RunView]) -> Section:
-    """Settings that differ between runs."""
+    """Settings that differ between runs, of those that all of them have."""
     settings = [flat_settings(run.config) for run in runs]
-    names = list(dict.fromkeys(name for one in settings for name in one))
-    rows = [
-        Row([name, *(_plain(one.get(name, "")) for one in settings)])
-        for name in names
-        if not name.startswith(_NOT_TOLD) and len({_plain(one.get(name, "")) for one in settings}) > 1
-    ]
+    names = [name for name in settings[0] if all(name in one for one in settings) and not name.startswith(_NOT_TOLD)]
+    cells = {name: [_plain(one[name]) for one in settings] for name in names}
+    rows = [Row([name, *values]) for name, values in cells.items() if len(set(values)) > 1]
     if not rows:
-        return Section("Settings that differ", "None: the runs have the same settings.")
+        return Section("Settings that differ", "None: the runs have the same settings, but for where they ran.")
     return Section("Settings that differ", table=Table(["", *(run.name for run in runs)], rows, words=True))
 
 
@@ -164,15 +160,24 @@ def learning_sections(runs: Sequence[RunView]) -> list[Section]:
         alike = [run for run in runs if run.finetuned == finetuned]
         if not alike:
             continue
-        panels: dict[str, list] = {}
-        for run in alike:
-            for title, drawn in run.panels.items():
-                known = panels.setdefault(title, [])
-                known += [panel for panel in drawn if panel not in known]
+        panels = _all_panels(alike)
         records: Mapping[str, Sequence[Metrics]] = {run.name: run.records for run in alike}
         notes = classification_page.NOTES if finetuned else pretraining_page.NOTES
-        found += curve_sections(records, panels, notes)
+        sections = curve_sections(records, panels, notes)
+        if finetuned and len(alike) < len(runs):  # titles of both kinds stand on one page
+            sections = [replace(section, title=f"{section.title}, fine-tuning") for section in sections]
+        found += sections
     return found
+
+
+def _all_panels(runs: Sequence[RunView]) -> dict[str, list[tuple[str, Lines]]]:
+    """Of every section the panels of all runs, each line once."""
+    lines: dict[str, dict[str, dict[tuple[str, str], None]]] = {}
+    for run in runs:
+        for title, drawn in run.panels.items():
+            for name, of_panel in drawn:
+                lines.setdefault(title, {}).setdefault(name, {}).update(dict.fromkeys(of_panel))
+    return {title: [(name, list(found)) for name, found in drawn.items()] for title, drawn in lines.items()}
 
 
 def config_section(runs: Sequence[RunView]) -> Section:

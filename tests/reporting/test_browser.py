@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from diffmavil.reporting import galleries
 from diffmavil.reporting.page import write_comparison
 from tests.reporting.browser import CHROMIUM, Browser
 from tests.reporting.some_runs import write_run
@@ -51,10 +52,12 @@ def pages(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     for modalities in ("audio", "video"):
         model = replace(config.model, modalities=modalities)
         runs.append(write_run(folder / modalities, replace(config, model=model)))
-    return {
-        "one": write_comparison(runs[:1], folder / "one.html", most=12),
-        "two": write_comparison(runs[1:], folder / "two.html", most=12),
-    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(galleries, "_QUERIES", 1)  # clips are coded for each question
+        return {
+            "one": write_comparison(runs[:1], folder / "one.html", most=12),
+            "two": write_comparison(runs[1:], folder / "two.html", most=12),
+        }
 
 
 @pytest.fixture(scope="module")

@@ -238,7 +238,7 @@ def test_an_unfinished_fine_tuning_has_a_page(tmp_path: Path) -> None:
 def test_records_without_one_of_their_values_are_drawn(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, finetune: bool
 ) -> None:
-    monkeypatch.setattr(figures, "svg", lambda figure: "")  # drawn, but not written: it takes most of the time
+    monkeypatch.setattr(figures, "svg", lambda figure, alt: "")  # drawn, but not written: it takes most of the time
     config = finetuning(names(3)) if finetune else pretraining(cache, "video")
     records = learnt() if finetune else told(config)
     for record in records:
@@ -249,7 +249,10 @@ def test_records_without_one_of_their_values_are_drawn(
 
 def test_a_long_curve_is_thinned_and_keeps_its_mean() -> None:
     records = [{"samples": float(i), "loss": math.sin(i)} for i in range(100_000)]
-    drawn = figures.curves(records, "loss", [("loss", "")])
-    (line,) = drawn.axes[0].lines
-    assert np.shape(line.get_xydata()) == (1000, 2)
-    assert len(figures.svg(drawn)) < 100_000
+    line = figures.Line("", figures.points(records, "loss"), 0)
+    drawn = figures.curves([line], "loss")
+    (shown,) = drawn.axes[0].lines
+    assert np.shape(shown.get_xydata()) == (1000, 2)
+    assert len(figures.svg(drawn, "a loss")) < 100_000
+    many = figures.curves([line._replace(colour=i) for i in range(20)], "twenty runs")
+    assert [np.shape(one.get_xydata()) for one in many.axes[0].lines] == [(200, 2)] * 20
