@@ -91,15 +91,19 @@ class Study:
         return make_log_mel(config)(batch.wave, batch.wave_valid), frames_in(batch.wave_valid, config.audio.sample_rate)
 
     def _features(self, what: str, clips: ClipSet) -> FeatureTable:
+        """On a GPU where there is one."""
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         try:
             with tracking(self.console, f"{self.name}: {what}", len(clips)) as tracker:
                 return extract({_MODEL: self.model}, self.config, clips, batch_size=_BATCH, progress=tracker.update)
         except RunError as error:
             raise Missing(f"No features: {error}.") from error
+        finally:
+            self.model.to("cpu")
 
 
 def open_study(name: str, folder: Path, config: Config, most: int, budget: Budget, console: Console | None) -> Study:
-    """A run's weights and clips, on a GPU where there is one.
+    """A run's weights, on the CPU, and its clips.
 
     Raises:
         Missing: no weights yet, or clips that are gone.

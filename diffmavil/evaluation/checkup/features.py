@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffmavil.config import FinetuneConfig
 from diffmavil.config.errors import RunError, UsageError
@@ -60,16 +60,26 @@ def _of_classifier(case: Case, clips: ClipSet) -> tuple[dict[str, Tensor], dict[
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         untrained = Classifier(config.model, config.head).eval()
-    read: dict[str, list[Tensor]] = {"now": [], "untrained": []}
-    for name, one in (("now", model), ("untrained", untrained)):
-        one.norm.register_forward_pre_hook(lambda _, given, name=name: read[name].append(given[0].float()))
+    now, first = _read_by_head(model), _read_by_head(untrained)
     log_mel = make_log_mel(config.model)
     with eval_batches(config, clips, _AT_ONCE) as loader:
         for batch in loader:
-            spec, heard = log_mel(batch.wave, batch.wave_valid), frames_in(batch.wave_valid, 16_000)
+            spec = log_mel(batch.wave, batch.wave_valid)
+            heard = frames_in(batch.wave_valid, config.model.audio.sample_rate)
             for one in (model, untrained):
                 one.scores(batch.video, spec, heard)
-    return {"pooled": torch.cat(read["now"])}, {"pooled": torch.cat(read["untrained"])}
+    return {"pooled": torch.cat(now)}, {"pooled": torch.cat(first)}
+
+
+def _read_by_head(model: Classifier) -> list[Tensor]:
+    """Gets, from now on, what the head of a classifier reads: `[B, D]` for each batch."""
+    found: list[Tensor] = []
+
+    def keep(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+        found.append(given[0].float())
+
+    model.norm.register_forward_pre_hook(keep)
+    return found
 
 
 def _recorded(case: Case) -> list[Finding]:
