@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from diffmavil.config import Config, FinetuneConfig
+from diffmavil.config.cli import run_main
 from diffmavil.config.errors import UsageError
 from diffmavil.config.files import CONFIG_FILE, save_config
 from diffmavil.config.presets import FINETUNE_PRESETS, preset
@@ -247,14 +248,17 @@ def test_bad_input(
     assert said in str(error.value)
 
 
-def test_the_exit_code_of_a_damaged_run(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_the_exit_code_of_a_damaged_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / CONFIG_FILE).write_text("model: 3\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "diffmavil.doctor", str(tmp_path)], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert "not a readable config" in done.stderr
+    monkeypatch.setattr(sys, "argv", ["doctor", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert "not a readable config" in told
 
 
 def test_set_aside_clips_are_counted(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,10 +132,10 @@ def test_runs_are_compared(run: Path, config: Config, tmp_path: Path) -> None:
 
 
 def test_clips_stay_within_the_budget(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "LARGEST", 1_300_000)
+    monkeypatch.setattr(page, "LARGEST", 500_000)
     monkeypatch.setattr(page, "_TEXT", 200_000)
     path = write_comparison([run], tmp_path / "page.html", most=6)
-    assert path.stat().st_size < 1_300_000
+    assert path.stat().st_size < 500_000
     said = notes(path.read_text())
     assert "did not fit: the page stays below its size" in said["Nearest neighbours"] + said["Retrieval"]
     monkeypatch.setattr(page, "LARGEST", 100_000)
