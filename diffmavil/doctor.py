@@ -1,6 +1,10 @@
-"""Which part of the way from shard to trained model is the slowest? `python -m diffmavil.doctor SHARDS`.
+"""Why is my score below the paper's? `python -m diffmavil.doctor RUN`. What limits my loader? `... --data CLIPS`.
 
-All in clips per second: the parts of loading (`diffmavil.data.bottleneck`), and whole training steps of the preset's
+RUN: a run, finished or not, is compared with what its preset would have: clips and the statistics of their sound,
+weights, batch, learning rate, samples seen, schedule, features (`diffmavil.evaluation.checkup`). What differs is told,
+the most suspicious first, with what to do. The exit code is 0, whatever is found.
+
+--data: clips per second of each part of loading (`diffmavil.data.bottleneck`) and of whole training steps of a preset's
 model on random clips; with a sentence on what limits, and what to change.
 """
 
@@ -8,38 +12,56 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from diffmavil.config import AugmentConfig, Config, DataConfig, Modalities, require
 from diffmavil.config.cli import parse_flags, run_main
-from diffmavil.config.errors import RunError, UsageError
+from diffmavil.config.errors import RunError, UsageError, usage_errors
+from diffmavil.config.files import CONFIG_FILE
+from diffmavil.config.folders import expand
 from diffmavil.config.presets import preset
-from diffmavil.data.bottleneck import BATCH, Diagnosis, diagnose, seconds_each, waited, with_statistics
-from diffmavil.data.dataset import Batch
+from diffmavil.data.bottleneck import Diagnosis, diagnose
 from diffmavil.data.decode import BadClip
 from diffmavil.data.shards.store import StoreError
-from diffmavil.training.distributed import World
-from diffmavil.training.planner import plan, timetable
-from diffmavil.training.pretraining import Pretraining, random_clips
-from diffmavil.training.step import TrainStep
+from diffmavil.evaluation.checkup import examine
+from diffmavil.training.speed import judgement, slower, step_speed
 
-_CPU_BATCH = 1  # a step of a large model takes seconds for each clip
 _NAMED = 10  # bad clips that are printed
+_PROG = "python -m diffmavil.doctor"
 
 
 @dataclass(frozen=True)
 class Options:
+    """Say what of a run differs from its preset, the most suspicious first, and what to do. With --data CLIPS in place
+    of RUN, measure how fast clips are loaded and trained on (--data CLIPS --help tells its flags)."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run of pretraining or fine-tuning, finished or not."""
+    preset: str | None = None
+    """Compare with this preset. Default: the one that the run is nearest to."""
+    clips: int = 64
+    """Clips that are decoded, at most, to measure sound and features again."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def __post_init__(self) -> None:
+        require(self.clips >= 2, "--clips", self.clips, ">= 2")
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
     """Measure how fast clips are read, decoded, transformed, copied and trained on, and say which limits."""
 
-    shards: tyro.conf.Positional[str]
+    data: str
     """A prepared folder or its URL; any other data.root works too."""
     preset: str = "diffmavil-base"
     """Whose frames, sizes and windows are measured, and whose training step."""
@@ -62,9 +84,36 @@ class Options:
 
 
 def main(argv: Sequence[str]) -> None:
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    argv = list(argv)
+    if any(word == "--data" or word.startswith("--data=") for word in argv):
+        look_at_loader(argv)
+    elif argv and _is_old_spelling(argv[0]):
+        print(f"{_PROG} CLIPS is called {_PROG} --data CLIPS now", file=sys.stderr)
+        look_at_loader(["--data", *argv])
+    else:
+        look_at_run(argv)
+
+
+def _is_old_spelling(first: str) -> bool:
+    """Clips in place of a run, as in version 0.1: anything that is there, or a URL, and holds no run."""
+    if first.startswith("-"):
+        return False
+    path = expand(first)
+    return "://" in first or first == "synthetic" or (path.exists() and not (path / CONFIG_FILE).exists())
+
+
+def look_at_run(argv: Sequence[str]) -> None:
+    with usage_errors():
+        options = parse_flags(Options, argv, prog=_PROG)
+        found = examine(options.run, options.preset, options.clips)
+    console = _console()
+    console.print(json.dumps(found.as_json()) if options.json else "\n".join(found.lines()))
+
+
+def look_at_loader(argv: Sequence[str]) -> None:
+    console = _console()
     try:
-        options = parse_flags(Options, argv, prog="python -m diffmavil.doctor")
+        options = parse_flags(LoaderOptions, argv, prog=_PROG)
         config = _config(options)
         found = diagnose(config, options.seconds)
         step = step_speed(config, options.seconds) if options.step else None
@@ -84,67 +133,14 @@ def main(argv: Sequence[str]) -> None:
         console.print(sentence)
 
 
-def _config(options: Options) -> Config:
-    data = DataConfig(root=options.shards, workers=options.workers, decoder=options.decoder, augment=options.augment)
+def _console() -> Console:
+    return Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def _config(options: LoaderOptions) -> Config:
+    data = DataConfig(root=options.data, workers=options.workers, decoder=options.decoder, augment=options.augment)
     config = preset(options.preset)
     return replace(config, data=data, model=replace(config.model, modalities=options.modalities))
-
-
-def step_speed(config: Config, seconds: float) -> float:
-    """Clips per second of training steps on one device, half way through the run, measured for `seconds` at least.
-
-    Batches are small, on a GPU as many clips as fit of 16: a larger batch is faster there, if anything.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    clips = BATCH if device.type == "cuda" else _CPU_BATCH
-    while True:
-        try:
-            return _step_speed(config, clips, device, seconds)
-        except torch.OutOfMemoryError:
-            if clips == 1:
-                raise RunError(
-                    f"a training step of one clip does not fit on {device}: --no-step leaves it out"
-                ) from None
-        clips //= 2
-
-
-def _step_speed(config: Config, clips: int, device: torch.device, seconds: float) -> float:
-    config = with_statistics(config)
-    config = replace(config, train=replace(config.train, batch_size=clips))
-    step = TrainStep(Pretraining(config, device), config, World(rank=0, size=1, device=device))
-    now = plan(config, timetable(config).steps // 2)
-    samples = config.model.audio.samples if config.model.hears else 0
-    video = random_clips(config, clips, device)[0] if config.model.sees else torch.empty((clips, 0, 0, 0, 3))
-    batch = Batch(
-        video=video.to(device, torch.uint8),
-        wave=torch.randn(clips, samples).to(device),
-        wave_valid=torch.full((clips,), samples, device=device),
-        labels=[()] * clips,
-        position=torch.arange(clips, device=device),
-        paths=[""] * clips,
-    )
-    return clips / seconds_each(lambda: waited(step(batch, now, offset=now.position)), seconds)
-
-
-def slower(found: Diagnosis, step: float | None) -> str | None:
-    """Which of "loading" and "step"; None when the step was not measured."""
-    if step is None:
-        return None
-    return "loading" if found.together < step else "step"
-
-
-def judgement(found: Diagnosis, step: float | None) -> list[str]:
-    """What limits, and what to change, in sentences."""
-    sentences = []
-    if step is not None:
-        speeds = f"loading gives {found.together:.1f} clips/s, training steps on one device take {step:.1f}"
-        if slower(found, step) == "loading":
-            sentences.append(f"loading limits training: {speeds}")
-        else:
-            sentences.append(f"the training step limits: {speeds}, so faster loading would change little")
-        if not torch.cuda.is_available():
-            sentences.append("without a GPU both share the cores: together each is slower than measured here")
-    return [*sentences, f"{'of loading, ' if sentences else ''}{found.limit} limits: {found.advice}"]
 
 
 def _table(found: Diagnosis, step: float | None) -> Table:

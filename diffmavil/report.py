@@ -1,4 +1,9 @@
-"""Draw a run's report again: `python -m diffmavil.report --run-dir D` writes D/report.html."""
+"""What did runs learn, and which learnt more? `python -m diffmavil.report RUN [RUN ...]` writes one page about them.
+
+Curves, schedules, throughput and looks in the loop of all runs in the same panels; of each pretrained run
+reconstructions in many ways, where in the picture the sound is, neighbours and retrieval that can be played, and a map
+of held-out clips; of each fine-tuned run its scores and what is mistaken for what. What a run does not have is said.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +11,63 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
+from diffmavil.config import require
 from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import UsageError, usage_errors
+from diffmavil.config.files import CONFIG_FILE
 from diffmavil.config.folders import check_writable
-from diffmavil.reporting.page import write_report
+from diffmavil.config.progress import open_console
+from diffmavil.reporting.page import REPORT_FILE, write_comparison
+
+COMPARISON_FILE = "comparison.html"
 
 
 @dataclass(frozen=True)
-class _Arguments:
-    run_dir: Path
-    """Folder of the run."""
+class Options:
+    """One self-contained page, below 15 MB, about one run or several, finished or not."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Folders of runs."""
+    run_dir: Path | None = None
+    """The old way to name one run."""
+    out: Path | None = None
+    """The page. Default: report.html in the folder of a single run, comparison.html here for several."""
+    clips: int = 256
+    """Held-out clips whose features are looked at, and as many training clips: the bound of what it costs."""
+
+    def __post_init__(self) -> None:
+        require(self.clips >= 2, "--clips", self.clips, ">= 2")
 
 
 def main(argv: Sequence[str]) -> None:
-    args = parse_flags(_Arguments, argv, prog="python -m diffmavil.report")
-    if not args.run_dir.is_dir():
-        raise UsageError(f"--run-dir {args.run_dir}: no such folder")
+    options = parse(argv)
+    folders = [*options.runs, *([options.run_dir] if options.run_dir else [])]
+    path = options.out or (folders[0] / REPORT_FILE if len(folders) == 1 else Path(COMPARISON_FILE))
     with usage_errors():
-        check_writable("--run-dir", args.run_dir)
-        print(write_report(args.run_dir))
+        check_writable("--out", path.absolute().parent)
+    console = open_console()
+    console.print(f"report: {write_comparison(folders, path, options.clips, console)}")
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Flags to options.
+
+    Raises:
+        UsageError: no runs, or folders that hold none.
+    """
+    with usage_errors():
+        options = parse_flags(Options, argv, prog="python -m diffmavil.report")
+    folders = [*options.runs, *([options.run_dir] if options.run_dir else [])]
+    if not folders:
+        raise UsageError("RUN: none given; must be folders of runs")
+    for folder in folders:
+        if not (folder / CONFIG_FILE).exists():
+            raise UsageError(f"RUN {folder}: holds no run (no {CONFIG_FILE})")
+    if options.out and options.out.is_dir():
+        raise UsageError(f"--out {options.out}: is a folder, must be a file")
+    return options
 
 
 if __name__ == "__main__":

@@ -119,8 +119,13 @@ def _plain(value: Any) -> Any:
 
 def differences(old: Config, new: Config) -> list[str]:
     """Dotted settings that differ, as 'name: old -> new' lines."""
-    a, b = _flat(asdict(old)), _flat(asdict(new))
+    a, b = flat_settings(old), flat_settings(new)
     return [f"{name}: {a[name]} -> {b[name]}" for name in a if a[name] != b[name]]
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Dotted name -> value, of every setting."""
+    return _flat(asdict(config))
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 
@@ -58,6 +58,12 @@ class ClipSet:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def spread(self, count: int) -> ClipSet:
+        """At most `count` of the clips, evenly over the set, which may be sorted by class."""
+        step = max(1.0, len(self.clips) / count)
+        chosen = [self.clips[int(i * step)] for i in range(min(count, len(self.clips)))]
+        return replace(self, clips=chosen, parts=(), often=())
 
 
 class Split(NamedTuple):

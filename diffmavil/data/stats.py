@@ -68,7 +68,7 @@ def _resolved(config: C, clipset: ClipSet) -> tuple[C, str]:
     if audio.mels in clipset.audio_stats:
         mean, std = clipset.audio_stats[audio.mels]
     else:
-        chosen = _choose(clipset, config.data.stats_clips)
+        chosen = chosen_clips(clipset, config.data.stats_clips)
         path = expand(config.data.cache) / "stats" / f"{_key(chosen, audio, config.model.modalities)}.json"
         if path.is_file():
             stored = json.loads(path.read_text())
@@ -140,7 +140,7 @@ def _tracked(clips: list[Clip]) -> Iterator[Clip]:
             yield clip
 
 
-def _choose(clipset: ClipSet, most: int) -> list[Clip]:
+def chosen_clips(clipset: ClipSet, most: int) -> list[Clip]:
     """Up to `most` clips: the first of the stream of seed 0."""
     stream = ClipStream(len(clipset.clips), seed=0)
     return [clipset.clips[stream.item(i)] for i in range(min(most, len(clipset.clips)))]

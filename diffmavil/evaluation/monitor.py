@@ -64,11 +64,11 @@ class FeatureMonitor:
         self._model, self._folder = model, folder
         device = next(model.parameters()).device
         self._look = Look(config, device)
-        self._heldout = _Clips(_spread(split.held_out, config.train.probe_clips), config, device)
+        self._heldout = _Clips(split.held_out.spread(config.train.probe_clips), config, device)
         labelled = [clip for clip in split.train.clips if clip.labels]
         told = any(clip.labels for clip in self._heldout.clips.clips)
         learn_from = replace(split.train, clips=labelled if told else [], parts=())
-        self._train = _Clips(_spread(learn_from, config.train.probe_clips), config, device)
+        self._train = _Clips(learn_from.spread(config.train.probe_clips), config, device)
         self._first: Metrics | None = None
         self._warned: set[str] = set()
 
@@ -172,13 +172,6 @@ class _Clips:
                 yield batch
         if self._keep:
             self._kept = decoded
-
-
-def _spread(clips: ClipSet, count: int) -> ClipSet:
-    """At most `count` of the clips, evenly over the set, which may be sorted by class."""
-    step = max(1.0, len(clips) / count)
-    chosen = [clips.clips[int(i * step)] for i in range(min(count, len(clips)))]
-    return replace(clips, clips=chosen, parts=())
 
 
 def _twin(model: DiffMAViL) -> DiffMAViL:

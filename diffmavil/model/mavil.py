@@ -216,13 +216,15 @@ class DiffMAViL(nn.Module):
         keep_video: int,
         keep_audio: int,
         sample_steps: int = 8,
+        timestep: int | None = None,
+        as_predicted: bool = False,
     ) -> Reconstruction:
         """Pictures of what the model makes of masked clips; see `Reconstruction`. Inputs as for `forward`.
 
         A model with diffused patches starts from pure noise and takes `sample_steps` DDIM steps: with one step it shows
         its mean expectation, which is smooth and closest in squared error; with more, one sharper sample of what it
         thinks possible. A model with mask tokens predicts once. All masked patches are decoded, whatever
-        `decode_fraction` is.
+        `decode_fraction` is. timestep and as_predicted: as of `diffmavil.model.reconstruct.draw_pictures`.
         """
         self._check_inputs(video, spec, keep_video, keep_audio)
         kept = {"audio": keep_audio, "video": keep_video}
@@ -232,7 +234,9 @@ class DiffMAViL(nn.Module):
             tokens[name] = [branch.encode(x, rearrange(ids[name].ids_keep, "b k -> b 1 k"))]
         fused = self._fuse(tokens)
         pictures = {
-            name: draw_pictures(branch, fused[name][0], x, ids[name], seed, offset, sample_steps)
+            name: draw_pictures(
+                branch, fused[name][0], x, ids[name], seed, offset, sample_steps, timestep, as_predicted
+            )
             for name, branch, x in self._present(spec, video)
         }
         absent = {name: Pictures(x, x, None, x) for name, x in (("audio", spec), ("video", video))}

@@ -8,6 +8,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from diffmavil.config import require
 from diffmavil.model.branch import NOISE, Branch
 from diffmavil.model.diffusion import ddim_sample
 from diffmavil.model.embed import all_ids, unpatchify
@@ -23,14 +24,16 @@ class Pictures(NamedTuple):
 
     With `norm_pix` the model predicts patches of mean 0 and deviation 1. To be seen, predicted and diffused patches are
     given the *true* mean and deviation of the patch, as in MAE's own visualisation: coarse brightness and contrast of
-    these two pictures are therefore not the model's.
+    these two pictures are therefore not the model's. Left as they are (`as_predicted`), every patch has the same
+    brightness and contrast, and looks wrong without being so.
     """
 
     original: Tensor
     visible: Tensor
     """Masked patches grey (video) or 0, the data set's mean (spectrogram)."""
     noised: Tensor | None
-    """Masked patches diffused to the timestep with as much signal as noise; None for a model with mask tokens."""
+    """Masked patches diffused to the timestep asked for, or to that with as much signal as noise; None for a model with
+    mask tokens."""
     reconstruction: Tensor
     """Masked patches predicted, visible patches as they are."""
 
@@ -88,7 +91,15 @@ class _Canvas:
 
 
 def draw_pictures(
-    branch: Branch, fused: Tensor, x: Tensor, ids: MaskIds, seed: int, offset: int, steps: int
+    branch: Branch,
+    fused: Tensor,
+    x: Tensor,
+    ids: MaskIds,
+    seed: int,
+    offset: int,
+    steps: int,
+    timestep: int | None = None,
+    as_predicted: bool = False,
 ) -> Pictures:
     """Decode all masked patches of one modality and draw them.
 
@@ -99,9 +110,15 @@ def draw_pictures(
         ids: visible and masked positions.
         seed, offset: key of the noise that sampling starts from.
         steps: DDIM steps of a model with diffused patches.
+        timestep: of a model with diffused patches: predict once, from patches diffused to it; None: from pure noise.
+        as_predicted: with `norm_pix`, draw patches as they are predicted, of mean 0 and deviation 1.
+
+    Raises:
+        ValueError: a timestep that the process, or the model, does not have.
     """
     ids_keep, ids_mask = ids
     canvas = _Canvas(branch, x, ids_mask)
+    pixels = Tensor.float if as_predicted else canvas.unnormalise
     noised = None
     if branch.diffused:
         noise_seed = fold_in(seed, branch.stream, NOISE, 0)
@@ -115,15 +132,23 @@ def draw_pictures(
             times = torch.full((x.shape[0],), t, device=x.device)
             return branch.decoder(fused, ids_keep, ids_mask, x_t, times)
 
-        pure_noise = diffuse(alpha_bar.new_zeros(()))
-        predicted = ddim_sample(predict, pure_noise, alpha_bar, branch.times, steps)
-        trained = alpha_bar[branch.times.start :]
-        noised = canvas.picture(canvas.unnormalise(diffuse(trained[(trained - 0.5).abs().argmin()])))
+        if timestep is None:
+            pure_noise = diffuse(alpha_bar.new_zeros(()))
+            predicted = ddim_sample(predict, pure_noise, alpha_bar, branch.times, steps)
+            trained = alpha_bar[branch.times.start :]
+            x_t = diffuse(trained[(trained - 0.5).abs().argmin()])
+        else:
+            last = len(alpha_bar) - 1
+            require(1 <= timestep <= last, "timestep", timestep, f"in 1..{last}")
+            x_t = diffuse(alpha_bar[timestep])
+            predicted = predict(x_t, timestep)
+        noised = canvas.picture(pixels(x_t))
     else:
+        require(timestep is None, "timestep", timestep, "None: the model has mask tokens")
         predicted = branch.decoder(fused, ids_keep, ids_mask)
     return Pictures(
         original=canvas.picture(None),
         visible=canvas.picture(canvas.grey()),
         noised=noised,
-        reconstruction=canvas.picture(canvas.unnormalise(predicted)),
+        reconstruction=canvas.picture(pixels(predicted)),
     )

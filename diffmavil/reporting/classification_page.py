@@ -11,7 +11,7 @@ from markupsafe import Markup
 from diffmavil.config import FinetuneConfig
 from diffmavil.evaluation.classification import Classification, read_classification
 from diffmavil.reporting import figures
-from diffmavil.reporting.parts import THROUGHPUT, Bar, Lines, Row, Section, Table, curve_sections, input_rows, run_rows
+from diffmavil.reporting.parts import THROUGHPUT, Bar, Panels, Row, Section, Table, curve_sections, input_rows, run_rows
 from diffmavil.training.metrics import Metrics
 
 ALL_CLASSES = 60
@@ -21,7 +21,7 @@ _NAMED = 200  # skipped clips
 _MISTAKES = "What is mistaken for what"
 _TASKS = {"av": "sound and picture", "audio": "sound alone", "video": "picture alone"}
 _LABELS = {"one": "one for each clip", "several": "several for a clip", "auto": "not known before training"}
-_PANELS: dict[str, Sequence[tuple[str, Lines]]] = {
+PANELS: Panels = {
     "Learning": (
         ("loss", [("loss", "")]),
         ("validation", [("val/top1", "top-1"), ("val/top5", "top-5"), ("val/mAP", "mAP")]),
@@ -30,7 +30,7 @@ _PANELS: dict[str, Sequence[tuple[str, Lines]]] = {
     ),
     "Throughput": THROUGHPUT,
 }
-_NOTES = {"Learning": "The loss is that of training clips, with mixup and masks where they are on."}
+NOTES = {"Learning": "The loss is that of training clips, with mixup and masks where they are on."}
 
 
 def summary(config: FinetuneConfig, records: Sequence[Metrics]) -> list[tuple[str, str]]:
@@ -64,7 +64,7 @@ def _frozen(config: FinetuneConfig) -> str:
 def sections(run_dir: Path, records: Sequence[Metrics]) -> list[Section]:
     """All that stands between summary and config."""
     found = read_classification(run_dir)
-    curves = curve_sections(records, _PANELS, _NOTES)
+    curves = curve_sections({run_dir.name: records}, PANELS, NOTES)
     if found is None:
         return [Section("Scores", "No scores yet: held-out clips are scored when the run ends."), *curves]
     return [_scores(found), _classes(found), *_confusion(found), _clips(found), *curves]
@@ -105,8 +105,11 @@ def _confusion(found: Classification) -> list[Section]:
     if found.confusion is None:
         return []
     if len(found.classes) <= ALL_CLASSES:
-        picture = Markup(figures.svg(figures.confusion(found.classes, found.confusion)))
-        note = f"Held-out clips by true class and answer, {_chosen(found)}. Darker: more of the row."
+        alt = f"Table of {len(found.classes)} true classes by answers: {_right(found.confusion)} clips are told right"
+        picture = Markup(figures.svg(figures.confusion(found.classes, found.confusion), alt, tight=True))
+        note = (
+            f"Held-out clips by true class and answer, {_chosen(found)}. The stronger the colour, the more of the row."
+        )
         return [Section(_MISTAKES, note, pictures=[picture])]
     mistakes = [
         (count, true, answer)
@@ -118,6 +121,11 @@ def _confusion(found: Classification) -> list[Section]:
     rows = [Row([true, answer, f"{count}"]) for count, true, answer in often]
     table = Table(["true class", "answer", "clips"], rows, words=True)
     return [Section(_MISTAKES, f"The most frequent mistakes, {_chosen(found)}.", table=table)]
+
+
+def _right(confusion: Sequence[Sequence[int]]) -> str:
+    right = sum(row[i] for i, row in enumerate(confusion))
+    return f"{right:,} of {sum(map(sum, confusion)):,}"
 
 
 def _clips(found: Classification) -> Section:

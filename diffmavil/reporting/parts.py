@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from markupsafe import Markup
 
 from diffmavil.config import Config, ModelConfig
 from diffmavil.config.progress import format_seconds
 from diffmavil.reporting import figures
+from diffmavil.reporting.figures import Line
 from diffmavil.training.metrics import Metrics
 
 Lines = Sequence[tuple[str, str]]
@@ -42,34 +43,134 @@ class Bar(NamedTuple):
     text: str
 
 
+class Picture(NamedTuple):
+    """An image that stands in the page."""
+
+    src: str
+    """A data URI."""
+    alt: str
+    width: int
+    height: int
+    sharp: bool = False
+    """Small pictures are shown pixel by pixel."""
+
+
+class Strip(NamedTuple):
+    """A picture with what it shows beside it."""
+
+    label: str
+    picture: Picture
+
+
+class Media(NamedTuple):
+    """A clip that can be played."""
+
+    kind: Literal["video", "audio"]
+    src: str
+    """A data URI."""
+    label: str
+    """For who does not see it."""
+    poster: str = ""
+    side: int = 0
+    """Pixels of its square picture."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in the page."""
+        return len(self.src) + len(self.poster)
+
+
+class Card(NamedTuple):
+    """A clip and what there is to say of it."""
+
+    media: Media
+    title: str
+    told: str = ""
+    mark: bool | None = None
+    """Whether it is right; None: neither."""
+    query: bool = False
+
+
+class Gallery(NamedTuple):
+    """A question and its answers, side by side."""
+
+    heading: str
+    cards: Sequence[Card]
+
+
 @dataclass(frozen=True)
 class Section:
     """A heading and what there is of: a sentence, a table, bars, curves side by side, pictures, a list to unfold."""
 
     title: str
     note: str = ""
+    summary: Sequence[tuple[str, Sequence[str]]] = ()
+    """(name, a value for each run)."""
+    columns: Sequence[str | Markup] = ()
+    """Names of the runs of the summary, where there are several."""
     table: Table | None = None
     bars: Sequence[tuple[str, Sequence[Bar]]] = ()
     """(heading, bars); an empty heading is left out."""
     panels: Sequence[Markup] = ()
     pictures: Sequence[Markup] = ()
     """As wide as the page; on a narrow screen they are scrolled, and not shrunk beyond reading."""
+    heat: str = ""
+    """Of pictures with heat maps, what their colours mean."""
+    strips: Sequence[Strip] = ()
+    """Pictures one under the other, scrolled together."""
+    galleries: Sequence[Gallery] = ()
+    classes: Sequence[tuple[Markup, str]] = ()
+    """(mark, name): what the marks of the panels mean."""
     unfold: tuple[str, Sequence[str]] | None = None
     """(heading, lines)."""
+    parts: Sequence[Section] = ()
+    folded: bool = False
+    """Of a part: shown when it is asked for."""
 
 
-def curve_sections(
-    records: Sequence[Metrics], panels: dict[str, Sequence[tuple[str, Lines]]], notes: dict[str, str]
-) -> list[Section]:
-    """A section for each title -> [(panel, lines)] that the records tell something of, with what they tell."""
-    names = {name for record in records if "samples" in record for name in record}
+Panels = Mapping[str, Sequence[tuple[str, Lines]]]
+"""Section -> its panels, (title, lines)."""
+
+
+def curve_sections(runs: Mapping[str, Sequence[Metrics]], panels: Panels, notes: Mapping[str, str]) -> list[Section]:
+    """A section for each title that the records tell something of, with the panels they tell something of.
+
+    Of several runs every line gets a panel of its own, in which each run has a line.
+
+    Args:
+        runs: name -> records.
+    """
     found = []
     for title, drawn in panels.items():
-        told = [(name, [line for line in lines if line[0] in names]) for name, lines in drawn]
-        curves = [figures.svg(figures.curves(records, name, lines)) for name, lines in told if lines]
+        curves = []
+        for name, lines in drawn if len(runs) == 1 else _line_by_line(drawn):
+            told = _told(next(iter(runs.values())), lines) if len(runs) == 1 else _told_by_all(runs, lines[0][0])
+            if told:
+                alt = f"{title}: {name} over samples seen. " + "; ".join(line.in_words() for line in told)
+                curves.append(Markup(figures.svg(figures.curves(told, name), alt)))
         if curves:
-            found.append(Section(title, notes.get(title, ""), panels=[Markup(curve) for curve in curves]))
+            found.append(Section(title, notes.get(title, ""), panels=curves))
     return found
+
+
+def _line_by_line(drawn: Sequence[tuple[str, Lines]]) -> list[tuple[str, Lines]]:
+    return [
+        (f"{title}, {label}" if label else title, [(metric, label)])
+        for title, lines in drawn
+        for metric, label in lines
+    ]
+
+
+def _told(records: Sequence[Metrics], lines: Lines) -> list[Line]:
+    """The lines of a panel that a run tells something of."""
+    found = [(label, figures.points(records, metric)) for metric, label in lines]
+    return [Line(label, points, colour) for colour, (label, points) in enumerate(found) if points.shape[1]]
+
+
+def _told_by_all(runs: Mapping[str, Sequence[Metrics]], metric: str) -> list[Line]:
+    """A line for each run that tells something of it; a run has its colour everywhere."""
+    found = [(name, figures.points(records, metric)) for name, records in runs.items()]
+    return [Line(name, points, colour) for colour, (name, points) in enumerate(found) if points.shape[1]]
 
 
 THROUGHPUT = (

@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from markupsafe import Markup
 
 from diffmavil.config import Config, ModelConfig
-from diffmavil.data.audio import make_log_mel
-from diffmavil.data.loader import eval_batches
 from diffmavil.data.sources import split_source
 from diffmavil.evaluation.features import KINDS
-from diffmavil.evaluation.result import Evaluation, read_evaluation
+from diffmavil.evaluation.result import read_evaluation
 from diffmavil.model import Pictures, Reconstruction
 from diffmavil.model.weights import WEIGHTS_FILE, load_weights
-from diffmavil.reporting import figures
-from diffmavil.reporting.parts import THROUGHPUT, Lines, Row, Section, Table, curve_sections, input_rows, run_rows
-from diffmavil.training.curriculum import keep_count
+from diffmavil.reporting import figures, reconstructions
+from diffmavil.reporting.parts import THROUGHPUT, Panels, Row, Section, Table, curve_sections, input_rows, run_rows
+from diffmavil.reporting.study import drawn_clips
 from diffmavil.training.metrics import Metrics
 from diffmavil.training.pretraining import loss_names
 
-_CLIPS = 4  # shown as reconstructions
-_SAMPLE_STEPS = 2  # more steps give one sharper sample, fewer the mean: clearer while the model is young
 _FEATURES = "Features while training"
-_NOTES = {
+NOTES = {
     _FEATURES: "Of some held-out clips, nothing masked. Ranks that fall towards 1, or dimensions that die, mean that "
     "the model tells clips apart less and less."
 }
-_PICTURE_NOTE = (
-    "Original; visible patches; the masked patches diffused to x_t (of the timesteps in training the one nearest to as "
-    "much signal as noise); and the reconstruction of the masked patches, which starts from pure noise. Patches are "
-    "predicted up to their mean and contrast, which are the true ones here, as in MAE's visualisation."
-)
 
 
 def summary(config: Config, records: Sequence[Metrics]) -> list[tuple[str, str]]:
@@ -46,7 +35,7 @@ def summary(config: Config, records: Sequence[Metrics]) -> list[tuple[str, str]]
         ("data", config.data.root),
         *input_rows(model),
         ("masked patches", f"{model.diffusion.corruption}, {model.decode_fraction:.0%} of them decoded"),
-        ("decoders" if len(decoders) == 2 else "decoder", ", ".join(decoders)),
+        ("decoders", ", ".join(decoders)),
         ("batch size", str(config.train.batch_size)),
         *run_rows(config, records),
     ]
@@ -54,13 +43,12 @@ def summary(config: Config, records: Sequence[Metrics]) -> list[tuple[str, str]]
 
 def sections(run_dir: Path, config: Config, records: Sequence[Metrics]) -> list[Section]:
     """All that stands between summary and config; pictures need the run's exported weights."""
-    evaluation = read_evaluation(run_dir)
-    pictures = _reconstructions(run_dir, config) if (run_dir / WEIGHTS_FILE).exists() else []
-    curves = curve_sections(records, _panels(config.model), _NOTES)
-    return [_evaluation(run_dir, evaluation), *pictures, *curves]
+    drawn = _reconstructions(run_dir) if (run_dir / WEIGHTS_FILE).exists() else []
+    curves = curve_sections({run_dir.name: records}, panels(config.model), NOTES)
+    return [scores(run_dir), *drawn, *curves]
 
 
-def _panels(model: ModelConfig) -> dict[str, Sequence[tuple[str, Lines]]]:
+def panels(model: ModelConfig) -> Panels:
     """Of what a run of this model may record."""
     there = [name for name, has in (("video", model.sees), ("audio", model.hears)) if has]
     kinds = KINDS if len(there) == 2 else there
@@ -86,8 +74,10 @@ def _panels(model: ModelConfig) -> dict[str, Sequence[tuple[str, Lines]]]:
     }
 
 
-def _evaluation(run_dir: Path, evaluation: Evaluation | None) -> Section:
+def scores(run_dir: Path) -> Section:
+    """What an evaluation has found."""
     title = "What the features know"
+    evaluation = read_evaluation(run_dir)
     if evaluation is None:
         note = "Not evaluated yet: <code>python -m diffmavil.evaluate --run-dir {}</code> adds it here."
         return Section(title, Markup(note).format(run_dir))
@@ -96,47 +86,33 @@ def _evaluation(run_dir: Path, evaluation: Evaluation | None) -> Section:
     return Section(title, told["note"], table=Table(["", *told["columns"]], rows, told["caption"]))
 
 
-def _reconstructions(run_dir: Path, config: Config) -> list[Section]:
+def _reconstructions(run_dir: Path) -> list[Section]:
     """A section for each clip; the pictures of the first one are written as files of their own too."""
-    result, names = reconstruct_heldout(run_dir, config)
+    model, config = load_weights(run_dir / WEIGHTS_FILE)
+    batch = drawn_clips(config, split_source(config.data, config.model.modalities).held_out)
+    result = reconstructions.reconstruct(model, config, batch, reconstructions.Mode("as trained"))
+    _save_pictures(run_dir, result)
     found = []
-    for i, name in enumerate(names):
-        drawn = {}
-        if result.video.original.numel():
-            drawn["video"] = figures.frame_strips(_rows(result.video, i))
-        if result.audio.original.numel():
-            drawn["audio"] = figures.spectrogram_rows(_rows(result.audio, i))
-        for what, figure in drawn.items() if i == 0 else ():
-            figures.save_png(figure, run_dir / f"reconstruction-{what}.png")
-        pictures = [Markup(figures.picture_tag(figure, f"{what} of {name}")) for what, figure in drawn.items()]
-        found.append(Section(f"Held-out clip {name}", _PICTURE_NOTE if i == 0 else "", pictures=pictures))
+    for i, path in enumerate(batch.paths):
+        name = Path(path).stem
+        note = reconstructions.picture_note(config) if i == 0 else ""
+        found.append(Section(f"Held-out clip {name}", note, strips=reconstructions.clip_strips(result, i, name)))
     return found
 
 
-@torch.inference_mode()
-def reconstruct_heldout(run_dir: Path, config: Config) -> tuple[Reconstruction, list[str]]:
-    """Pictures of the first held-out clips, on the CPU, at the run's final mask ratio; and the clips' names."""
-    model, config = load_weights(run_dir / WEIGHTS_FILE)
-    config = replace(config, data=replace(config.data, workers=0))  # processes would take longer to start than this
-    clips = split_source(config.data, config.model.modalities).held_out
-    batch = next(iter(eval_batches(config, clips, batch_size=_CLIPS)))
-    result = model.reconstruct(
-        batch.video,
-        make_log_mel(config.model)(batch.wave, batch.wave_valid),
-        seed=config.train.seed,
-        offset=0,
-        keep_video=keep_count(config.mask.video, 1.0, config.model.video.tokens),
-        keep_audio=keep_count(config.mask.audio, 1.0, config.model.audio.tokens),
-        sample_steps=min(_SAMPLE_STEPS, len(config.model.diffusion.times)),
-    )
-    return result, [Path(path).stem for path in batch.paths]
+def _save_pictures(run_dir: Path, result: Reconstruction) -> None:
+    if result.video.original.numel():
+        figures.save_png(figures.frame_strips(_rows(result.video)), run_dir / "reconstruction-video.png")
+    if result.audio.original.numel():
+        figures.save_png(figures.spectrogram_rows(_rows(result.audio)), run_dir / "reconstruction-audio.png")
 
 
-def _rows(pictures: Pictures, i: int) -> list[tuple[str, Any]]:
+def _rows(pictures: Pictures) -> list[tuple[str, Any]]:
+    """Of the first clip."""
     rows = (
         ("original", pictures.original),
         ("visible", pictures.visible),
         ("x_t", pictures.noised),
         ("reconstruction", pictures.reconstruction),
     )
-    return [(name, picture[i].numpy()) for name, picture in rows if picture is not None]
+    return [(name, picture[0].numpy()) for name, picture in rows if picture is not None]

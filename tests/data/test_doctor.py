@@ -10,7 +10,8 @@ from prepared_sets import prepare_here, write_clips
 
 from diffmavil.config.errors import UsageError
 from diffmavil.data.bottleneck import Diagnosis, judge
-from diffmavil.doctor import judgement, main
+from diffmavil.doctor import main
+from diffmavil.training.speed import judgement
 
 CASES = {
     "decode": ((2, 8, 5000.0, 10.0, 900.0, None, 19.0), "decoding", "raise data.workers: 8 cores"),
@@ -57,7 +58,7 @@ def test_loading_is_compared_with_the_step(step: float | None, said: list[str]) 
 
 def test_it_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare_here(write_clips(tmp_path / "clips", 4), tmp_path / "out")
-    wanted = [str(tmp_path / "out"), "--preset", "diffmavil-tiny", "--seconds", "0.2", "--workers", "1"]
+    wanted = ["--data", str(tmp_path / "out"), "--preset", "diffmavil-tiny", "--seconds", "0.2", "--workers", "1"]
     main([*wanted, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["read"] > found["decode"] > 0
@@ -77,7 +78,7 @@ def test_plain_files_with_bad_ones(tmp_path: Path, capsys: pytest.CaptureFixture
     """The bad clips it met are named, and the advice is to prepare; the decoders of prepared clips are refused."""
     root = write_clips(tmp_path / "clips", 6)
     (root / "class0" / "broken.mp4").write_bytes(b"not a video")
-    wanted = [str(root), "--preset", "diffmavil-tiny", "--seconds", "0.1", "--workers", "1"]
+    wanted = ["--data", str(root), "--preset", "diffmavil-tiny", "--seconds", "0.1", "--workers", "1"]
     main([*wanted, "--no-step"])
     said = capsys.readouterr().out
     assert f"bad clip {root}/class0/broken.mp4: cannot be decoded: Invalid data" in said
@@ -89,4 +90,13 @@ def test_plain_files_with_bad_ones(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"data\.root=.*does not exist"):
-        main([str(tmp_path / "absent")])
+        main(["--data", str(tmp_path / "absent")])
+
+
+def test_the_old_spelling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clips in place of a run are measured, and the new spelling is told."""
+    root = write_clips(tmp_path / "clips", 4)
+    main([str(root), "--preset", "diffmavil-tiny", "--seconds", "0.1", "--workers", "1", "--no-step", "--json"])
+    told = capsys.readouterr()
+    assert json.loads(told.out)["decode"] > 0
+    assert "is called python -m diffmavil.doctor --data CLIPS now" in told.err

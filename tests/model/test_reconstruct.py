@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from diffmavil.model.decoder import DiffusedPatch
 
 Build = Callable[[ModelConfig], DiffMAViL]
 MakeClips = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
-KEEP = {"keep_video": 12, "keep_audio": 12}
+KEEP: dict[str, Any] = {"keep_video": 12, "keep_audio": 12}
 
 
 def _masked(model: DiffMAViL, modality: str, pictures: Pictures, batch: int) -> torch.Tensor:
@@ -130,3 +131,44 @@ def test_training_and_sampling_keep_to_the_noisy_end(
 def test_impossible_sampling_steps_are_named(variants: dict[str, ModelConfig], build: Build, clips: MakeClips) -> None:
     with pytest.raises(ValueError, match="sample_steps=0"):
         build(variants["diffmavil"]).reconstruct(*clips(1), seed=1, offset=0, **KEEP, sample_steps=0)
+
+
+def test_a_prediction_from_one_timestep(variants: dict[str, ModelConfig], build: Build, clips: MakeClips) -> None:
+    """At the first timestep x_t is nearly the clip, at the last it is noise; what is visible stays."""
+    model, (video, spec) = build(variants["diffmavil"]), clips(2)
+    config = variants["diffmavil"].diffusion
+    off = []
+    for timestep in (1, config.steps // 2, config.steps):
+        result = model.reconstruct(video, spec, seed=1, offset=0, **KEEP, timestep=timestep)
+        masked = _masked(model, "video", result.video, 2)
+        assert result.video.noised is not None
+        off.append((result.video.noised - result.video.original)[masked].abs().mean().item())
+        torch.testing.assert_close(result.video.reconstruction[~masked], result.video.original[~masked])
+    assert off == sorted(off)
+    assert off[0] < 0.1 * off[-1]
+    for impossible in (0, config.steps + 1):
+        with pytest.raises(ValueError, match=rf"timestep={impossible}: must be in 1..{config.steps}"):
+            model.reconstruct(video, spec, seed=1, offset=0, **KEEP, timestep=impossible)
+
+
+def test_mask_tokens_have_no_timesteps(variants: dict[str, ModelConfig], build: Build, clips: MakeClips) -> None:
+    model, (video, spec) = build(variants["mavil"]), clips(1)
+    with pytest.raises(ValueError, match="timestep=3: must be None: the model has mask tokens"):
+        model.reconstruct(video, spec, seed=1, offset=0, **KEEP, timestep=3)
+
+
+def test_patches_as_they_are_predicted(variants: dict[str, ModelConfig], build: Build, clips: MakeClips) -> None:
+    """Un-normalising is a mean and a deviation for each patch of the spectrogram, and nothing else."""
+    model, (video, spec) = build(variants["mavil"]), clips(1)
+    plain, raw = (
+        model.reconstruct(video, spec, seed=1, offset=0, **KEEP, as_predicted=as_is).audio for as_is in (False, True)
+    )
+    ids = model.audio.mask_view(1, 12, 0, 1, 0, torch.device("cpu")).ids_mask[0]
+    time, mel = model.audio.patch
+    for patch in ids.tolist():
+        row, column = divmod(patch, model.audio.grid[1])
+        where = (0, slice(row * time, (row + 1) * time), slice(column * mel, (column + 1) * mel))
+        true = plain.original[where]
+        torch.testing.assert_close(
+            plain.reconstruction[where], raw.reconstruction[where] * (true.var() + 1e-6).sqrt() + true.mean()
+        )

@@ -23,6 +23,7 @@ SHORT = (
 SMALLER = {
     "diffmavil.prepare": ("--workers", "1"),
     "diffmavil.train": (*SMALL_MODEL, *SHORT, "--batch.rule", "fixed"),
+    "diffmavil.report": ("--clips", "8"),
     "diffmavil.finetune": (*SHORT, "--head.epochs", "None", "--head.average", "0"),
 }
 """Flags put behind each command, over those of the page and of its files."""

@@ -40,7 +40,7 @@ def text_of(folder: Path) -> str:
     assert path.stat().st_size < 5e6
     assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)', page))
     assert all(target.startswith(("#", "data:")) for target in re.findall(r'href="([^"]*)', page))
-    text = re.sub(r"data:image/[^\"]*", "", page)
+    text = re.sub(r"data:(image|video|audio)/[^\"]*", "", page)
     assert "http" not in text
     assert "<link" not in text
     assert "@import" not in text
@@ -103,7 +103,8 @@ def test_pretraining_shows_what_the_model_has(cache: Path, tmp_path: Path, modal
     assert found[6:] == [*CURVES, "Config"]
     there = [name for name in ("video", "audio") if name in KINDS[modalities]]
     for name in ("video", "audio"):
-        assert count(rf'<img alt="{name} of', text) == (4 if name in there else 0)
+        strips = 4 * 4  # clips, each as original, visible, x_t and reconstruction
+        assert count(rf'<img [^>]*alt="{name} of', text) == (strips if name in there else 0)
         assert (tmp_path / f"reconstruction-{name}.png").exists() == (name in there)
         assert (f"<td>{name}</td>" in text) == (name in there)
     assert (">contrast</text>" in text) == (modalities == "av")
@@ -237,7 +238,7 @@ def test_an_unfinished_fine_tuning_has_a_page(tmp_path: Path) -> None:
 def test_records_without_one_of_their_values_are_drawn(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, finetune: bool
 ) -> None:
-    monkeypatch.setattr(figures, "svg", lambda figure: "")  # drawn, but not written: it takes most of the time
+    monkeypatch.setattr(figures, "svg", lambda figure, alt: "")  # drawn, but not written: it takes most of the time
     config = finetuning(names(3)) if finetune else pretraining(cache, "video")
     records = learnt() if finetune else told(config)
     for record in records:
@@ -248,7 +249,10 @@ def test_records_without_one_of_their_values_are_drawn(
 
 def test_a_long_curve_is_thinned_and_keeps_its_mean() -> None:
     records = [{"samples": float(i), "loss": math.sin(i)} for i in range(100_000)]
-    drawn = figures.curves(records, "loss", [("loss", "")])
-    (line,) = drawn.axes[0].lines
-    assert np.shape(line.get_xydata()) == (1000, 2)
-    assert len(figures.svg(drawn)) < 100_000
+    line = figures.Line("", figures.points(records, "loss"), 0)
+    drawn = figures.curves([line], "loss")
+    (shown,) = drawn.axes[0].lines
+    assert np.shape(shown.get_xydata()) == (1000, 2)
+    assert len(figures.svg(drawn, "a loss")) < 100_000
+    many = figures.curves([line._replace(colour=i) for i in range(20)], "twenty runs")
+    assert [np.shape(one.get_xydata()) for one in many.axes[0].lines] == [(200, 2)] * 20
