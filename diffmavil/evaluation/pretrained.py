@@ -61,7 +61,7 @@ def find_weights(source: str | Path, revision: str | None = None) -> Path:
 def _from_hub(name: str, revision: str | None) -> Path:
     """The local folder of a model on the hub, downloaded if it is not here yet."""
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import snapshot_download  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(
             f"{name}: no such file or folder here; to look for it on the Hugging Face hub: pip install huggingface_hub"
@@ -94,9 +94,12 @@ def open_model(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMAVi
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of the weights that `find_weights` found."""
-    digest = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    """SHA-256 of the file that `find_weights` found; of a checkpoint, of those of its files, by their names."""
+
+    def sum_of(file: Path) -> str:
         with file.open("rb") as data:
-            digest.update(hashlib.file_digest(data, "sha256").digest())
-    return digest.hexdigest()
+            return hashlib.file_digest(data, "sha256").hexdigest()
+
+    if path.is_file():
+        return sum_of(path)
+    return hashlib.sha256("".join(map(sum_of, sorted(path.iterdir()))).encode()).hexdigest()
