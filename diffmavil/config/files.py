@@ -119,12 +119,13 @@ def _plain(value: Any) -> Any:
 
 def differences(old: Config, new: Config) -> list[str]:
     """Dotted settings that differ, as 'name: old -> new' lines."""
-    a, b = _flat(asdict(old)), _flat(asdict(new))
+    a, b = flat(asdict(old)), flat(asdict(new))
     return [f"{name}: {a[name]} -> {b[name]}" for name in a if a[name] != b[name]]
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
     out: dict[str, Any] = {}
     for name, value in data.items():
-        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return out
