@@ -143,7 +143,7 @@ class Extraction:
         Raises:
             TooManyBadClips: more than `max_bad_share` of the clips cannot be used.
             CannotWrite: the folder cannot be written.
-            RunError: another process does the same share, or the storage failed.
+            RunError: another process does the same share, a part that was done is damaged, or the storage failed.
         """
         with self._alone():
             mine = range(self.part, self.parts, self.of)
@@ -169,8 +169,15 @@ class Extraction:
                 self._write(((numbers[i], one) for i, one in found), tally, tracker.update)
 
     def _count_done(self, tally: Tally, number: int) -> None:
-        done = read_part(self.file(number), features=False)
+        done = self._read(number)
         tally.count([i for i, _ in done.clips], [(i, self.clips.clips[i].path, why) for i, why in done.bad.items()])
+
+    def _read(self, number: int) -> Part:
+        """Which clips a part that is done is of."""
+        try:
+            return read_part(self.file(number), features=False)
+        except ValueError as error:
+            raise RunError(str(error)) from error
 
     def _write(
         self, found: Iterator[tuple[int, Embedding | BadClip]], tally: Tally, progress: Callable[[int], None]
@@ -216,7 +223,7 @@ class Extraction:
         table = csv.writer(text)
         table.writerow(("path", "start", "reason"))
         for number in range(self.parts):
-            part = read_part(self.file(number), features=False)
+            part = self._read(number)
             clip = part.tensors.get("clip", torch.empty(0))
             facts.update(
                 rows=len(clip), used=len(clip.unique()), bad=len(part.bad), bytes=self.file(number).stat().st_size

@@ -13,9 +13,9 @@ A part of safetensors holds, for R windows (L layers, D width; only what was ask
     times/audio, times/video             float64 [R, 2]            seconds of the file
     clip                                 int64 [R]                 number of the clip in the set
 
-and in its header, as JSON, `clips`: [number, path, start, duration, labels] of all that were tried; and `bad`:
-number -> reason. In parquet each tensor is a column of lists, whose shape stands in the metadata beside the same
-header, and there are columns `path` and `labels` (names), for whoever reads it with other tools.
+and in its header, as JSON under `diffmavil`, `clips`: [number, path, start, duration, labels] of all that were tried;
+and `bad`: number -> reason. In parquet each tensor is a column of lists, whose shape stands in the metadata beside the
+same header, and there are columns `path` and `labels` (names), for whoever reads it with other tools.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from diffmavil.data.durable import whole_file
 MANIFEST_FILE = "manifest.json"
 BAD_FILE = "bad.csv"
 FORMATS = ("safetensors", "parquet")
+_HEADER = "diffmavil"
 POOLED = ("audio", "video", "fused")
 
 
@@ -156,7 +157,8 @@ def part_file(out: Path, number: int, form: str) -> Path:
 def write_part(path: Path, part: Part, classes: list[str]) -> None:
     """Write a part, whole or not at all. Raises `CannotWrite`."""
     clips = [[number, clip.path, clip.start, clip.duration, list(clip.labels)] for number, clip in part.clips]
-    header = {"clips": json.dumps(clips), "bad": json.dumps({str(number): why for number, why in part.bad.items()})}
+    told = {"clips": clips, "bad": {str(number): why for number, why in part.bad.items()}}
+    header = {_HEADER: json.dumps(told)}  # one entry: safetensors writes several in any order
     with whole_file(path) as draft:
         if path.suffix == ".parquet":
             _write_parquet(draft, part, header, classes)
@@ -180,7 +182,7 @@ def read_part(path: Path, *, features: bool = True) -> Part:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys() if features or name == "clip"}  # noqa: SIM118
-        clips = json.loads(header["clips"])
+        told = json.loads(header[_HEADER])
     except ImportError:
         raise
     except Exception as error:  # the libraries', of whatever class
@@ -189,8 +191,11 @@ def read_part(path: Path, *, features: bool = True) -> Part:
         ) from error
     return Part(
         tensors,
-        [(number, Clip(name, start, duration, tuple(labels))) for number, name, start, duration, labels in clips],
-        {int(number): why for number, why in json.loads(header["bad"]).items()},
+        [
+            (number, Clip(name, start, duration, tuple(labels)))
+            for number, name, start, duration, labels in told["clips"]
+        ],
+        {int(number): why for number, why in told["bad"].items()},
     )
 
 

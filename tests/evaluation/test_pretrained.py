@@ -119,9 +119,7 @@ def test_a_name_on_the_hub(config: Config, tmp_path: Path, monkeypatch: pytest.M
     export_weights(untrained_model(config.model, 0), config, tmp_path / "store" / "us" / "base" / "model.safetensors")
     assert diffmavil.load("us/base", revision="v1", device="cpu").modalities == "av"
     assert hub.asked[-1] == ("us/base", "v1")
-    with pytest.raises(
-        ValueError, match="us/other: is not here, nor given by the Hugging Face hub: We couldn't connect"
-    ):
+    with pytest.raises(ValueError, match="us/other: is not here, nor given by the Hugging Face hub: We could"):
         diffmavil.load("us/other")
     here = tmp_path / "us" / "base"
     shutil.copytree(tmp_path / "store" / "us" / "base", here)
@@ -133,7 +131,7 @@ def test_a_name_on_the_hub(config: Config, tmp_path: Path, monkeypatch: pytest.M
 def test_without_the_hub_s_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="us/base: no such file or folder here; .* pip install huggingface_hub"):
+    with pytest.raises(ValueError, match=r"us/base: no such file or folder here; .* pip install huggingface_hub"):
         diffmavil.load("us/base")
 
 
@@ -143,5 +141,5 @@ def test_the_real_package_without_a_network(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="us/base: is not here, nor given by the Hugging Face hub: ."):
+    with pytest.raises(ValueError, match=r"us/base: is not here, nor given by the Hugging Face hub: ."):
         diffmavil.load("us/base")
