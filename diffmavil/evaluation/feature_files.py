@@ -191,10 +191,7 @@ def read_part(path: Path, *, features: bool = True) -> Part:
         ) from error
     return Part(
         tensors,
-        [
-            (number, Clip(name, start, duration, tuple(labels)))
-            for number, name, start, duration, labels in told["clips"]
-        ],
+        [(number, Clip(name, begin, length, tuple(labels))) for number, name, begin, length, labels in told["clips"]],
         {int(number): why for number, why in told["bad"].items()},
     )
 

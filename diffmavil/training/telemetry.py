@@ -61,6 +61,8 @@ class Telemetry:
         self._reset(done)
 
     def _open_log(self, folder: Path, done: int) -> None:
+        if not self.world.main:
+            return
         boards = open_boards(self.config.train.log, folder, self.config, done)
         self._log = RunLog(folder, boards, resumed_step=done, total_steps=timetable(self.config).steps)
 
