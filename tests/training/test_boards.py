@@ -1,4 +1,4 @@
-"""Curves on boards: what each is told, resume, failures; wandb and MLflow by doubles, and themselves where installed."""
+"""Curves on boards: what each is told, resume, failures; wandb and MLflow by doubles, and themselves if installed."""
 
 from __future__ import annotations
 
@@ -279,9 +279,7 @@ def test_configs_of_before_know_tensorboard_alone():
 
 @pytest.mark.parametrize("names", [("wandb", "wandb"), ("visdom",)])
 def test_boards_that_there_are_not(names: Any):
-    with pytest.raises(
-        ValueError, match=r"train\.log=.*: must be some of \('tensorboard', 'wandb', 'mlflow'\), each once"
-    ):
+    with pytest.raises(ValueError, match=r"train\.log=.*: must be some of \('tensorboard', .*, each once"):
         replace(CONFIG.train, log=names)
 
 
