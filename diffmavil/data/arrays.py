@@ -68,7 +68,7 @@ class ArraySound:
     rate: int
 
     @classmethod
-    def of(cls, samples: Any, source_rate: int | None, rate: int) -> ArraySound:
+    def of(cls, samples: Any, source_rate: float | None, rate: int) -> ArraySound:
         """From `[S]`, or `[C, S]` whose channels are averaged; floats with full scale 1, or int16. Brought to `rate`.
 
         Raises:

@@ -44,9 +44,14 @@ def load(
         revision: branch, tag or commit of a model on the hub.
 
     Raises:
-        ValueError: nothing there, a file that is not exported weights, or a type that cannot be had.
+        ValueError: nothing there, a file that is not exported weights, a device or type that cannot be had.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r}: must be one that torch knows: {str(error).splitlines()[0]}") from error
+    usable = place.type != "cuda" or torch.cuda.is_available()
+    require(usable, "device", str(device), "cpu: torch finds no GPU here, or was built without CUDA")
     allowed = (torch.float32, torch.bfloat16, *([torch.float16] if place.type == "cuda" else []))
     require(dtype is None or dtype in allowed, "dtype", dtype, f"one of {', '.join(map(str, allowed))} on {place.type}")
     path = find_weights(source, revision)

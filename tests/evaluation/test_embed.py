@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from diffmavil.evaluation.frozen_model import FrozenModel
 from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.weights import export_weights
-from tests.data.clip_files import write_clip
+from tests.data.clip_files import MEDIA, write_clip
+from tests.gpu import cuda_alone
 
 RATE = 16_000
 
@@ -106,7 +108,8 @@ def test_windows_do_not_depend_on_the_batch_or_on_who_decodes(model: Embedder, p
 @pytest.mark.parametrize("kind", ["audio", "video"])
 def test_one_modality_alone(model: Embedder, paths: list[str], kind: str):
     """What each encoder gives does not depend on the other; of sound alone the window may lie elsewhere."""
-    (alone,) = model.embed(**{kind: [paths[0]]}, windows=1)
+    given: Any = {kind: [paths[0]]}
+    (alone,) = model.embed(**given)
     assert list(alone.windows) == [kind]
     assert list(alone.times) == [kind]
     both = model.embed(paths[0])
@@ -179,7 +182,7 @@ def test_a_model_with_one_modality(deep: Config, tmp_path: Path, paths: list[str
     other = "video" if kind == "audio" else "audio"
     alone = {"audio": "sound alone", "video": "picture alone"}[kind]
     with pytest.raises(ValueError, match=f"{other}='given': must be left out: the model has {alone}"):
-        model.embed(**{other: paths[0]})
+        model.embed(**cast("dict[str, Any]", {other: paths[0]}))
 
 
 def test_the_type_of_the_computation_is_chosen(model: Embedder, paths: list[str]):
@@ -193,6 +196,36 @@ def test_the_type_of_the_computation_is_chosen(model: Embedder, paths: list[str]
         ValueError, match=r"dtype=torch\.float16: must be one of torch\.float32, torch\.bfloat16 on cpu"
     ):
         diffmavil.load(model.weights, device="cpu", dtype=torch.float16)
+    with pytest.raises(ValueError, match="device='abacus': must be one that torch knows"):
+        diffmavil.load(model.weights, device="abacus")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(model: Embedder):
+    with pytest.raises(ValueError, match="device='cuda': must be cpu: torch finds no GPU"):
+        diffmavil.load(model.weights, device="cuda")
+
+
+@pytest.mark.gpu
+@cuda_alone
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_a_gpu(model: Embedder, paths: list[str], dtype: torch.dtype):
+    found = diffmavil.load(model.weights, dtype=dtype).embed(paths[:2], windows=2, layers="all", tokens=True)
+    for one, other in zip(found, model.embed(paths[:2], windows=2, layers="all", tokens=True), strict=True):
+        assert one.fused.device.type == "cpu"
+        close = 2e-3 if dtype == torch.float32 else 0.1
+        torch.testing.assert_close(one.fused, other.fused, rtol=close, atol=close)
+
+
+@pytest.mark.skipif(not MEDIA.exists(), reason=f"no real clips at {MEDIA} (DIFFMAVIL_MEDIA)")
+def test_real_clips(model: Embedder):
+    """The smallest of them, that it stays quick."""
+    files = sorted(file for file in MEDIA.iterdir() if file.suffix in (".mp4", ".webm", ".mpg"))
+    smallest = sorted(files, key=lambda file: file.stat().st_size)[:6]
+    for one in model.embed(smallest):
+        assert all(x.isfinite().all() for x in one.clip.values())
+        ((start, end),) = one.times["video"].tolist()
+        assert end - start == pytest.approx(4.0, abs=1.1)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import diffmavil
+import diffmavil.evaluation.feature_files as feature_files
 from diffmavil.config import Config
 from diffmavil.config.cli import run_main
 from diffmavil.config.errors import RunError, TooManyBadClips, UsageError
@@ -333,6 +335,19 @@ def test_parquet_holds_the_same(run, tmp_path: Path):
     assert sorted(rows[2]["labels"]) == ["loud", "odd"]
     assert rows[0]["fused"] == pytest.approx(one.features["fused"][0].tolist())
     run(*flags, "--format", "parquet", out=tmp_path / "parquet")
+
+
+def test_a_full_disk_ends_it_with_code_1(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def full(*args, **kwargs):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feature_files, "save_file", full)
+        why = r"cannot write .*part-00000\.safetensors: No space left.*the same command goes on"
+        with pytest.raises(RunError, match=why):
+            run()
+    assert parts(tmp_path / "features") == {}
+    assert len(run()) == CLIPS
 
 
 @pytest.mark.parametrize("damage", [b"", b"0123456789"], ids=["empty", "damaged"])

@@ -29,7 +29,7 @@ from diffmavil.training.telemetry import Telemetry
 
 CPU = torch.device("cpu")
 CONFIG = preset("diffmavil-tiny")
-RECORD = {
+RECORD: dict[str, float] = {
     "step": 2,
     "loss": 1.5,
     "loss/video": 0.5,
