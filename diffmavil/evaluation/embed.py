@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -174,13 +175,14 @@ class Embedder(FrozenModel):
 
 
 def collected(
-    found: Iterable[tuple[int, T | BadClip]], given: Given, single: bool, progress: bool, return_errors: bool
+    found: Generator[tuple[int, T | BadClip]], given: Given, single: bool, progress: bool, return_errors: bool
 ) -> T | list[T | ValueError]:
     """What was found of each clip, in the order in which they were given."""
     results: dict[int, T | ValueError] = {place: given.complaint(place, why) for place, why in given.errors.items()}
     if results and not return_errors:
         raise next(iter(results.values()))  # type: ignore[misc]  # an error each
-    with tracking(Console(stderr=True) if progress else None, "clips", len(given.names)) as tracker:
+    shown = Console(stderr=True) if progress else None
+    with closing(found), tracking(shown, "clips", len(given.names)) as tracker:  # a traceback would keep it open
         for index, one in found:
             place = given.places[index]
             if isinstance(one, BadClip):

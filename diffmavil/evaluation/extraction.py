@@ -13,7 +13,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -165,7 +165,7 @@ class Extraction:
                 batch_size=batch_size,
                 workers=workers,
             )
-            with tracking(console, "clips", len(numbers)) as tracker:
+            with closing(found), tracking(console, "clips", len(numbers)) as tracker:
                 self._write(((numbers[i], one) for i, one in found), tally, tracker.update)
 
     def _count_done(self, tally: Tally, number: int) -> None:

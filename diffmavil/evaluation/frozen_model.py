@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,7 @@ class FrozenModel:
         tokens: bool = False,
         batch_size: int = 8,
         workers: int = 0,
-    ) -> Iterator[tuple[int, Embedding | BadClip]]:
+    ) -> Generator[tuple[int, Embedding | BadClip]]:
         """Number and features of each clip, or why it cannot be used, as they come to their end.
 
         Raises:
@@ -91,7 +91,7 @@ class FrozenModel:
 
     def stream_scores(
         self, items: Sequence[Readable] | SourceClips, look: Look, *, batch_size: int = 8, workers: int = 0
-    ) -> Iterator[tuple[int, Scores | BadClip]]:
+    ) -> Generator[tuple[int, Scores | BadClip]]:
         """As `stream`, of a classifier."""
         model = self.model
         assert isinstance(model, Classifier)
