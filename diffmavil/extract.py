@@ -59,8 +59,9 @@ class Options:
     saved: Literal["float32", "float16", "bfloat16"] = "float32"
     """Type of the features in the files."""
     format: Literal["safetensors", "parquet"] = "safetensors"
+    """Of the parts; parquet needs pyarrow. `diffmavil.read_features` reads both."""
     part: int = 256
-    """Clips in a file; what a kill loses at most, for each process."""
+    """Clips in a file, which is written when all of them are done: what a kill loses is one or two of these."""
     batch_size: int = 32
     """Windows that are computed at once."""
     workers: int = 2
