@@ -19,7 +19,15 @@ from diffmavil.data.decode import BadClip, Decoded
 from diffmavil.data.looks import Look, MediaClip, Readable
 from diffmavil.data.shards.store import Reader, StoreError
 from diffmavil.data.table import ClipTable
-from diffmavil.data.workers import Event, as_is, end_processes, process_context, start_worker, without_advice
+from diffmavil.data.workers import (
+    Event,
+    as_is,
+    end_processes,
+    process_context,
+    start_worker,
+    without_advice,
+    without_main,
+)
 
 
 @dataclass
@@ -132,9 +140,9 @@ def stream_windows(
         RuntimeError: a decoding process died.
     """
     workers = min(workers, len(items))
-    stop = process_context().Event() if workers else None
     live: list[Any] = []
-    with without_advice():
+    with without_advice(), without_main():
+        stop = process_context().Event() if workers else None
         loader = DataLoader(
             _Windows(items, look, config, batch_size, stop),
             batch_size=None,

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Event
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ __all__ = [
     "start_worker",
     "unshared",
     "without_advice",
+    "without_main",
 ]
 
 _SHARED_MEMORY = "/dev/shm"
@@ -112,6 +114,18 @@ class Unshared:
 
     def pin_memory(self) -> Batch:
         return self.batch().pin_memory()
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Processes that are started inside run nothing of the main module: a person's script may have no guard around what
+    it does, and a notebook or stdin has no file to run."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager

@@ -89,6 +89,23 @@ def test_one_clip_gives_one_embedding(model: Embedder, paths: list[str]):
     assert one.times["audio"][0].mean() == pytest.approx(2.5, abs=0.4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("given", ["script", "stdin"])
+def test_a_script_needs_no_guard_for_other_processes(
+    model: Embedder, paths, tmp_path, environment, given: str
+):
+    code = f"""
+import diffmavil
+found = diffmavil.load({str(model.weights)!r}).embed({paths[:2]!r}, workers=2)
+print(len(found), "embedded")
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    command = [sys.executable, *([str(script)] if given == "script" else ["-"])]
+    done = subprocess.run(command, input=code, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.stdout == "2 embedded\n", done.stderr
+
+
 def test_gradients_can_be_taken_of_what_is_learnt_on_top(model: Embedder, paths: list[str]):
     head = torch.nn.Linear(96, 2)
     head(model.embed(paths[0]).fused).sum().backward()
