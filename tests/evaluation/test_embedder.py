@@ -91,9 +91,7 @@ def test_one_clip_gives_one_embedding(model: Embedder, paths: list[str]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("given", ["script", "stdin"])
-def test_a_script_needs_no_guard_for_other_processes(
-    model: Embedder, paths, tmp_path, environment, given: str
-):
+def test_a_script_needs_no_guard_for_other_processes(model: Embedder, paths, tmp_path, environment, given: str):
     code = f"""
 import diffmavil
 found = diffmavil.load({str(model.weights)!r}).embed({paths[:2]!r}, workers=2)
