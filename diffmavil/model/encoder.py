@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -37,3 +37,10 @@ class Encoder(nn.Module):
             return self.forward([patches], [ids], scales)[0]  # type: ignore[list-item]  # a tensor each
         embedded = [self.embed(*batch) for batch in zip(patches, ids, strict=True)]
         return [self.norm(x) for x in self.blocks(embedded, scales=scales)]
+
+    def each_block(self, patches: Tensor, ids: Tensor) -> Iterator[Tensor]:
+        """What each block gives, `[B, 1 + K, D]`, before the last LayerNorm; arguments as of `forward`, one batch."""
+        x = self.embed(patches, ids)
+        for block in self.blocks:
+            x = block(x)
+            yield x

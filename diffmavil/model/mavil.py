@@ -20,8 +20,8 @@ from diffmavil.model.branch import Branch
 from diffmavil.model.contrast import inter_modal, intra_modal, pool
 from diffmavil.model.decoder import DiffusedPatch
 from diffmavil.model.draws import Drawn, Draws, Keep, check_keep, spans
-from diffmavil.model.embed import all_ids
 from diffmavil.model.fusion import Fusion
+from diffmavil.model.reading import read_clips
 from diffmavil.model.reconstruct import Pictures, Reconstruction, draw_pictures
 
 AUDIO_STREAM, VIDEO_STREAM = 0, 1
@@ -189,20 +189,12 @@ class DiffMAViL(nn.Module):
         pooled. None: all are.
         """
         self._check_inputs(video, spec)
-        tokens = {
-            name: branch.encode(x, all_ids(len(x), 1, branch.tokens, x.device))
-            for name, branch, x in self._present(spec, video)
-        }
-        real = {"audio": None if heard is None or not self.config.hears else self.audio.reached(heard), "video": None}
-        pooled = {name: pool(x, real[name]) for name, x in tokens.items()}
-        if len(tokens) == 2:
-            both = zip(tokens, self.fusion(tokens["audio"], tokens["video"]), strict=True)
-            pooled["fused"] = torch.cat([pool(x, real[name]) for name, x in both], dim=1)
+        pooled, tokens, *_ = read_clips(self.branches, self.fusion, {"audio": spec, "video": video}, heard)
         none = next(iter(tokens.values()))[:, :0]
         return Features(
             **{kind: pooled.get(kind, none.flatten(1).float()) for kind in ("audio", "video", "fused")},
-            audio_tokens=tokens["audio"][:, 1:] if "audio" in tokens else none,
-            video_tokens=tokens["video"][:, 1:] if "video" in tokens else none,
+            audio_tokens=tokens.get("audio", none),
+            video_tokens=tokens.get("video", none),
         )
 
     @torch.no_grad()

@@ -45,7 +45,7 @@ def load_weights(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMA
     weights, config = read_weights(path, device)
     if isinstance(config, FinetuneConfig):
         raise UsageError(f"{path}: holds a fine-tuned classifier, where a pretrained model is needed")
-    return _filled(DiffMAViL(_here(config, device)), weights, path, device), config
+    return _filled(DiffMAViL(runs_here(config, device)), weights, path, device), config
 
 
 def load_classifier(path: Path, device: torch.device | str = "cpu") -> tuple[Classifier, FinetuneConfig]:
@@ -53,7 +53,7 @@ def load_classifier(path: Path, device: torch.device | str = "cpu") -> tuple[Cla
     weights, config = read_weights(path, device)
     if not isinstance(config, FinetuneConfig):
         raise UsageError(f"{path}: holds a pretrained model, where a fine-tuned classifier is needed")
-    return _filled(Classifier(_here(config, device), config.head), weights, path, device), config
+    return _filled(Classifier(runs_here(config, device), config.head), weights, path, device), config
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -67,7 +67,8 @@ def _filled(model: M, weights: dict[str, torch.Tensor], path: Path, device: torc
     return model.to(device).eval()
 
 
-def _here(config: Config, device: torch.device | str) -> ModelConfig:
+def runs_here(config: Config, device: torch.device | str) -> ModelConfig:
+    """The model of a config without kernels that training forced and that run on CUDA alone, where that is not."""
     on_cpu = torch.device(device).type == "cpu"
     return replace(config.model, attention="auto", norm="torch") if on_cpu else config.model
 

@@ -1,0 +1,105 @@
+"""Finds weights by what a person calls them: a run, a checkpoint of it, a file, a folder, or a model on the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import torch
+
+from diffmavil.config import Config, FinetuneConfig
+from diffmavil.config.errors import RunError
+from diffmavil.config.files import CONFIG_FILE, load_config
+from diffmavil.config.folders import expand
+from diffmavil.model import DiffMAViL
+from diffmavil.model.classifier import Classifier
+from diffmavil.model.weights import WEIGHTS_FILE, load_classifier, load_weights, read_weights, runs_here
+from diffmavil.training.checkpoint import checkpoints, complaint, load_model, newest_whole
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_FILES = (WEIGHTS_FILE, "config.json")
+
+
+def find_weights(source: str | Path, revision: str | None = None) -> Path:
+    """The file of exported weights, or the folder of a checkpoint, that `source` means.
+
+    Args:
+        source: a file; a folder with model.safetensors, as a run's once it has ended; a run's folder without one, of
+            which the newest whole checkpoint is taken; a checkpoint's folder; or "owner/name" on the Hugging Face hub,
+            where nothing of that path is here.
+        revision: of the hub's model: a branch, tag or commit.
+
+    Raises:
+        ValueError: nothing there, or a model that the hub does not give.
+    """
+    path = expand(source)
+    if not path.exists():
+        if isinstance(source, str) and _HUB_ID.fullmatch(source):
+            return _from_hub(source, revision) / WEIGHTS_FILE
+        raise ValueError(f"{source}: no such file or folder; weights are a run's folder, a .safetensors, or owner/name")
+    if revision is not None:
+        raise ValueError(f"revision={revision!r}: must be left out for {source}, which is here and not on the hub")
+    if path.is_file():
+        return path
+    if (path / WEIGHTS_FILE).is_file():
+        return path / WEIGHTS_FILE
+    if (path / CONFIG_FILE).is_file() and path.parent.name == "checkpoints":
+        if wrong := complaint(path):
+            raise ValueError(f"{path}: the checkpoint is damaged: {wrong}")
+        return path
+    if checkpoints(path):
+        try:
+            newest, _ = newest_whole(path)
+        except RunError as error:
+            raise ValueError(str(error)) from error
+        assert newest is not None
+        return newest
+    raise ValueError(f"{source}: holds neither {WEIGHTS_FILE} nor checkpoints: no run has come so far here")
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    """The local folder of a model on the hub, downloaded if it is not here yet."""
+    try:
+        from huggingface_hub import snapshot_download  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ValueError(
+            f"{name}: no such file or folder here; to look for it on the Hugging Face hub: pip install huggingface_hub"
+        ) from error
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # the hub's client, its transport and the system each have errors of their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name}: is not here, nor given by the Hugging Face hub: {reason}") from error
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ValueError(f"{name}: is on the Hugging Face hub, but holds no {WEIGHTS_FILE}")
+    return folder
+
+
+def open_model(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMAViL | Classifier, Config]:
+    """What `find_weights` found, in evaluation mode, and the config it was trained with.
+
+    Raises:
+        UsageError: a file that is not exported weights.
+        RunError: a checkpoint that does not fit its own config.
+    """
+    if path.is_file():
+        _, config = read_weights(path)
+        return (load_classifier if isinstance(config, FinetuneConfig) else load_weights)(path, device)
+    config = load_config(path / CONFIG_FILE)
+    here = runs_here(config, device)
+    model = Classifier(here, config.head) if isinstance(config, FinetuneConfig) else DiffMAViL(here)
+    load_model(path, model)
+    return model.to(device).eval(), config
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of the file that `find_weights` found; of a checkpoint, of those of its files, by their names."""
+
+    def sum_of(file: Path) -> str:
+        with file.open("rb") as data:
+            return hashlib.file_digest(data, "sha256").hexdigest()
+
+    if path.is_file():
+        return sum_of(path)
+    return hashlib.sha256("".join(map(sum_of, sorted(path.iterdir()))).encode()).hexdigest()
