@@ -101,7 +101,8 @@ class DiffMAViL(nn.Module):
             self.audio = Branch(AUDIO_STREAM, config.audio, config)
         if config.sees:
             self.video = Branch(VIDEO_STREAM, config.video, config)
-        self.fusion = Fusion(config.fusion_depth if config.hears and config.sees else 0, config.encoder)
+        fusion_depth = config.fusion_depth if config.hears and config.sees else 0
+        self.fusion = Fusion(fusion_depth, config.encoder, types=config.fusion_types, norm=config.fusion_norm)
         self.apply(initialise)
         choose_kernels(self, config.attention, config.norm)
 
@@ -194,15 +195,16 @@ class DiffMAViL(nn.Module):
             for name, branch, x in self._present(spec, video)
         }
         real = {"audio": None if heard is None or not self.config.hears else self.audio.reached(heard), "video": None}
-        pooled = {name: pool(x, real[name]) for name, x in tokens.items()}
+        cls = self.config.encoder.cls
+        pooled = {name: pool(x, real[name], cls=cls) for name, x in tokens.items()}
         if len(tokens) == 2:
             both = zip(tokens, self.fusion(tokens["audio"], tokens["video"]), strict=True)
-            pooled["fused"] = torch.cat([pool(x, real[name]) for name, x in both], dim=1)
+            pooled["fused"] = torch.cat([pool(x, real[name], cls=cls) for name, x in both], dim=1)
         none = next(iter(tokens.values()))[:, :0]
         return Features(
             **{kind: pooled.get(kind, none.flatten(1).float()) for kind in ("audio", "video", "fused")},
-            audio_tokens=tokens["audio"][:, 1:] if "audio" in tokens else none,
-            video_tokens=tokens["video"][:, 1:] if "video" in tokens else none,
+            audio_tokens=tokens["audio"][:, int(cls) :] if "audio" in tokens else none,
+            video_tokens=tokens["video"][:, int(cls) :] if "video" in tokens else none,
         )
 
     @torch.no_grad()
@@ -296,9 +298,9 @@ class DiffMAViL(nn.Module):
         return {"audio": [audio for audio, _ in pairs], "video": [video for _, video in pairs]}
 
     def _pool(self, tokens: dict[str, list[Tensor]], clips: Tensor | None) -> Pooled:
-        views = self.config.views
+        views, cls = self.config.views, self.config.encoder.cls
         found = {
-            name: rearrange(torch.cat([pool(span) for span in spans_of]), "(b v) d -> b v d", v=views)
+            name: rearrange(torch.cat([pool(span, cls=cls) for span in spans_of]), "(b v) d -> b v d", v=views)
             for name, spans_of in tokens.items()
         }
         one = next(iter(found.values()))
