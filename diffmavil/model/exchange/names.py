@@ -122,7 +122,9 @@ KNOWN_VIDEO = (
 )
 
 MAVIL_AUDIO = replace(ORIGINAL, kind="MAViL's names in av-superb", norm="")
-MAVIL_VIDEO = replace(MAVIL_AUDIO, patch="patch_embed_v.proj", cls="cls_token_v", positions="pos_embed_v", block="blocks_v.{}")
+MAVIL_VIDEO = replace(
+    MAVIL_AUDIO, patch="patch_embed_v.proj", cls="cls_token_v", positions="pos_embed_v", block="blocks_v.{}"
+)
 MAVIL_FUSION = replace(MAVIL_AUDIO, block="blocks_av.{}")
 
 CAV_MAE = {

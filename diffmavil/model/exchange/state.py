@@ -101,7 +101,9 @@ def read_state(path: Path, argument: str = "init") -> dict[str, Tensor]:
     if isinstance(loaded, Mapping):
         state = next((loaded[nest] for nest in _NESTS if isinstance(loaded.get(nest), Mapping)), loaded)
     if not isinstance(state, Mapping):
-        raise refusal(path, f"holds a {type(state).__name__}; must be tensors by name, or these under 'model'", argument)
+        raise refusal(
+            path, f"holds a {type(state).__name__}; must be tensors by name, or these under 'model'", argument
+        )
     tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
         raise refusal(path, f"holds no tensors by name, nor under 'model'; found: {described(state)}", argument)
