@@ -31,7 +31,7 @@ def sincos_positions(grid: tuple[int, ...], width: int) -> Tensor:
 
 
 def sequence_positions(grid: tuple[int, ...], width: int) -> Tensor:
-    """VideoMAE's: all patches are numbered through, and even columns are sines, odd ones cosines: `[prod(grid), width]`.
+    """VideoMAE's: all patches are numbered through; even columns are sines, odd ones cosines: `[prod(grid), width]`.
 
     The frequencies are those of Vaswani et al. 2017.
     """

@@ -15,6 +15,8 @@ from diffmavil.model.exchange.vit import ENDS, depth_of, hidden_of
 
 EPS = 1e-6
 """Of every source but CAV-MAE and transformers, whose config.json tells."""
+_DECODER_BLOCKS = ("decoder_blocks", "decoder_layers", "decoder_encoder.layer")
+"""MAE's, transformers', and what transformers 5 makes of its own when it writes older names."""
 
 
 def read_encoder(
@@ -94,22 +96,17 @@ def read_decoder(reader: Reader, names: Names, grids: Grids, encoder: EncoderCon
 
 def _decoder_names(reader: Reader, names: Names) -> Names | None:
     """Of a decoder as MAE has it; None: there is none, or one of another kind."""
-    of_transformers = names.patch.endswith("projection")
-    root, block = ("decoder.", "decoder_layers.{}") if of_transformers else ("", "decoder_blocks.{}")
-    theirs = replace(
-        names,
-        patch=f"{root}decoder_embed",
-        cls="",
-        positions=f"{root}decoder_pos_embed",
-        block=root + block,
-        norm=f"{root}decoder_norm",
-    )
-    state, kept = reader.state, reader.state.named
-    if not theirs.fit(kept) or state.dim(theirs.positions) != 3:
-        return None
-    known = {key for number in range(depth_of(state, theirs)) for key in _block_keys(theirs, number)}
-    others = [key for key in kept if key.startswith(theirs.block.partition("{")[0]) and key not in known]
-    return None if others else theirs
+    root = "decoder." if names.patch.endswith("projection") else ""
+    theirs = replace(names, patch=f"{root}decoder_embed", cls="", positions=f"{root}decoder_pos_embed", norm="")
+    kept = reader.state.named
+    for blocks in _DECODER_BLOCKS:
+        theirs = replace(theirs, block=f"{root}{blocks}.{{}}")
+        if theirs.fit(kept) and reader.state.dim(theirs.positions) == 3:
+            depth = depth_of(reader.state, theirs)
+            known = {key for number in range(depth) for key in _block_keys(theirs, number)}
+            others = [key for key in kept if key.startswith(f"{root}{blocks}.") and key not in known]
+            return None if others else theirs
+    return None
 
 
 def _block_keys(names: Names, number: int) -> set[str]:

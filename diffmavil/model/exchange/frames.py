@@ -38,7 +38,7 @@ def picture_input(reader: Reader, names: Names, seconds: float, rows: int) -> tu
 def video_input(
     reader: Reader, names: Names, seconds: float, frames: int, rows: int | None
 ) -> tuple[VideoConfig, Grids]:
-    """Of an encoder of tubelets. rows: in its table, if the file has one, which then tells how many frames there are."""
+    """Of an encoder of tubelets. rows: in its table, if the file has one; it then tells how many frames there are."""
     t, height, width = kernel_size(reader, names, 3, 3)
     size, frames = _trained(reader, frames, known=rows is not None)
     if size % height or size % width:

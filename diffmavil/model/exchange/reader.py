@@ -1,10 +1,11 @@
-"""Parts of other people's models, one after the other, to parameters of ours: values by name, and what to say of them."""
+"""Parts of other people's models to parameters of ours: values by name, and what to say of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -27,6 +28,7 @@ _KERNELS = {
     "mel first": "d c mel time -> d (time mel c)",
 }
 """How a kernel lies in a file -> how our patches lie: (t, h, w, c) and (time, mel)."""
+Positions = Literal["sincos", "sequence", "stored"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Reader:
     told: dict[str, object] = field(default_factory=dict)
     """A config.json beside the file."""
     values: dict[str, Tensor] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, Positions] = field(default_factory=dict)
 
     def width(self, names: Names) -> int:
         return len(self.state.take(f"{names.patch}.bias"))
@@ -171,7 +173,7 @@ class Reader:
         self.report.add(ours, theirs)
         return True
 
-    def kind(self) -> str:
+    def kind(self) -> Positions:
         """Which tables the encoders have: one of our kinds if it is that of all of them."""
         kinds = set(self.kinds.values())
         return kinds.pop() if len(kinds) == 1 else "stored"
@@ -191,7 +193,8 @@ class Reader:
             self.report.left.append(f"{group}: {reason}" if reason else group)
 
 
-def _kind(table: Tensor, grid: tuple[int, ...]) -> str:
+def _kind(table: Tensor, grid: tuple[int, ...]) -> Positions:
     """Which of our tables it is, bit for bit; "stored": none."""
     width = table.shape[1]
-    return next((k for k in ("sincos", "sequence") if torch.equal(table, position_table(k, grid, width))), "stored")
+    kinds: tuple[Positions, ...] = ("sincos", "sequence")
+    return next((kind for kind in kinds if torch.equal(table, position_table(kind, grid, width))), "stored")

@@ -43,8 +43,8 @@ def import_weights(found: Found, asked: Asked) -> Imported:
     """A model of ours, in evaluation mode, that computes what the file's does.
 
     Raises:
-        ValueError: nothing that can be read there, a kind that we do not know, parts that are missing or do not fit each
-            other, or positions that cannot be interpolated.
+        ValueError: nothing that can be read there, a kind that we do not know, parts that are missing or do not fit
+            each other, or positions that cannot be interpolated.
     """
     state = Tensors(found.weights, "IN")
     source = detect(state, found)
@@ -73,7 +73,8 @@ def detect(state: Tensors, found: Found) -> Source:
     if one is not None and state.dim(f"{one.patch}.weight") == 4:
         return _flat(state, one)
     raise state.refusal(
-        f"is none of MAE, ViTMAE, CrossMAE, AudioMAE, VideoMAE, CAV-MAE, MAViL and ours; found: {described(state.named)}"
+        "is none of MAE, ViTMAE, CrossMAE, AudioMAE, VideoMAE, CAV-MAE, MAViL and ours; "
+        f"found: {described(state.named)}"
     )
 
 
