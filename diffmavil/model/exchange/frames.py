@@ -21,8 +21,8 @@ def kernel_size(reader: Reader, names: Names, channels: int, axes: int) -> tuple
     return shape[2:]
 
 
-def picture_input(reader: Reader, names: Names, seconds: float, rows: int) -> tuple[VideoConfig, Grids]:
-    """Of an encoder of pictures: one frame. rows: in its table, CLS not counted."""
+def picture_input(reader: Reader, names: Names, spacing: float, rows: int) -> tuple[VideoConfig, Grids]:
+    """Of an encoder of pictures: one frame. spacing: seconds it stands for. rows: in its table, CLS not counted."""
     height, width = kernel_size(reader, names, 3, 2)
     side = square(rows)
     if side is None:
@@ -31,14 +31,17 @@ def picture_input(reader: Reader, names: Names, seconds: float, rows: int) -> tu
         raise reader.state.refusal(
             f"patches of {height} x {width} in a square table of positions; must be as high as wide"
         )
-    config = _video(reader, size=side * height, frames=1, patch=(1, height, width), seconds=seconds)
+    config = _video(reader, size=side * height, frames=1, patch=(1, height, width), spacing=spacing)
     return config, Grids((1, side, side), config.grid)
 
 
 def video_input(
-    reader: Reader, names: Names, seconds: float, frames: int, rows: int | None
+    reader: Reader, names: Names, spacing: float, frames: int, rows: int | None
 ) -> tuple[VideoConfig, Grids]:
-    """Of an encoder of tubelets. rows: in its table, if the file has one; it then tells how many frames there are."""
+    """Of an encoder of tubelets.
+
+    spacing: seconds between frames. rows: in its table, if the file has one; it then tells how many frames there are.
+    """
     t, height, width = kernel_size(reader, names, 3, 3)
     size, frames = _trained(reader, frames, known=rows is not None)
     if size % height or size % width:
@@ -52,7 +55,7 @@ def video_input(
         frames = times * t
     elif frames % t:
         raise reader.state.refusal(f"{frames} frames are no multiple of its tubelet's {t}: --trained-frames")
-    config = _video(reader, size=size, frames=frames, patch=(t, height, width), seconds=seconds)
+    config = _video(reader, size=size, frames=frames, patch=(t, height, width), spacing=spacing)
     return config, Grids((frames // t, *space), config.grid)
 
 
@@ -72,13 +75,13 @@ def _trained(reader: Reader, frames: int, known: bool) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _video(reader: Reader, size: int, frames: int, patch: tuple[int, int, int], seconds: float) -> VideoConfig:
+def _video(reader: Reader, size: int, frames: int, patch: tuple[int, int, int], spacing: float) -> VideoConfig:
     asked = reader.asked
     wanted = asked.frames or frames
     mean, std = _colours(reader)
-    reader.report.assumed.append(f"a clip of {seconds * wanted / frames:.3g} s")
+    reader.report.assumed.append(f"a clip of {spacing * wanted:.3g} s")
     return VideoConfig(
-        frames=wanted, size=asked.size or size, seconds=seconds * wanted / frames, patch=patch, mean=mean, std=std
+        frames=wanted, size=asked.size or size, seconds=spacing * wanted, patch=patch, mean=mean, std=std
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from diffmavil.model.exchange.state import refusal
 
 CONFIG_JSON, PREPROCESSOR_JSON = "config.json", "preprocessor_config.json"
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = "model.safetensors"
+_WEIGHTS = (WEIGHTS, "pytorch_model.bin")
 _TOLD = ("image_mean", "image_std")
 
 

@@ -12,7 +12,7 @@ from diffmavil.model.exchange.frames import audio_input, picture_input, video_in
 from diffmavil.model.exchange.reader import Grids, Reader
 from diffmavil.model.exchange.single import AUDIO_SET, without_diffusion
 
-_MAVIL_SECONDS, _MAVIL_FRAMES = 4.0, 8
+_MAVIL_SPACING, _MAVIL_FRAMES = 0.5, 8
 _CAV_MAE_SET = (-5.081, 4.4849)
 """Statistics of AudioSet's log-mel, as CAV-MAE gives them; it divides by one deviation."""
 _CAV_MAE_SECONDS = 10.0  # one frame out of a clip of ten seconds
@@ -32,7 +32,7 @@ def from_mavil(reader: Reader) -> ModelConfig:
     if sees(modalities):
         names = n.MAVIL_VIDEO
         rows = len(reader.table(names)) - 1
-        video, grids = video_input(reader, names, _MAVIL_SECONDS, _MAVIL_FRAMES, rows)
+        video, grids = video_input(reader, names, _MAVIL_SPACING, _MAVIL_FRAMES, rows)
         encoder = read_encoder(reader, "video.encoder", names, "video", grids)
         config = replace(config, video=video, encoder=_common(reader, config, encoder))
     depth = reader.depth(n.MAVIL_FUSION) if modalities == "av" else 0

@@ -197,4 +197,7 @@ def _kind(table: Tensor, grid: tuple[int, ...]) -> Positions:
     """Which of our tables it is, bit for bit; "stored": none."""
     width = table.shape[1]
     kinds: tuple[Positions, ...] = ("sincos", "sequence")
-    return next((kind for kind in kinds if torch.equal(table, position_table(kind, grid, width))), "stored")
+    for kind in kinds:
+        if torch.equal(table, position_table(kind, grid, width)):
+            return kind
+    return "stored"

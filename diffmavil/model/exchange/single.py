@@ -13,7 +13,7 @@ from diffmavil.model.exchange.reader import Grids, Reader
 AUDIO_SET = (-4.2677393, 4.5689974)
 """Mean and deviation of AudioSet's log-mel, as AudioMAE gives them."""
 _PICTURE_SECONDS = 1.0  # a picture has no length
-_VIDEO_FRAMES, _VIDEO_SECONDS = 16, 64 / 30  # VideoMAE: every fourth of 30 frames a second
+_VIDEO_FRAMES, _VIDEO_SPACING = 16, 4 / 30  # VideoMAE: every fourth of 30 frames a second
 _OTHER_KIND = "of a decoder of another kind than MAE's, or at another size"
 _DECODERS = ("decoder", "mask_token", "dec_norms", "wfm", "encoder_to_decoder")
 
@@ -37,7 +37,7 @@ def from_sound(reader: Reader, names: Names) -> ModelConfig:
 def from_video(reader: Reader, names: Names) -> ModelConfig:
     """VideoMAE: a video branch without CLS."""
     rows = len(reader.table(names)) if names.positions in reader.state else None
-    video, grids = video_input(reader, names, _VIDEO_SECONDS, _VIDEO_FRAMES, rows)
+    video, grids = video_input(reader, names, _VIDEO_SPACING, _VIDEO_FRAMES, rows)
     encoder = read_encoder(reader, "video.encoder", names, "video", grids)
     reader.finish([(start, "of VideoMAE the encoder alone is taken") for start in _DECODERS])
     return without_diffusion(ModelConfig(modalities="video", video=video, encoder=encoder))
