@@ -72,6 +72,15 @@ def _here(config: Config, device: torch.device | str) -> ModelConfig:
     return replace(config.model, attention="auto", norm="torch") if on_cpu else config.model
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a file was written by `export_weights`; False for one that cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "diffmavil_version" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def read_weights(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, torch.Tensor], Config]:
     """What `export_weights` wrote.
 

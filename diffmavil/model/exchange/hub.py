@@ -1,0 +1,64 @@
+"""Folders of models on the Hugging Face Hub, by `huggingface_hub` (the extra `hub`): fetched and uploaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+from diffmavil.config import require
+
+_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_READ = ["*.json", "*.safetensors", "*.bin"]
+"""Of what lies beside the weights, what is read."""
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """Whether it is of the kind owner/name."""
+    return _ID.fullmatch(name) is not None
+
+
+def fetch(name: str, revision: str | None = None, into: Path | None = None) -> Path:
+    """The folder of owner/name, from the cache of huggingface_hub where it lies there already.
+
+    Args:
+        into: where its files are put; None: they stay in the cache.
+
+    Raises:
+        ValueError: no such model there, no network, or huggingface_hub is not installed.
+    """
+    hub = _hub(name)
+    try:
+        return Path(hub.snapshot_download(name, revision=revision, local_dir=into, allow_patterns=None if into else _READ))
+    except Exception as error:  # of huggingface_hub, and of its several HTTP libraries
+        raise ValueError(f"{name!r}: no such file or folder, and from the Hub: {_told(error)}") from error
+
+
+def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
+    """All files of `folder` into the model owner/name, which is made if it is not there; the address of the commit.
+
+    Raises:
+        ValueError: not allowed there, no network, or huggingface_hub is not installed.
+    """
+    hub = _hub(name)
+    try:
+        hub.create_repo(name, private=private, exist_ok=True)
+        return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message=message))
+    except Exception as error:  # of huggingface_hub, and of its several HTTP libraries
+        raise ValueError(f"{name!r}: not uploaded to the Hub: {_told(error)}") from error
+
+
+def _hub(name: str) -> Any:
+    there = importlib.util.find_spec("huggingface_hub") is not None
+    require(there, "name on the Hub", name, "a path here, or with huggingface_hub: pip install 'diffmavil[hub]'")
+    import huggingface_hub
+
+    return huggingface_hub
+
+
+def _told(error: BaseException) -> str:
+    """The first line of what went wrong, and of what lies beneath."""
+    lines = [str(one).strip().partition("\n")[0] for one in (error, error.__cause__) if one is not None]
+    said = [f"{type(error).__name__}", *(line for line in lines if line)]
+    return ": ".join(dict.fromkeys(said))
