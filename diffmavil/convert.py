@@ -18,7 +18,7 @@ from rich.table import Table
 
 from diffmavil.config import Config, require
 from diffmavil.config.cli import parse_flags, run_main
-from diffmavil.config.errors import UsageError, usage_errors
+from diffmavil.config.errors import usage_errors
 from diffmavil.config.folders import check_writable, expand
 from diffmavil.config.progress import open_console
 from diffmavil.model.exchange.asked import Asked
@@ -46,7 +46,7 @@ class Options:
     """NAME.safetensors, or a folder."""
     to: Format | None = None
     """diffmavil (of others' weights the default): one file that every command takes. transformers: a video branch as
-    ViTMAE or VideoMAE. torch-export, onnx: encoders and features as graphs. safetensors: weights beside a config.json."""
+    ViTMAE or VideoMAE. torch-export, onnx: encoders and features as graphs. safetensors: weights and config.json."""
     asked: tyro.conf.OmitArgPrefixes[Asked] = field(default_factory=Asked)
 
 

@@ -21,6 +21,7 @@ from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
 
 WEIGHTS_FILE = "model.safetensors"
+_OWN_METADATA = ("format", "diffmavil_version", "config")
 
 
 def export_weights(model: nn.Module, config: Config, path: Path, notes: Mapping[str, str] | None = None) -> None:
@@ -56,6 +57,14 @@ def load_classifier(path: Path, device: torch.device | str = "cpu") -> tuple[Cla
     return _filled(Classifier(_here(config, device), config.head), weights, path, device), config
 
 
+def load_any(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMAViL | Classifier, Config]:
+    """What `load_weights` or `load_classifier` gives, as the file has it; errors as of theirs."""
+    weights, config = read_weights(path, device)
+    if isinstance(config, FinetuneConfig):
+        return _filled(Classifier(_here(config, device), config.head), weights, path, device), config
+    return _filled(DiffMAViL(_here(config, device)), weights, path, device), config
+
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -79,6 +88,15 @@ def is_ours(path: Path) -> bool:
             return "diffmavil_version" in (file.metadata() or {})
     except (OSError, SafetensorError):
         return False
+
+
+def notes_of(path: Path) -> dict[str, str]:
+    """The notes that `export_weights` was given. Raises `UsageError` for a file that cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: text for name, text in (file.metadata() or {}).items() if name not in _OWN_METADATA}
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path}: cannot be read as exported weights: {error}") from error
 
 
 def read_weights(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, torch.Tensor], Config]:

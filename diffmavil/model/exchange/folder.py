@@ -22,7 +22,7 @@ PRETRAINED, CLASSIFIER = "DiffMAViLModel", "DiffMAViLForClassification"
 
 
 def config_json(config: Config) -> dict[str, Any]:
-    """What config.json tells: the settings of the model, statistics of the sound among them; of a classifier its head."""
+    """What config.json tells: the settings of the model, with the statistics of sound; of a classifier its head too."""
     tuned = isinstance(config, FinetuneConfig)
     told: dict[str, Any] = {
         "model_type": MODEL_TYPE,
@@ -34,7 +34,10 @@ def config_json(config: Config) -> dict[str, Any]:
 
 
 def write_folder(model: nn.Module, config: Config, folder: Path, notes: dict[str, str] | None = None) -> None:
-    """Write both files of a `DiffMAViL`, or of a `Classifier` and its `FinetuneConfig`; notes: as of `export_weights`."""
+    """Write both files of a `DiffMAViL`, or of a `Classifier` and its `FinetuneConfig`.
+
+    notes: as of `export_weights`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     export_weights(model, config, folder / WEIGHTS_FILE, notes)
     (folder / CONFIG_JSON).write_text(json.dumps(config_json(config), indent=2) + "\n")

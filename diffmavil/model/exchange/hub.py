@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
-from diffmavil.config import require
-
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
+_FILES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".tar")
 _READ = ["*.json", "*.safetensors", "*.bin"]
 """Of what lies beside the weights, what is read."""
 
 
 def looks_like_hub_id(name: str) -> bool:
-    """Whether it is of the kind owner/name."""
-    return _ID.fullmatch(name) is not None
+    """Whether it is of the kind owner/name, and not of the kind folder/file.pth."""
+    return _ID.fullmatch(name) is not None and not name.endswith(_FILES)
 
 
 def fetch(name: str, revision: str | None = None, into: Path | None = None) -> Path:
@@ -30,7 +30,9 @@ def fetch(name: str, revision: str | None = None, into: Path | None = None) -> P
     """
     hub = _hub(name)
     try:
-        return Path(hub.snapshot_download(name, revision=revision, local_dir=into, allow_patterns=None if into else _READ))
+        return Path(
+            hub.snapshot_download(name, revision=revision, local_dir=into, allow_patterns=None if into else _READ)
+        )
     except Exception as error:  # of huggingface_hub, and of its several HTTP libraries
         raise ValueError(f"{name!r}: no such file or folder, and from the Hub: {_told(error)}") from error
 
@@ -50,11 +52,10 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
 
 
 def _hub(name: str) -> Any:
-    there = importlib.util.find_spec("huggingface_hub") is not None
-    require(there, "name on the Hub", name, "a path here, or with huggingface_hub: pip install 'diffmavil[hub]'")
-    import huggingface_hub
-
-    return huggingface_hub
+    if importlib.util.find_spec("huggingface_hub") is None:
+        how = "its names on the Hub need the package huggingface_hub: pip install 'diffmavil[hub]'"
+        raise ValueError(f"{name!r}: no such file or folder; {how}")
+    return importlib.import_module("huggingface_hub")
 
 
 def _told(error: BaseException) -> str:
