@@ -106,7 +106,6 @@ class Card:
             found += [(name, name, value) for name, value in metrics.items()]
         if self.evaluation is not None:
             kind = self.evaluation.score or "recall"
-            trained = self.evaluation.results["trained"].items()
             found += [
                 (kind if "/recall" not in name else "recall", name, v) for name, v in trained if "rank" not in name
             ]

@@ -28,11 +28,9 @@ def fetch(name: str, revision: str | None = None, into: Path | None = None) -> P
     Raises:
         ValueError: no such model there, no network, or huggingface_hub is not installed.
     """
-    hub = _hub(name)
+    hub, wanted = _hub(name), None if into else _READ
     try:
-        return Path(
-            hub.snapshot_download(name, revision=revision, local_dir=into, allow_patterns=None if into else _READ)
-        )
+        return Path(hub.snapshot_download(name, revision=revision, local_dir=into, allow_patterns=wanted))
     except Exception as error:  # of huggingface_hub, and of its several HTTP libraries
         raise ValueError(f"{name!r}: no such file or folder, and from the Hub: {_told(error)}") from error
 
