@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"maekernels": ROOT / "kernels", "diffmavil": ROOT, "benchmarks": ROOT, "recipes": ROOT}
-COMMANDS = {"train", "evaluate", "finetune", "prepare", "report", "doctor", "flops"}
+COMMANDS = {"train", "evaluate", "finetune", "prepare", "report", "doctor", "flops", "convert", "hub"}
 BELOW = {
     "config": set(),
     "data": {"config"},

@@ -15,7 +15,7 @@ import yaml
 from diffmavil import __version__
 from diffmavil.config import Config, FinetuneConfig
 from diffmavil.evaluation.classification import Classification
-from diffmavil.evaluation.result import Evaluation
+from diffmavil.evaluation.result import RANK, Evaluation
 from diffmavil.reporting.parts import input_rows
 
 _TAGS = ["diffmavil", "masked-autoencoder", "self-supervised-learning"]
@@ -64,16 +64,8 @@ class Card:
     def text(self) -> str:
         """The whole README.md."""
         front = yaml.safe_dump(self._front(), sort_keys=False, allow_unicode=True)
-        parts = [
-            self._head(),
-            "## Use",
-            self._how(),
-            "## Model",
-            _table(("", ""), self._model_rows()),
-            "## Data",
-            self._data(),
-        ]
-        parts += ["## Results", *self._results()]
+        parts = [self._head(), "## Use", self._how(), "## Model", _table(("", ""), self._model_rows())]
+        parts += ["## Data", self._data(), "## Results", *self._results()]
         return f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n"
 
     @property
@@ -106,9 +98,9 @@ class Card:
             found += [(name, name, value) for name, value in metrics.items()]
         if self.evaluation is not None:
             kind = self.evaluation.score or "recall"
-            found += [
-                (kind if "/recall" not in name else "recall", name, v) for name, v in trained if "rank" not in name
-            ]
+            for name, value in self.evaluation.results["trained"].items():
+                if RANK not in name:
+                    found.append(("recall" if "/recall" in name else kind, name, value))
         return found
 
     def _heldout(self) -> str:

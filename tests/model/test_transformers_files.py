@@ -21,7 +21,7 @@ from diffmavil.model.exchange.sources import import_weights
 from diffmavil.model.exchange.transformers_files import write_transformers
 from tests.model import foreign
 from tests.model.peers import randomised, transformers
-from tests.model.test_sources import clip, encoded, no_sound
+from tests.model.test_foreign_weights import clip, encoded, no_sound
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 _SIZES = {
@@ -197,5 +197,5 @@ def test_a_branch_that_fits_neither_is_told_why(ours: Callable[[ModelConfig], Di
 def test_another_model_type_is_refused(tmp_path: Path) -> None:
     torch.save(foreign.video_mae(), tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="config.json beside it says model_type='bert'; must be vit_mae or videomae"):
+    with pytest.raises(ValueError, match=r"config\.json beside it says model_type='bert'; must be vit_mae or videomae"):
         import_weights(locate(tmp_path), Asked())
