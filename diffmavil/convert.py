@@ -6,7 +6,7 @@ as transformers has it, or a name on the Hub. docs/exchange.md tells of each wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
@@ -30,7 +30,7 @@ from diffmavil.model.exchange.report import Report
 from diffmavil.model.exchange.sources import import_weights
 from diffmavil.model.exchange.transformers_files import write_transformers
 from diffmavil.model.mavil import DiffMAViL
-from diffmavil.model.weights import export_weights, is_ours, load_weights
+from diffmavil.model.weights import WEIGHTS_FILE, export_weights, is_ours, load_weights, notes_of
 
 Format = Literal["diffmavil", "transformers", "torch-export", "onnx", "safetensors"]
 
@@ -49,6 +49,11 @@ class Options:
     ViTMAE or VideoMAE. torch-export, onnx: encoders and features as graphs. safetensors: weights and config.json."""
     asked: tyro.conf.OmitArgPrefixes[Asked] = field(default_factory=Asked)
 
+    @property
+    def is_file(self) -> bool:
+        """Whether OUT names a file of weights."""
+        return self.out.suffix == ".safetensors"
+
 
 def main(argv: Sequence[str]) -> None:
     with usage_errors():
@@ -57,17 +62,20 @@ def main(argv: Sequence[str]) -> None:
         ours = is_ours(found.weights)
         require(options.to is not None or not ours, "--to", None, "given: IN holds weights of ours already")
         require(not ours or options.asked == Asked(), "IN", options.source, "others' weights for flags but --to")
-        check_writable("OUT", options.out.parent if options.out.suffix else options.out)
+        check_writable("OUT", options.out.parent if options.is_file else options.out)
         console = open_console()
         if ours:
             model, config = load_weights(found.weights)
+            notes, decodes = notes_of(found.weights), True
         else:
             imported = import_weights(found, options.asked)
             model, config = imported.model, imported.config
-            show(imported.report, "ours", "theirs", console)
-        written = write(model, config, options.out, options.to or "diffmavil", str(options.source))
-    if isinstance(written, Report):
-        show(written, "ours", "theirs", console)
+            notes = {"converted_from": options.source}
+            decodes = not any("decoder" in name for name in imported.report.new)
+            show(imported.report, console)
+        written = write(model, config, options, notes, decodes)
+    if written is not None:
+        show(written, console)
     console.print(f"written: {options.out}")
 
 
@@ -79,26 +87,32 @@ def find(source: str) -> Found:
     return locate(path)
 
 
-def write(model: DiffMAViL, config: Config, out: Path, to: Format, source: str) -> Report | None:
-    """Write `out`; what there is to tell of it."""
+def write(model: DiffMAViL, config: Config, options: Options, notes: Mapping[str, str], decodes: bool) -> Report | None:
+    """Write OUT; what there is to tell of it.
+
+    notes: as of `export_weights`. decodes: the decoder was trained, and is written for transformers too.
+    """
+    out, to = options.out, options.to or "diffmavil"
     if to == "diffmavil":
-        path = out if out.suffix == ".safetensors" else out / "model.safetensors"
+        path = out if options.is_file else out / WEIGHTS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        export_weights(model, config, path, {"converted_from": source})
+        export_weights(model, config, path, notes)
         return None
-    require(not out.suffix, "OUT", str(out), f"a folder with --to {to}")
+    require(not options.is_file, "OUT", str(out), f"a folder with --to {to}")
     if to == "safetensors":
-        write_folder(model, config, out, {"converted_from": source})
+        write_folder(model, config, out, notes)
         return None
-    out.mkdir(parents=True, exist_ok=True)
-    return write_transformers(model, out) if to == "transformers" else export_graphs(model, config, out, cast(Kind, to))
+    if to == "transformers":
+        return write_transformers(model, out, decodes=decodes)
+    return export_graphs(model, config, out, cast(Kind, to))
 
 
-def show(report: Report, ours: str, theirs: str, console: Console) -> None:
+def show(report: Report, console: Console) -> None:
     """The table of parts, and what is left over, new, and taken for granted."""
-    table = Table(ours, theirs, "how", title=report.source, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    table = Table("ours", "theirs", "how", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for row in report.rows:
         table.add_row(*row)
+    console.print(report.source)
     console.print(table)
     parts = {
         "left over (of what was read)": report.left,

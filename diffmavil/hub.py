@@ -122,7 +122,7 @@ def make_folder(source: Path, folder: Path, name: str, licence: str | None) -> N
     weights = locate(source).weights
     model, config = load_any(weights)
     public, run = without_paths(config), weights.parent
-    notes = notes_of(weights)
+    notes = {name: _last(text) for name, text in notes_of(weights).items()}
     write_folder(model, public, folder, notes)
     save_config(public, folder / CONFIG_FILE)
     beside = source.is_dir()  # weights alone may lie beside the results of others

@@ -69,13 +69,19 @@ class _Wrapped(transformers.PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "video"
 
-    def _init_weights(self, module: torch.nn.Module) -> None:
-        """Tables that no file holds, anew: transformers builds models without memory before it reads their weights.
-
-        Parameters were initialised when the model was made.
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **settings: Any) -> Any:
+        """As of transformers, and the tables that no file holds are made anew: version 5 builds a model without memory
+        before it reads its weights.
         """
-        if isinstance(module, Branch):
-            _fill_tables(module, self.config.model_config)
+        found = super().from_pretrained(*arguments, **settings)
+        wrapped = found[0] if isinstance(found, tuple) else found
+        for branch in wrapped.model.branches.values():
+            _fill_tables(branch, wrapped.config.model_config)
+        return found
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Nothing: parameters were initialised when the model was made."""
 
     def _inputs(self, video: Tensor | None, spec: Tensor | None) -> tuple[Tensor, Tensor]:
         """Both, an empty one for a modality that the model has no branch for."""

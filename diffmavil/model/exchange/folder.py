@@ -6,6 +6,7 @@ The header of the weights has the whole config besides, so that the file alone i
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def config_json(config: Config) -> dict[str, Any]:
     return {**told, "head": asdict(config.head)} if tuned else told
 
 
-def write_folder(model: nn.Module, config: Config, folder: Path, notes: dict[str, str] | None = None) -> None:
+def write_folder(model: nn.Module, config: Config, folder: Path, notes: Mapping[str, str] | None = None) -> None:
     """Write both files of a `DiffMAViL`, or of a `Classifier` and its `FinetuneConfig`.
 
     notes: as of `export_weights`.

@@ -91,6 +91,7 @@ def export_graphs(model: DiffMAViL, config: Config, folder: Path, kind: Kind) ->
     if kind == "onnx":
         missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
         require(not missing, "--to", kind, f"another, or with {' and '.join(missing)}: pip install 'diffmavil[onnx]'")
+    folder.mkdir(parents=True, exist_ok=True)
     write = _write_onnx if kind == "onnx" else _write_pt2
     report = Report(f"{config.model.modalities} model of diffmavil")
     inputs = {"audio": _clip(config.model.audio), "video": _clip(config.model.video)}

@@ -76,8 +76,10 @@ class Writer:
         self.theirs |= {key: value.clone() for key, value in zip(keys, values, strict=True) if key is not None}
 
 
-def write_transformers(model: DiffMAViL, folder: Path) -> Report:
+def write_transformers(model: DiffMAViL, folder: Path, *, decodes: bool = True) -> Report:
     """Write config.json, preprocessor_config.json and model.safetensors of the class that the video branch fits.
+
+    decodes: False leaves the decoder out where it would fit too.
 
     Raises:
         ValueError: it fits neither, and why.
@@ -90,7 +92,7 @@ def write_transformers(model: DiffMAViL, folder: Path) -> Report:
         raise ValueError(f"--to transformers: neither of its classes computes what the video branch does: {said}")
     report = Report(f"{config.modalities} model of diffmavil, to transformers' {kind}")
     writer = Writer(dict(model.named_parameters()) | dict(model.named_buffers()), report)
-    settings = _vit_mae(writer, config) if kind == "ViTMAE" else _video_mae(writer, config)
+    settings = _vit_mae(writer, config, decodes) if kind == "ViTMAE" else _video_mae(writer, config)
     report.left += groups(sorted(model.state_dict().keys() - writer.taken))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_JSON).write_text(json.dumps(settings, indent=2) + "\n")
@@ -145,8 +147,8 @@ def _common(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _vit_mae(writer: Writer, config: ModelConfig) -> dict[str, Any]:
-    decodes = _decoder_fits(config)
+def _vit_mae(writer: Writer, config: ModelConfig, decodes: bool) -> dict[str, Any]:
+    decodes = decodes and _decoder_fits(config)
     names = TRANSFORMERS_4.within("vit." if decodes else "")
     writer.kernel(names, "d (h w c) -> d c h w", config.video.patch[1:])
     writer.copy(names.cls, f"{_OURS}.encoder.embed.cls")
