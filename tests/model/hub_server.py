@@ -41,7 +41,7 @@ def serving() -> Iterator[Hub]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Hub
+    server: Hub  # type: ignore[assignment]  # of a wider type where it is declared
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:

@@ -16,11 +16,11 @@ from torch import Tensor
 from diffmavil.config import Config, ModelConfig
 from diffmavil.model import DiffMAViL
 from diffmavil.model.exchange.graphs import EncoderGraph, FeaturesGraph, Kind, export_graphs
+from tests.model.foreign import close
 from tests.model.small import SMALL
 from tests.model.test_foreign_settings import bare
 
 ONNX = importlib.util.find_spec("onnxscript") is not None and importlib.util.find_spec("onnxruntime") is not None
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def model_of(config: ModelConfig) -> DiffMAViL:
@@ -42,9 +42,9 @@ def test_the_graphs_modules_compute_what_the_model_does(config: ModelConfig) -> 
     with torch.no_grad():
         tokens, pooled = EncoderGraph(model.video, config)(video / 255)
         audio, seen, fused = FeaturesGraph(model)(video / 255, spec)
-    torch.testing.assert_close(tokens[:, int(config.encoder.cls) :], features.video_tokens, **CLOSE)
+    close(tokens[:, int(config.encoder.cls) :], features.video_tokens)
     for ours, expected in ((pooled, "video"), (audio, "audio"), (seen, "video"), (fused, "fused")):
-        torch.testing.assert_close(ours, getattr(features, expected), **CLOSE)
+        close(ours, getattr(features, expected))
 
 
 def test_torch_export_runs_without_this_project(tmp_path: Path) -> None:
@@ -65,9 +65,9 @@ def test_torch_export_runs_without_this_project(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={"OMP_NUM_THREADS": "1"})
     audio, seen, fused, tokens, pooled = torch.load(tmp_path / "outputs.pt")
     for ours, expected in ((audio, features.audio), (seen, features.video), (fused, features.fused)):
-        torch.testing.assert_close(ours, expected, **CLOSE)
-    torch.testing.assert_close(tokens[:, 1:], features.audio_tokens[:1], **CLOSE)
-    torch.testing.assert_close(pooled, features.audio[:1], **CLOSE)
+        close(ours, expected)
+    close(tokens[:, 1:], features.audio_tokens[:1])
+    close(pooled, features.audio[:1])
 
 
 @pytest.mark.skipif(not ONNX, reason="onnxscript and onnxruntime are not installed")
@@ -82,11 +82,11 @@ def test_onnx_in_onnxruntime(tmp_path: Path) -> None:
     assert names == ["audio_features", "video_features", "fused_features"]
     found = session.run(None, {"video": (video / 255).numpy(), "spec": spec.numpy()})
     for ours, expected in zip(found, (features.audio, features.video, features.fused), strict=True):
-        torch.testing.assert_close(torch.from_numpy(ours), expected, **CLOSE)
+        close(torch.from_numpy(ours), expected)
     session = runtime.InferenceSession(tmp_path / "video_encoder.onnx")
     tokens, pooled = session.run(["tokens", "pooled"], {"x": (video[:1] / 255).numpy()})
-    torch.testing.assert_close(torch.from_numpy(tokens)[:, 1:], features.video_tokens[:1], **CLOSE)
-    torch.testing.assert_close(torch.from_numpy(pooled), features.video[:1], **CLOSE)
+    close(torch.from_numpy(tokens)[:, 1:], features.video_tokens[:1])
+    close(torch.from_numpy(pooled), features.video[:1])
 
 
 def test_onnx_without_its_packages_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

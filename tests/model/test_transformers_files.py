@@ -20,10 +20,10 @@ from diffmavil.model.exchange.locate import locate
 from diffmavil.model.exchange.sources import import_weights
 from diffmavil.model.exchange.transformers_files import write_transformers
 from tests.model import foreign
+from tests.model.foreign import close
 from tests.model.peers import randomised, transformers
 from tests.model.test_foreign_weights import clip, encoded, no_sound
 
-CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 _SIZES = {
     "hidden_size": 48,
     "num_hidden_layers": 2,
@@ -82,8 +82,8 @@ def test_vit_mae_and_its_decoder(tmp_path: Path, state: bool) -> None:
         latent = theirs.vit(normal[:, :, 0], noise=torch.arange(16.0).expand(2, -1).contiguous()).last_hidden_state
         keep, rest = (torch.arange(*ends, dtype=torch.int32).expand(2, -1).contiguous() for ends in ((0, 8), (8, 16)))
         encoded = found.model.video.encode(pixels, rearrange(keep, "b k -> b 1 k"))
-        torch.testing.assert_close(encoded, latent, **CLOSE)
-        torch.testing.assert_close(found.model.video.decoder(encoded, keep, rest), out.logits[:, 8:], **CLOSE)
+        close(encoded, latent)
+        close(found.model.video.decoder(encoded, keep, rest), out.logits[:, 8:])
 
 
 @pytest.mark.parametrize("pooled", [False, True], ids=["pretrained", "fine-tuned"])
@@ -96,7 +96,7 @@ def test_video_mae(tmp_path: Path, pooled: bool) -> None:
     pixels, normal = clip(4)
     with torch.no_grad():
         latent = theirs.videomae(rearrange(normal, "b c t h w -> b t c h w")).last_hidden_state
-    torch.testing.assert_close(encoded(found, "video", pixels), latent, **CLOSE)
+    close(encoded(found, "video", pixels), latent)
     assert any(line.startswith("classifier" if pooled else "decoder.head") for line in found.report.left)
 
 
@@ -108,7 +108,7 @@ def test_video_mae_without_any_bias(tmp_path: Path) -> None:
     pixels, normal = clip(4)
     with torch.no_grad():
         latent = theirs(rearrange(normal, "b c t h w -> b t c h w")).last_hidden_state
-    torch.testing.assert_close(encoded(found, "video", pixels), latent, **CLOSE)
+    close(encoded(found, "video", pixels), latent)
     assert any("no bias: zeros" in row.how for row in found.report.rows)
 
 
@@ -128,7 +128,7 @@ def test_a_picture_branch_is_a_vit_mae(ours: Callable[[ModelConfig], DiffMAViL],
     normal = rearrange((pixels[:, 0] - mean) / std, "b h w c -> b c h w")
     with torch.no_grad():
         out = theirs(normal, noise=torch.arange(16.0).expand(2, -1).contiguous()).last_hidden_state
-        torch.testing.assert_close(model.video.encode(pixels, all_ids(2, 1, 16, pixels.device)), out, **CLOSE)
+        close(model.video.encode(pixels, all_ids(2, 1, 16, pixels.device)), out)
 
 
 def test_a_vit_mae_of_ours_comes_back_bit_for_bit(ours: Callable[[ModelConfig], DiffMAViL], tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_video_mae_comes_back_bit_for_bit(
         pixels, normal = clip(4)
         with torch.no_grad():
             out = theirs(rearrange(normal, "b c t h w -> b t c h w")).last_hidden_state
-            torch.testing.assert_close(model.video.encode(pixels, all_ids(2, 1, 32, pixels.device)), out, **CLOSE)
+            close(model.video.encode(pixels, all_ids(2, 1, 32, pixels.device)), out)
         path = saved(theirs, tmp_path / "second")
     back = import_weights(locate(path), Asked())
     own = model.state_dict()
@@ -180,7 +180,7 @@ def test_biases_of_keys_are_told_and_change_nothing(ours: Callable[[ModelConfig]
     pixels, _ = clip(4)
     expected = model.features(pixels, no_sound()).video
     got = import_weights(locate(tmp_path), Asked()).model.features(pixels, no_sound()).video
-    torch.testing.assert_close(got, expected, **CLOSE)
+    close(got, expected)
 
 
 def test_a_branch_that_fits_neither_is_told_why(ours: Callable[[ModelConfig], DiffMAViL], tmp_path: Path) -> None:

@@ -36,10 +36,20 @@ class Asked:
     std: float | None = None
     """Standard deviation, likewise; ours divides by two of them, as AudioMAE does, and CAV-MAE by one."""
 
+    @property
+    def given(self) -> list[str]:
+        """Names of what was said."""
+        return [one.name for one in fields(self) if getattr(self, one.name) != one.default]
+
     def __post_init__(self) -> None:
         for one in fields(self):
             if one.name in _COUNTS:
                 value = getattr(self, one.name)
-                require(value is None or value > 0, f"--{one.name.replace('_', '-')}", value, "positive")
+                require(value is None or value > 0, flag(one.name), value, "positive")
         require((self.mean is None) == (self.std is None), "--mean, --std", (self.mean, self.std), "given together")
         require(self.std is None or self.std > 0, "--std", self.std, "positive")
+
+
+def flag(name: str) -> str:
+    """What a setting is called on the command line."""
+    return f"--{name.replace('_', '-')}"

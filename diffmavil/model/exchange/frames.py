@@ -63,8 +63,8 @@ def _trained(reader: Reader, frames: int, known: bool) -> tuple[int, int]:
     """Size and frames that the source saw: as config.json tells, as asked, or as published."""
     found = []
     for flag, told, asked, usual in (
-        ("trained-size", reader.told.get("image_size"), reader.asked.trained_size, _SIZE),
-        ("trained-frames", reader.told.get("num_frames"), reader.asked.trained_frames, frames),
+        ("trained-size", reader.told.get("image_size"), reader.ask("trained_size"), _SIZE),
+        ("trained-frames", reader.told.get("num_frames"), reader.ask("trained_frames"), frames),
     ):
         value = told if isinstance(told, int) else asked or usual
         if asked not in (None, value):
@@ -76,12 +76,12 @@ def _trained(reader: Reader, frames: int, known: bool) -> tuple[int, int]:
 
 
 def _video(reader: Reader, size: int, frames: int, patch: tuple[int, int, int], spacing: float) -> VideoConfig:
-    asked = reader.asked
-    wanted = asked.frames or frames
+    ask = reader.ask
+    wanted = ask("frames") or frames
     mean, std = _colours(reader)
     reader.report.assumed.append(f"a clip of {spacing * wanted:.3g} s")
     return VideoConfig(
-        frames=wanted, size=asked.size or size, seconds=spacing * wanted, patch=patch, mean=mean, std=std
+        frames=wanted, size=ask("size") or size, seconds=spacing * wanted, patch=patch, mean=mean, std=std
     )
 
 
@@ -104,21 +104,22 @@ def audio_input(
     """
     sizes = kernel_size(reader, names, 1, 2)
     frame, mel = sizes[::-1] if mel_first else sizes
-    asked = reader.asked
-    if asked.mels % mel:
-        raise reader.state.refusal(f"{asked.mels} mel bins are no multiple of its patch's {mel}: --mels")
-    bands = asked.mels // mel
+    ask = reader.ask
+    mels, given = ask("mels"), (ask("mean"), ask("std"))
+    if mels % mel:
+        raise reader.state.refusal(f"{mels} mel bins are no multiple of its patch's {mel}: --mels")
+    bands = mels // mel
     times, rest = divmod(rows, bands)
     if rest or not times:
         said = (
             f"has {rows} positions, which do not fill {bands} bands of patches; overlapping patches are not supported"
         )
         raise reader.state.refusal(f"{names.positions} {said}")
-    mean, std = statistics if asked.mean is None or asked.std is None else (asked.mean, asked.std)
-    if asked.mean is None:
+    mean, std = statistics if None in given else given
+    if None in given:
         reader.report.assumed.append(f"statistics of the sound: mean {mean}, std {std}")
-    frames = asked.audio_frames or times * frame
+    frames = ask("audio_frames") or times * frame
     config = AudioConfig(
-        frames=frames, mels=asked.mels, patch=(frame, mel), mean=mean, std=std / 2 if halved else std, padding="zero"
+        frames=frames, mels=mels, patch=(frame, mel), mean=mean, std=std / 2 if halved else std, padding="zero"
     )
     return config, Grids((times, bands), config.grid)

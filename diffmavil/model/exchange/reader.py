@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from diffmavil.model.embed import position_table
-from diffmavil.model.exchange.asked import Asked
+from diffmavil.model.exchange.asked import Asked, flag
 from diffmavil.model.exchange.names import Names
 from diffmavil.model.exchange.report import AS_IT_IS, Report, groups, span
 from diffmavil.model.exchange.state import Tensors
@@ -54,6 +54,13 @@ class Reader:
     """A config.json beside the file."""
     values: dict[str, Tensor] = field(default_factory=dict)
     kinds: dict[str, Positions] = field(default_factory=dict)
+    needed: set[str] = field(default_factory=set)
+    """Names of what was looked for in `asked`."""
+
+    def ask(self, name: str) -> Any:
+        """What the file's owner says, see `Asked`."""
+        self.needed.add(name)
+        return getattr(self.asked, name)
 
     def width(self, names: Names) -> int:
         return len(self.state.take(f"{names.patch}.bias"))
@@ -63,24 +70,26 @@ class Reader:
 
     def heads(self, width: int) -> int:
         """Of the encoders: as config.json tells, as asked, or as published."""
-        told, asked = self.told.get("num_attention_heads"), self.asked.heads
+        told, asked = self.told.get("num_attention_heads"), self.ask("heads")
         usual = 16 if width == _WIDE else width // _HEAD
         return self._counted("heads", width, told, asked, usual)
 
     def decoder_heads(self, width: int) -> int:
-        told, asked = self.told.get("decoder_num_attention_heads"), self.asked.decoder_heads
-        return self._counted("decoder-heads", width, told, asked, width // _DECODER_HEAD)
+        told, asked = self.told.get("decoder_num_attention_heads"), self.ask("decoder_heads")
+        return self._counted("decoder_heads", width, told, asked, width // _DECODER_HEAD)
 
-    def _counted(self, flag: str, width: int, told: object, asked: int | None, usual: int) -> int:
+    def _counted(self, name: str, width: int, told: object, asked: int | None, usual: int) -> int:
         if isinstance(told, int):
             if asked not in (None, told):
-                raise self.state.refusal(f"--{flag}={asked}: config.json beside it tells {told}")
+                raise self.state.refusal(f"{flag(name)}={asked}: config.json beside it tells {told}")
             return told
         heads = asked or max(1, usual)
         if width % heads:
-            raise self.state.refusal(f"tells no number of heads, and {heads} do not divide its width {width}: --{flag}")
+            raise self.state.refusal(
+                f"tells no number of heads, and {heads} do not divide its width {width}: {flag(name)}"
+            )
         if asked is None:
-            self.report.assumed.append(f"{flag} {heads}")
+            self.report.assumed.append(f"{name.replace('_', ' ')} {heads}")
         return heads
 
     def patches(self, ours: str, names: Names, layout: str, *, added: str | None = None) -> None:
@@ -191,6 +200,9 @@ class Reader:
         for group in groups(self.state.left):
             reason = next((reason for start, reason in why if group.startswith(start)), None)
             self.report.left.append(f"{group}: {reason}" if reason else group)
+        unused = [flag(name) for name in self.asked.given if name not in self.needed | {"modalities"}]
+        if unused:
+            self.report.left.append(f"{', '.join(unused)}: not needed for this file")
 
 
 def _kind(table: Tensor, grid: tuple[int, ...]) -> Positions:
