@@ -1,4 +1,4 @@
-"""`python -m diffmavil.hub`: a folder in place of the Hub, and huggingface_hub itself against a server on this machine."""
+"""`python -m diffmavil.hub`: a folder in place of the Hub, and huggingface_hub itself against a local server."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from diffmavil.model.exchange import names as n
 from diffmavil.model.exchange.encoders import read_encoder
 from diffmavil.model.exchange.frames import audio_input, picture_input, video_input
 from diffmavil.model.exchange.reader import Grids, Reader
-from diffmavil.model.exchange.single import AUDIO_SET, without_diffusion
+from diffmavil.model.exchange.single import AUDIO_SET, as_others
 
 _MAVIL_SPACING, _MAVIL_FRAMES = 0.5, 8
 _CAV_MAE_SET = (-5.081, 4.4849)
@@ -39,7 +39,7 @@ def from_mavil(reader: Reader) -> ModelConfig:
     if depth:
         reader.blocks("fusion.blocks", (n.MAVIL_FUSION, depth))
     reader.finish([(start, "of a classifier on top") for start in ("fc_norm", "head")])
-    return without_diffusion(replace(config, fusion_depth=depth, fusion_types=False, fusion_norm=False))
+    return as_others(replace(config, fusion_depth=depth, fusion_types=False, fusion_norm=False))
 
 
 def from_cav_mae(reader: Reader) -> ModelConfig:
@@ -62,7 +62,7 @@ def from_cav_mae(reader: Reader) -> ModelConfig:
         norm = reader.norm("fusion.norm", n.CAV_MAE_FUSION.norm, config.encoder.width)
     alone = "of one modality alone: --modalities"
     reader.finish([("blocks_u", alone), ("norm_", alone), ("decoder", "one decoder for both"), ("mask_token", "its")])
-    return without_diffusion(replace(config, fusion_depth=depth, fusion_types=False, fusion_norm=norm))
+    return as_others(replace(config, fusion_depth=depth, fusion_types=False, fusion_norm=norm))
 
 
 def _cav_mae_encoder(reader: Reader, modality: str, layout: str, grids: Grids, modalities: Modalities) -> EncoderConfig:

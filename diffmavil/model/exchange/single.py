@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from diffmavil.config import DiffusionConfig, EncoderConfig, ModelConfig
+from diffmavil.config import DecoderConfig, DiffusionConfig, EncoderConfig, ModelConfig
 from diffmavil.model.exchange.encoders import read_decoder, read_encoder
 from diffmavil.model.exchange.frames import audio_input, picture_input, video_input
 from diffmavil.model.exchange.names import Names
@@ -40,20 +40,22 @@ def from_video(reader: Reader, names: Names) -> ModelConfig:
     video, grids = video_input(reader, names, _VIDEO_SPACING, _VIDEO_FRAMES, rows)
     encoder = read_encoder(reader, "video.encoder", names, "video", grids)
     reader.finish([(start, "of VideoMAE the encoder alone is taken") for start in _DECODERS])
-    return without_diffusion(ModelConfig(modalities="video", video=video, encoder=encoder))
+    return as_others(ModelConfig(modalities="video", video=video, encoder=encoder))
 
 
 def _alone(reader: Reader, names: Names, grids: Grids, encoder: EncoderConfig, config: ModelConfig) -> ModelConfig:
     """The model with the source's decoder, where it has one of MAE's kind."""
     decoder = read_decoder(reader, names, grids, encoder)
     reader.finish([] if decoder else [(start, _OTHER_KIND) for start in _DECODERS])
-    config = replace(without_diffusion(config), encoder=encoder)
+    config = replace(as_others(config), encoder=encoder)
     if decoder is None:
         return config
     norm_pix = bool(reader.told.get("norm_pix_loss", True))
     return replace(config, norm_pix=norm_pix, **{f"{config.modalities}_decoder": decoder})
 
 
-def without_diffusion(config: ModelConfig) -> ModelConfig:
-    """None of the sources diffuses patches or has two views."""
-    return replace(config, diffusion=DiffusionConfig(corruption="mask_token"), views=1)
+def as_others(config: ModelConfig) -> ModelConfig:
+    """None of the sources diffuses patches or has two views. Decoders are as small as may be: features need none."""
+    small = DecoderConfig(depth=1, width=64, heads=2)
+    diffusion = DiffusionConfig(corruption="mask_token")
+    return replace(config, diffusion=diffusion, views=1, video_decoder=small, audio_decoder=small)
