@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +13,7 @@ import yaml
 
 from diffmavil.config import Config, DataConfig, FinetuneConfig, HeadConfig, TrainConfig
 from diffmavil.config.errors import UsageError
+from diffmavil.convert import main as convert
 from diffmavil.hub import main
 from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
@@ -24,7 +22,6 @@ from tests.model import foreign
 from tests.model.hub_server import Hub, serving
 from tests.model.small import SMALL
 
-HUB = importlib.util.find_spec("huggingface_hub") is not None
 FILES = ["README.md", "config.json", "config.yaml", "model.safetensors"]
 DATA = DataConfig(
     root="/home/someone/secret/vggsound.csv", eval_root="/home/someone/held-out", cache="/scratch/someone"
@@ -104,56 +101,52 @@ def test_a_name_must_have_an_owner(run: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    with serving() as server:
-        yield server
+def point(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Make huggingface_hub take an address for the Hub, or skip the test."""
+    package = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    api = package.HfApi
 
+    def at(address: str) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr(package, "HfApi", lambda: api(endpoint=address, token="hf_none"))
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
+    return at
 
 
 @pytest.fixture
-def command(hub: Hub, tmp_path: Path, environment: dict[str, str]) -> Command:
-    """Run a command in a process whose Hub is `hub`, or what `address` says."""
-
-    def run_it(module: str, *argv: str, address: str = hub.address) -> subprocess.CompletedProcess[str]:
-        told = {"HF_ENDPOINT": address, "HF_TOKEN": "hf_none", "HF_HOME": str(tmp_path / "hf")}
-        quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
-        paths = ":".join([environment["PYTHONPATH"], *(path for path in sys.path if path)])
-        full = {**environment, **told, **quiet, "PYTHONPATH": paths}
-        return subprocess.run([sys.executable, "-m", module, *argv], env=full, capture_output=True, text=True)
-
-    return run_it
+def hub(point: Callable[[str], None]) -> Iterator[Hub]:
+    with serving() as server:
+        point(server.address)
+        yield server
 
 
-@pytest.mark.skipif(not HUB, reason="huggingface_hub is not installed")
-def test_push_and_pull_by_huggingface_hub(hub: Hub, command: Command, run: Path, tmp_path: Path) -> None:
-    done = command("diffmavil.hub", "push", str(run), "me/my-model", "--private")
-    assert done.returncode == 0, done.stderr
+def test_push_and_pull_by_huggingface_hub(hub: Hub, run: Path, tmp_path: Path) -> None:
+    main(["push", str(run), "me/my-model", "--private"])
     assert sorted(hub.models["me/my-model"]) == FILES
     assert hub.private == {"me/my-model": True}
-    done = command("diffmavil.hub", "pull", "me/my-model", str(tmp_path / "pulled"))
-    assert done.returncode == 0, done.stderr
+    main(["pull", "me/my-model", str(tmp_path / "pulled")])
     for name, content in hub.models["me/my-model"].items():
         assert (tmp_path / "pulled" / name).read_bytes() == content
 
 
-@pytest.mark.skipif(not HUB, reason="huggingface_hub is not installed")
-def test_others_weights_are_converted_from_the_hub(hub: Hub, command: Command, tmp_path: Path) -> None:
+def test_others_weights_are_converted_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     torch.save(foreign.mavil(), tmp_path / "theirs.bin")
-    hub.models["someone/mavil"] = {"pytorch_model.bin": (tmp_path / "theirs.bin").read_bytes()}
-    flags = ("--heads", "3", "--trained-size", "32", "--mels", "32")
-    done = command("diffmavil.convert", "someone/mavil", str(tmp_path / "ours"), *flags)
-    assert done.returncode == 0, done.stderr
+    hub.models["someone/mavil"] = {"pytorch_model.bin": (tmp_path / "theirs.bin").read_bytes(), "other.txt": b""}
+    convert(["someone/mavil", str(tmp_path / "ours"), "--heads", "3", "--trained-size", "32", "--mels", "32"])
     assert load_weights(tmp_path / "ours" / "model.safetensors")[1].model.fusion_depth == 2
 
 
-@pytest.mark.skipif(not HUB, reason="huggingface_hub is not installed")
-@pytest.mark.parametrize("reason", ["no such model", "no network"])
-def test_what_the_hub_does_not_give_is_told(command: Command, tmp_path: Path, reason: str) -> None:
-    address = {"address": "http://127.0.0.1:1"} if reason == "no network" else {}
-    done = command("diffmavil.convert", "someone/none", str(tmp_path / "out"), **address)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: 'someone/none': no such file or folder, and from the Hub: ")
-    assert ("404" if reason == "no such model" else "onnect") in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_model_that_is_not_there_is_told(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^'someone/none': no such file or folder, and from the Hub: .*404"):
+        convert(["someone/none", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("way", ["convert", "push", "pull"])
+def test_no_network_is_told(point: Callable[[str], None], run: Path, tmp_path: Path, way: str) -> None:
+    point("http://127.0.0.1:1")  # where nothing listens
+    what = "not uploaded to the Hub" if way == "push" else "no such file or folder, and from the Hub"
+    command, out = convert if way == "convert" else main, str(tmp_path / "out")
+    argv = {"convert": ["me/x", out], "push": ["push", str(run), "me/x"], "pull": ["pull", "me/x", out]}[way]
+    with pytest.raises(UsageError, match=f"^'me/x': {what}: .*onnect"):
+        command(argv)

@@ -195,8 +195,19 @@ def test_a_branch_that_fits_neither_is_told_why(ours: Callable[[ModelConfig], Di
     assert not list(tmp_path.iterdir())
 
 
-def test_another_model_type_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ('{"model_type": "bert"}', r"config\.json beside it says model_type='bert'; must be vit_mae or videomae"),
+        ('{"hidden_act": "relu"}', r"config\.json beside it says hidden_act='relu'; must be 'gelu', as ours is"),
+        ('{"num_attention_heads": 5}', r"encoder.heads=5: must be a divisor of 48"),
+        ("[", r"config\.json': cannot be read as JSON"),
+        ("[]", r"config\.json': holds a list; must be an object"),
+    ],
+    ids=["type", "activation", "heads", "damaged", "list"],
+)
+def test_a_config_that_tells_another_model_is_refused(tmp_path: Path, told: str, said: str) -> None:
     torch.save(foreign.video_mae(), tmp_path / "pytorch_model.bin")
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match=r"config\.json beside it says model_type='bert'; must be vit_mae or videomae"):
+    (tmp_path / "config.json").write_text(told)
+    with pytest.raises(ValueError, match=said):
         import_weights(locate(tmp_path), Asked())

@@ -28,7 +28,7 @@ def fetch(name: str, revision: str | None = None, into: Path | None = None) -> P
     Raises:
         ValueError: no such model there, no network, or huggingface_hub is not installed.
     """
-    hub, wanted = _hub(name), None if into else _READ
+    hub, wanted = _api(name), None if into else _READ
     try:
         return Path(hub.snapshot_download(name, revision=revision, local_dir=into, allow_patterns=wanted))
     except Exception as error:  # of huggingface_hub, and of its several HTTP libraries
@@ -41,7 +41,7 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
     Raises:
         ValueError: not allowed there, no network, or huggingface_hub is not installed.
     """
-    hub = _hub(name)
+    hub = _api(name)
     try:
         hub.create_repo(name, private=private, exist_ok=True)
         return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message=message))
@@ -49,11 +49,11 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
         raise ValueError(f"{name!r}: not uploaded to the Hub: {_told(error)}") from error
 
 
-def _hub(name: str) -> Any:
+def _api(name: str) -> Any:
     if importlib.util.find_spec("huggingface_hub") is None:
         how = "its names on the Hub need the package huggingface_hub: pip install 'diffmavil[hub]'"
         raise ValueError(f"{name!r}: no such file or folder; {how}")
-    return importlib.import_module("huggingface_hub")
+    return importlib.import_module("huggingface_hub").HfApi()
 
 
 def _told(error: BaseException) -> str:

@@ -60,6 +60,9 @@ def detect(state: Tensors, found: Found) -> Source:
     told = found.told.get("model_type")
     if told is not None and told not in _MODEL_TYPES:
         raise state.refusal(f"config.json beside it says model_type={told!r}; must be {' or '.join(_MODEL_TYPES)}")
+    activation = found.told.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise state.refusal(f"config.json beside it says hidden_act={activation!r}; must be 'gelu', as ours is")
     if {"patch_embed_v.proj.weight", "blocks_v.0.attn.qkv.weight", "cls_token_v"} <= state.named.keys():
         return Source("MAViL, as av-superb's inference code names it", from_mavil)
     if {"patch_embed_a.proj.weight", "patch_embed_v.proj.weight", "blocks_u.0.attn.qkv.weight"} <= state.named.keys():
