@@ -104,7 +104,7 @@ def push(options: Push) -> str:
 
 
 def pull(options: Pull) -> str:
-    """What was done, in a line. The weights are looked at before they are kept."""
+    """What was done, in a line. The weights are loaded once, to see that they are ours and whole."""
     check_writable("OUT", options.out)
     if options.local is None:
         fetch(options.name, options.revision, options.out)

@@ -108,7 +108,12 @@ def point(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], No
     api = package.HfApi
 
     def at(address: str) -> None:
+        # Version 0 makes some addresses from these, whatever the endpoint is.
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        for module in ("constants", "file_download"):
+            name = f"huggingface_hub.{module}.HUGGINGFACE_CO_URL_TEMPLATE"
+            monkeypatch.setattr(name, template, raising=False)
         monkeypatch.setattr(package, "HfApi", lambda: api(endpoint=address, token="hf_none"))
 
     return at
