@@ -35,7 +35,8 @@ def alpha_bars(config: DiffusionConfig) -> Tensor:
         f = ((t + 0.008) / 1.008 * math.pi / 2).cos() ** 2
         betas = 1 - f[1:] / f[:-1]
     kept = torch.cumprod(1 - betas.clamp(max=_MAX_BETA), dim=0)
-    return torch.cat([kept.new_ones(1), kept])  # where kept lies: transformers makes some tensors without memory
+    # transformers 5, once imported, gives torch.linspace real memory where models are made without any.
+    return torch.cat([kept.new_ones(1), kept]).to(torch.get_default_device())
 
 
 def sample_timesteps(batch: int, times: range, *, seed: int, offset: int, device: torch.device) -> Tensor:
