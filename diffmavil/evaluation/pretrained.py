@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 
 import torch
@@ -14,11 +13,9 @@ from diffmavil.config.files import CONFIG_FILE, load_config
 from diffmavil.config.folders import expand
 from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
-from diffmavil.model.weights import WEIGHTS_FILE, load_classifier, load_weights, read_weights, runs_here
+from diffmavil.model.exchange.hub import fetch, looks_like_hub_id
+from diffmavil.model.weights import WEIGHTS_FILE, load_any, runs_here
 from diffmavil.training.checkpoint import checkpoints, complaint, load_model, newest_whole
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HUB_FILES = (WEIGHTS_FILE, "config.json")
 
 
 def find_weights(source: str | Path, revision: str | None = None) -> Path:
@@ -35,8 +32,8 @@ def find_weights(source: str | Path, revision: str | None = None) -> Path:
     """
     path = expand(source)
     if not path.exists():
-        if isinstance(source, str) and _HUB_ID.fullmatch(source):
-            return _from_hub(source, revision) / WEIGHTS_FILE
+        if isinstance(source, str) and looks_like_hub_id(source):
+            return _from_hub(source, revision)
         raise ValueError(f"{source}: no such file or folder; weights are a run's folder, a .safetensors, or owner/name")
     if revision is not None:
         raise ValueError(f"revision={revision!r}: must be left out for {source}, which is here and not on the hub")
@@ -59,21 +56,11 @@ def find_weights(source: str | Path, revision: str | None = None) -> Path:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    """The local folder of a model on the hub, downloaded if it is not here yet."""
-    try:
-        from huggingface_hub import snapshot_download  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ValueError(
-            f"{name}: no such file or folder here; to look for it on the Hugging Face hub: pip install huggingface_hub"
-        ) from error
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES)))
-    except Exception as error:  # the hub's client, its transport and the system each have errors of their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{name}: is not here, nor given by the Hugging Face hub: {reason}") from error
+    """The weights of a model on the hub, downloaded if they are not here yet."""
+    folder = fetch(name, revision)
     if not (folder / WEIGHTS_FILE).is_file():
-        raise ValueError(f"{name}: is on the Hugging Face hub, but holds no {WEIGHTS_FILE}")
-    return folder
+        raise ValueError(f"{name!r}: is on the Hub, but holds no {WEIGHTS_FILE}")
+    return folder / WEIGHTS_FILE
 
 
 def open_model(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMAViL | Classifier, Config]:
@@ -84,8 +71,7 @@ def open_model(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMAVi
         RunError: a checkpoint that does not fit its own config.
     """
     if path.is_file():
-        _, config = read_weights(path)
-        return (load_classifier if isinstance(config, FinetuneConfig) else load_weights)(path, device)
+        return load_any(path, device)
     config = load_config(path / CONFIG_FILE)
     here = runs_here(config, device)
     model = Classifier(here, config.head) if isinstance(config, FinetuneConfig) else DiffMAViL(here)

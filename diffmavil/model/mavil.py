@@ -101,7 +101,8 @@ class DiffMAViL(nn.Module):
             self.audio = Branch(AUDIO_STREAM, config.audio, config)
         if config.sees:
             self.video = Branch(VIDEO_STREAM, config.video, config)
-        self.fusion = Fusion(config.fusion_depth if config.hears and config.sees else 0, config.encoder)
+        fusion_depth = config.fusion_depth if config.hears and config.sees else 0
+        self.fusion = Fusion(fusion_depth, config.encoder, types=config.fusion_types, norm=config.fusion_norm)
         self.apply(initialise)
         choose_kernels(self, config.attention, config.norm)
 
@@ -292,9 +293,9 @@ class DiffMAViL(nn.Module):
         return {"audio": [audio for audio, _ in pairs], "video": [video for _, video in pairs]}
 
     def _pool(self, tokens: dict[str, list[Tensor]], clips: Tensor | None) -> Pooled:
-        views = self.config.views
+        views, cls = self.config.views, self.config.encoder.cls
         found = {
-            name: rearrange(torch.cat([pool(span) for span in spans_of]), "(b v) d -> b v d", v=views)
+            name: rearrange(torch.cat([pool(span, cls=cls) for span in spans_of]), "(b v) d -> b v d", v=views)
             for name, spans_of in tokens.items()
         }
         one = next(iter(found.values()))

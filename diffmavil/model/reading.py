@@ -51,15 +51,20 @@ def read_clips(
         if layers:
             tokens[name], blocks = _with_blocks(branch, x, ids, layers)
             each = None if real is None else real[:, None].expand(-1, len(layers), -1)
-            read[name], whole[name] = pool(blocks, each), blocks[..., 1:, :]
+            read[name], whole[name] = (
+                pool(blocks, each, cls=branch.encoder.cls),
+                blocks[..., int(branch.encoder.cls) :, :],
+            )
         else:
             tokens[name] = branch.encode(x, ids)
-        pooled[name] = pool(tokens[name], real)
+        pooled[name] = pool(tokens[name], real, cls=branch.encoder.cls)
     if len(tokens) == 2:
         fused = dict(zip(tokens, fusion(tokens["audio"], tokens["video"]), strict=True))
         real = None if heard is None else branches["audio"].reached(heard)
-        pooled["fused"] = torch.cat([pool(fused["audio"], real), pool(fused["video"])], dim=1)
-    return Reading(pooled, {name: x[:, 1:] for name, x in tokens.items()}, read, whole)
+        pairs = [(fused["audio"], real, branches["audio"]), (fused["video"], None, branches["video"])]
+        pooled["fused"] = torch.cat([pool(x, real, cls=branch.encoder.cls) for x, real, branch in pairs], dim=1)
+    patches = {name: x[:, int(branches[name].encoder.cls) :] for name, x in tokens.items()}
+    return Reading(pooled, patches, read, whole)
 
 
 def _with_blocks(branch: Branch, x: Tensor, ids: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -284,7 +284,7 @@ def test_a_bad_clip_is_named_and_can_be_kept_in_its_place(model: Embedder, paths
 def test_features_that_are_no_numbers_are_told(model: Embedder, paths: list[str]):
     spoilt = untrained_model(model.config.model, seed=0)
     with torch.no_grad():
-        spoilt.audio.encoder.norm.bias.fill_(torch.inf)
+        spoilt.audio.encoder.norm.get_parameter("bias").fill_(torch.inf)
     broken = Embedder(spoilt, model.config, model.device, model.dtype, model.weights)
     with pytest.raises(ValueError, match="not finite"):
         broken.embed(paths[0])

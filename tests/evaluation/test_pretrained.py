@@ -6,7 +6,9 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatch
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -94,15 +96,22 @@ def test_weights_that_are_not_those_of_their_config(config: Config, tmp_path: Pa
 
 
 class Hub(ModuleType):
-    """In place of huggingface_hub: `snapshot_download` by its documented arguments, from a folder."""
+    """In place of huggingface_hub: `HfApi().snapshot_download` by its documented arguments, from a folder."""
 
     def __init__(self, store: Path) -> None:
         super().__init__("huggingface_hub")
+        self.__spec__ = ModuleSpec("huggingface_hub", None)
         self.store = store
         self.asked: list[tuple[str, str | None]] = []
 
-    def snapshot_download(self, repo_id: str, *, revision: str | None = None, allow_patterns: list[str]) -> str:
-        assert "model.safetensors" in allow_patterns
+    def HfApi(self) -> Hub:
+        return self
+
+    def snapshot_download(
+        self, repo_id: str, *, revision: str | None, local_dir: Path | None, allow_patterns: list[str]
+    ) -> str:
+        assert any(fnmatch("model.safetensors", pattern) for pattern in allow_patterns)
+        assert local_dir is None
         self.asked.append((repo_id, revision))
         if not (self.store / repo_id).is_dir():
             raise OSError("We couldn't connect to the Hub\nand more lines")
@@ -114,12 +123,12 @@ def test_a_name_on_the_hub(config: Config, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "store" / "us" / "base").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"us/base: is on the Hugging Face hub, but holds no model\.safetensors"):
+    with pytest.raises(ValueError, match=r"us/base': is on the Hub, but holds no model\.safetensors"):
         diffmavil.load("us/base")
     export_weights(untrained_model(config.model, 0), config, tmp_path / "store" / "us" / "base" / "model.safetensors")
     assert diffmavil.load("us/base", revision="v1", device="cpu").modalities == "av"
     assert hub.asked[-1] == ("us/base", "v1")
-    with pytest.raises(ValueError, match="us/other: is not here, nor given by the Hugging Face hub: We could"):
+    with pytest.raises(ValueError, match="us/other': no such file or folder, and from the Hub: OSError: We could"):
         diffmavil.load("us/other")
     here = tmp_path / "us" / "base"
     shutil.copytree(tmp_path / "store" / "us" / "base", here)
@@ -131,7 +140,7 @@ def test_a_name_on_the_hub(config: Config, tmp_path: Path, monkeypatch: pytest.M
 def test_without_the_hub_s_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"us/base: no such file or folder here; .* pip install huggingface_hub"):
+    with pytest.raises(ValueError, match=r"us/base': no such file or folder; .* pip install 'diffmavil\[hub\]'"):
         diffmavil.load("us/base")
 
 
@@ -141,5 +150,5 @@ def test_the_real_package_without_a_network(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"us/base: is not here, nor given by the Hugging Face hub: ."):
+    with pytest.raises(ValueError, match=r"us/base': no such file or folder, and from the Hub: ."):
         diffmavil.load("us/base")
