@@ -20,17 +20,17 @@ from maekernels.integrations._fingerprints import fingerprint
 Forward = Callable[..., Any]
 
 
-def check_known(owner: type, method: str, known: Sequence[str], what: str) -> None:
-    """`owner.method` is code that the replacement was written for, or `ValueError`."""
+def check_known(owner: type, method: str, known: Sequence[str], versions: str) -> None:
+    """`owner.method` is code that the replacement was written for, as in `versions` of its package, or `ValueError`."""
     function = getattr(owner, method, None)
-    check(function is not None, what, f"{owner.__name__} without {method}", "of a version with it")
+    allowed = f"code that this patch was written for, as in {versions}"
+    check(function is not None, "model", f"{owner.__name__} without {method}", allowed)
     assert function is not None
     try:
         found = fingerprint(function)
     except OSError as error:
-        raise ValueError(f"{what}={owner.__name__}.{method}: its source must be there to be compared: {error}") from error
-    of = f"{owner.__name__}.{method} of {_package(owner)} ({found})"
-    check(found in known, what, of, f"code that this patch was written for ({', '.join(known)})")
+        raise ValueError(f"model={owner.__name__}.{method}: must have its source, to be compared: {error}") from error
+    check(found in known, "model", f"{owner.__name__}.{method} of {_package(owner)} (code {found})", allowed)
 
 
 def _package(owner: type) -> str:
@@ -38,12 +38,12 @@ def _package(owner: type) -> str:
     return f"{name} {getattr(sys.modules.get(name), '__version__', '')}".strip()
 
 
-def check_untouched(module: nn.Module, name: str) -> None:
+def check_untouched(module: nn.Module) -> None:
     """Nobody else replaced the module's `forward`."""
     own = module.__dict__.get("forward")
     # transformers 4.57 leaves the class's own forward there after it has recorded hidden states.
     ok = own is None or getattr(own, "__func__", None) is type(module).forward
-    check(ok, name, f"{type(module).__name__} whose forward was replaced", "as its package made it: patch it first")
+    check(ok, "model", f"{type(module).__name__} whose forward was replaced", "as its package made it: patch it first")
 
 
 def replace_forward(module: nn.Module, forward: Forward) -> None:
@@ -56,22 +56,24 @@ def replace_forward(module: nn.Module, forward: Forward) -> None:
     # Not `functools.wraps`: accelerate follows __wrapped__ to the end when it takes its own wrapper off.
     replaced.__signature__ = inspect.signature(type(module).forward)  # type: ignore[attr-defined]
     replaced.__doc__ = type(module).forward.__doc__
-    replaced.__maekernels__ = True  # type: ignore[attr-defined]
+    replaced.__maekernels__ = replaced  # type: ignore[attr-defined]
     module.forward = MethodType(replaced, module)
 
 
 def is_ours(forward: Any) -> bool:
-    return hasattr(getattr(forward, "__func__", forward), "__maekernels__")
+    """Ours itself, not what was wrapped around it, to which `functools.wraps` gives its attributes."""
+    function = getattr(forward, "__func__", forward)
+    return function is not None and getattr(function, "__maekernels__", None) is function
 
 
-def check_not_wrapped(module: nn.Module, name: str) -> None:
+def check_not_wrapped(module: nn.Module) -> None:
     """Nobody wrapped our `forward` since."""
     own = module.__dict__.get("forward")
     inner = None if is_ours(own) else own
     while inner is not None and not is_ours(inner):
         inner = getattr(inner, "__wrapped__", None)
     allowed = "taken out of its wrapper first (accelerate: unwrap_model(model, keep_fp32_wrapper=False))"
-    check(inner is None, name, f"{type(module).__name__} whose patched forward was wrapped since", allowed)
+    check(inner is None, "model", f"{type(module).__name__} whose patched forward was wrapped since", allowed)
 
 
 def has_hooks(*modules: nn.Module) -> bool:

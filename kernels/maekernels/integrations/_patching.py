@@ -47,7 +47,7 @@ def patch(model: nn.Module, *, masked: int | None = None) -> nn.Module:
 def unpatch(model: nn.Module) -> nn.Module:
     """Undo `patch`: the model computes as its package made it, bit for bit. `ValueError` where it is not patched."""
     for module in model.modules():
-        check_not_wrapped(module, "model")
+        check_not_wrapped(module)
     ours = [module for module in model.modules() if is_ours(module.__dict__.get("forward"))]
     check(bool(ours), "model", _name(model), "patched")
     for module in ours:

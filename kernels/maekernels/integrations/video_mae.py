@@ -27,6 +27,7 @@ from maekernels._checks import check
 from maekernels.integrations._instance import check_known, check_untouched, has_hooks, replace_forward
 from maekernels.integrations.forks import embed_patches, masked_ids, unknown_embedding
 
+VERSIONS = "transformers 4.57 and 5.0 to 5.24"
 MODULE = "transformers.models.videomae.modeling_videomae"
 # 4.57 | 5.0 to 5.23 | 5.24
 KNOWN: dict[str, tuple[str, ...]] = {
@@ -50,9 +51,9 @@ def replace(model: nn.Module, masked: int | None) -> list[nn.Module]:
     }
     for name, known in KNOWN.items():
         part, method = name.split(".")
-        check_known(type(parts[part]), method, known, "model")
+        check_known(type(parts[part]), method, known, VERSIONS)
     for part in parts.values():
-        check_untouched(part, "model")
+        check_untouched(part)
     problem = unknown_embedding(embeddings.patch_embeddings.projection)
     check(problem is None, "model", type(model).__name__, f"embedding tubelets by a plain Conv3d: {problem}")
     length = embeddings.num_patches

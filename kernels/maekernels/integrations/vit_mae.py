@@ -24,6 +24,7 @@ from maekernels._checks import check
 from maekernels.integrations._instance import check_known, check_untouched, has_hooks, replace_forward
 from maekernels.integrations.forks import embed_patches, inverse, unknown_embedding
 
+VERSIONS = "transformers 4.57 and 5.0 to 5.24"
 MODULE = "transformers.models.vit_mae.modeling_vit_mae"
 # 4.57 | 5.0 to 5.16 | from 5.17 on
 KNOWN: dict[str, tuple[str, ...]] = {
@@ -49,11 +50,11 @@ def replace(model: nn.Module) -> list[nn.Module]:
     }
     for name, known in KNOWN.items():
         part, method = name.split(".")
-        check_known(type(parts[part]), method, known, "model")
+        check_known(type(parts[part]), method, known, VERSIONS)
     if hasattr(type(model), "forward_loss"):
-        check_known(type(model), "forward_loss", FORWARD_LOSS, "model")
+        check_known(type(model), "forward_loss", FORWARD_LOSS, VERSIONS)
     for part in parts.values():
-        check_untouched(part, "model")
+        check_untouched(part)
     problem = unknown_embedding(embeddings.patch_embeddings.projection)
     check(problem is None, "model", type(model).__name__, f"embedding patches by a plain Conv2d: {problem}")
     replace_forward(model, _model_forward(sys.modules[MODULE].ViTMAEForPreTrainingOutput))
