@@ -200,7 +200,19 @@ def peak_mib(clock: Clock, step: Callable[[], object]) -> float | None:
 def show(lines: Sequence[dict[str, Any]]) -> Table:
     heading = f"a pretraining step, {lines[0]['dtype']}, {lines[0]['device']}; commit {lines[0]['commit']}"
     shown = Table(title=heading, title_justify="left")
-    for name in ("peer", "batch", "", "ms", "20-80 %", "speed-up", "peak MiB", "GFLOP", "saved", "MiB saved", "allowed"):
+    for name in (
+        "peer",
+        "batch",
+        "",
+        "ms",
+        "20-80 %",
+        "speed-up",
+        "peak MiB",
+        "GFLOP",
+        "saved",
+        "MiB saved",
+        "allowed",
+    ):
         shown.add_column(name, justify="left" if name in ("peer", "") else "right", no_wrap=True)
     for line in lines:
         patched = line["version"] == "patched"
@@ -211,7 +223,7 @@ def show(lines: Sequence[dict[str, Any]]) -> Table:
             f"{line['ms']:.4g}",
             f"{line['low_ms']:.4g}-{line['high_ms']:.4g}",
             f"x {line['speed_up']:.3f}" if patched else "",
-            "" if line["peak_mib"] is None else f"{line['peak_mib']:,.0f}",
+            "" if line["peak_mib"] is None else f"{line['peak_mib']:,.1f}",
             f"{line['gflop']:.3g}" if not patched else "",
             f"{line['saved_gflop']:.3g}" if patched else "",
             f"{line['saved_mib']:.3g}" if patched else "",

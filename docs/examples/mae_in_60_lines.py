@@ -40,7 +40,9 @@ class MAE(nn.Module):
     def forward(self, pictures: Tensor, seed: int, offset: int = 0, mask_ratio: float = 0.75) -> Tensor:
         """pictures uint8 [B, H, W, 3]; the masks follow from (seed, number of the picture)."""
         keep = int(self.tokens * (1 - mask_ratio))
-        ids_keep, ids_mask = random_mask(len(pictures), self.tokens, keep, seed=seed, offset=offset, device=pictures.device)
+        ids_keep, ids_mask = random_mask(
+            len(pictures), self.tokens, keep, seed=seed, offset=offset, device=pictures.device
+        )
         x = self.embed(patchify(pictures, ids_keep, self.patch, MEAN, STD)) + self.positions[ids_keep.long()]
         x = scatter_tokens(self.encoder(x), ids_keep, self.tokens, fill=self.mask_token) + self.decoder_positions
         pred = self.head(gather_tokens(self.decoder(x), ids_mask))

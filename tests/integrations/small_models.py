@@ -34,9 +34,10 @@ def package(name: str) -> Any:
 
 @dataclass
 class Case:
-    """A model as its package makes it, and a batch for it: `inputs` with masks given, `drawn` without where it can."""
+    """A model as its package makes it, its config, and a batch for it with masks given."""
 
     name: str
+    config: Callable[[], Any]
     make: Callable[..., Any]
     inputs: dict[str, Tensor]
     masked: int | None = None
@@ -63,30 +64,36 @@ def vit_mae(batch: int = 3, **settings: Any) -> Case:
     transformers = package("transformers")
     settings = SIZES | {"norm_pix_loss": True, "mask_ratio": 0.6} | settings
 
+    def config() -> Any:
+        return transformers.ViTMAEConfig(**settings)
+
     def make() -> Any:
         torch.manual_seed(0)
-        return scattered(transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**settings)))
+        return scattered(transformers.ViTMAEForPreTraining(config()))
 
     generator = torch.Generator().manual_seed(1)
     size = settings["image_size"]
     pictures = torch.randn(batch, settings.get("num_channels", 3), size, size, generator=generator)
     noise = torch.rand(batch, (size // settings["patch_size"]) ** 2, generator=generator)
-    return Case("vit_mae", make, {"pixel_values": pictures, "noise": noise})
+    return Case("vit_mae", config, make, {"pixel_values": pictures, "noise": noise})
 
 
 def video_mae(batch: int = 3, **settings: Any) -> Case:
     transformers = package("transformers")
     settings = SIZES | {"num_frames": 4, "tubelet_size": 2} | settings
 
+    def config() -> Any:
+        return transformers.VideoMAEConfig(**settings)
+
     def make() -> Any:
         torch.manual_seed(0)
-        return scattered(transformers.VideoMAEForPreTraining(transformers.VideoMAEConfig(**settings)))
+        return scattered(transformers.VideoMAEForPreTraining(config()))
 
     generator = torch.Generator().manual_seed(1)
     size, tokens, masked = settings["image_size"], 2 * (settings["image_size"] // settings["patch_size"]) ** 2, 50
     clips = torch.randn(batch, 4, settings.get("num_channels", 3), size, size, generator=generator)
     order = torch.rand(batch, tokens, generator=generator).argsort(dim=1)
-    return Case("video_mae", make, {"pixel_values": clips, "bool_masked_pos": order < masked}, masked)
+    return Case("video_mae", config, make, {"pixel_values": clips, "bool_masked_pos": order < masked}, masked)
 
 
 def make_case(name: str, **settings: Any) -> Case:

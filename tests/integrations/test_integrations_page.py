@@ -33,9 +33,7 @@ def test_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's two blocks on one model, of base width but a layer deep."""
     transformers = package("transformers")
     whole = transformers.VideoMAEConfig
-    monkeypatch.setattr(
-        transformers, "VideoMAEConfig", lambda: whole(num_hidden_layers=1, decoder_num_hidden_layers=1)
-    )
+    monkeypatch.setattr(transformers, "VideoMAEConfig", lambda: whole(num_hidden_layers=1, decoder_num_hidden_layers=1))
     names: dict[str, Any] = {}
     exec(BLOCKS[0], names)
     model = names["model"]

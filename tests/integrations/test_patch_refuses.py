@@ -40,7 +40,9 @@ def test_a_subclass_with_a_forward_of_its_own(name):
             return super().forward(pixel_values * 2, **kwargs)
 
     model = Other(make_case(name).make().config)
-    with pytest.raises(ValueError, match=r"model=Other.forward of test_patch_refuses.*: must be code that this patch was written for"):
+    with pytest.raises(
+        ValueError, match=r"model=Other.forward of test_patch_refuses.*: must be code that this patch was written for"
+    ):
         patch(model)
     assert not touched(model)
 

@@ -55,18 +55,16 @@ class Tester:
 
     def __init__(self, parent: unittest.TestCase, case: Case) -> None:
         self.parent, self.case = parent, case
-        model = case.make()
-        self.config = model.config
-        self.is_training = True
-        self.batch_size = 3
-        self.num_hidden_layers = model.config.num_hidden_layers
-        self.hidden_size, self.num_attention_heads = model.config.hidden_size, model.config.num_attention_heads
-        masked = case.masked
+        config = case.config()
+        for name in ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+            setattr(self, name, getattr(config, name))
+        self.is_training, self.batch_size = True, 3
         # Visible tokens, and ViTMAE's class token.
-        self.seq_length = case.inputs["noise"].shape[1] * 2 // 5 + 1 if masked is None else 72 - masked
+        self.seq_length = 15 if case.masked is None else 72 - case.masked
+        self.num_masks, self.mask_length = case.masked, 72
 
     def prepare_config_and_inputs_for_common(self) -> tuple[Any, dict[str, torch.Tensor]]:
-        return self.config, dict(self.case.inputs)
+        return self.case.config(), dict(self.case.inputs)
 
 
 class Checks(COMMON.ModelTesterMixin):

@@ -53,7 +53,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         normed = self.norm1(x)
         q = rearrange(self.q(normed), "b n (h d) -> b n h d", h=HEADS)
-        k, v = rearrange(self.kv(normed if context is None else context), "b n (two h d) -> two b n h d", two=2, h=HEADS)
+        k, v = rearrange(
+            self.kv(normed if context is None else context), "b n (two h d) -> two b n h d", two=2, h=HEADS
+        )
         x = x + self.proj(self.attend(q, k, v).flatten(2))
         return x + self.mlp(self.norm2(x))
 
@@ -80,7 +82,9 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         order = noise.argsort(dim=1)
-        ids_keep, ids_mask = order.split([keep := int(order.shape[1] * (1 - self.mask_ratio)), order.shape[1] - keep], 1)
+        ids_keep, ids_mask = order.split(
+            [keep := int(order.shape[1] * (1 - self.mask_ratio)), order.shape[1] - keep], 1
+        )
         if self.kind.decoded is not None:
             ids_mask = ids_mask[:, : self.kind.decoded]
         hidden = self.visible(x, ids_keep)

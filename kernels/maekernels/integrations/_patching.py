@@ -30,7 +30,9 @@ def patch(model: nn.Module, *, masked: int | None = None) -> nn.Module:
     Raises:
         ValueError: a model, or a version of it, that this was not written for; nothing was changed.
     """
-    check(not any(is_ours(m.__dict__.get("forward")) for m in model.modules()), "model", _name(model), "not yet patched")
+    check(
+        not any(is_ours(m.__dict__.get("forward")) for m in model.modules()), "model", _name(model), "not yet patched"
+    )
     origin = {(base.__module__, base.__qualname__) for base in type(model).__mro__}
     check(masked is None or VIDEO in origin, "masked", masked, f"None for {_name(model)}: it is VideoMAE's")
     if VIT in origin:

@@ -122,7 +122,9 @@ class MaskedPatchEmbed(nn.Module):
         stored as floats.
     """
 
-    def __init__(self, conv: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, conv: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         problem = unknown_embedding(conv)
         check(problem is None, "conv", conv, f"an embedding of patches by Conv2d or Conv3d: {problem}")

@@ -130,7 +130,12 @@ def _loss(self: Any, pixel_values: Tensor, logits: Tensor, ids_mask: Tensor) -> 
     config = self.config
     channels = config.num_channels
     norm = bool(config.norm_pix_loss)
-    check(norm or channels == 3, "norm_pix_loss", norm, f"True for {channels} channels, which are not taken back to [0, 1]")
+    check(
+        norm or channels == 3,
+        "norm_pix_loss",
+        norm,
+        f"True for {channels} channels, which are not taken back to [0, 1]",
+    )
     mean, std = [0.0] * channels, [1.0] * channels
     if channels == 3:  # x * STD + MEAN, as (x - mean) / std
         mean, std = [-m / s for m, s in zip(MEAN, STD, strict=True)], [1 / s for s in STD]
