@@ -4,10 +4,10 @@
     python benchmarks/peers.py --device cuda --compile --json results.jsonl
     python benchmarks/peers.py --size tiny --seconds 1                # whether it works at all
 
-Both models of a peer have the same weights, inputs and masks; a step is forward, backward and AdamW. First what the patch
-can save is counted: FLOPs of the embedding of hidden patches, and bytes of what it no longer writes or reads. The ratio
-that this allows is printed beside the measured one. Losses that differ by more than rounding are named, and the exit code
-is 1. `README.md` beside this file tells how the numbers are made and read.
+Both models of a peer have the same weights, inputs and masks; a step is forward, backward and AdamW. First what the
+patch can save is counted: FLOPs of the embedding of hidden patches, and bytes of what it no longer writes or reads. The
+ratio that this allows is printed beside the measured one. Losses that differ by more than rounding are named, and the
+exit code is 1. `README.md` beside this file tells how the numbers are made and read.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Peer:
     def saved_bytes(self, item: int) -> float:
         """Of one sample's forward, at least: each written and read once.
 
-        Embeddings of the hidden; the target of every patch and, for ViTMAE, the normalised one, in float32; the square of
-        the difference; for ViTMAE the shuffled tokens before they are put back.
+        Embeddings of the hidden; the target of every patch and, for ViTMAE, the normalised one, in float32; the square
+        of the difference; for ViTMAE the shuffled tokens before they are put back.
         """
         width = self.model.config.hidden_size  # type: ignore[union-attr]
         embedded = self.masked * width * item

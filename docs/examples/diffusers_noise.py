@@ -1,8 +1,11 @@
 """The forward process of a diffusion model's training loop, as diffusers writes it, by `add_noise`.
 
-    noise = torch.randn_like(x0)                                   seed, step
-    x_t = scheduler.add_noise(x0, noise, timesteps)          ->    x_t = add_noise(x0, alpha_bar[timesteps], seed, offset)
-    loss = mse_loss(model(x_t, timesteps), x0)
+    noise = torch.randn_like(x0)
+    x_t = scheduler.add_noise(x0, noise, timesteps)
+
+becomes
+
+    x_t = add_noise(x0, scheduler.alphas_cumprod[timesteps], seed, offset)
 
 The noise is made where it is used and never stored; it follows from (seed, number of the sample), so that a run on more
 processes, or a resumed one, sees the noise it would have seen. Here the model predicts x0; one that predicts the noise

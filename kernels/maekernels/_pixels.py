@@ -164,7 +164,7 @@ class Normalised(NamedTuple):
     rstd: Tensor
     """What (v - mean) was multiplied by."""
     slope: Tensor
-    """-d log(rstd) / d deviation / rstd: rstd itself for PATCH, 1 / sqrt(var) for CHANNEL, whose 1e-6 is outside the root."""
+    """What the part of the gradient along the values is multiplied by: rstd for PATCH, 1 / sqrt(var) for CHANNEL."""
 
 
 def normalise_patches(values: Tensor, mode: int, channels: int) -> Normalised:

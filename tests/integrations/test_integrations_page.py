@@ -1,4 +1,4 @@
-"""docs/integrations.md and docs/examples: what is written there runs, and what it says of versions is what the code knows."""
+"""docs/integrations.md and docs/examples: what is written there runs."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_a_part_that_was_replaced(name):
     model = make_case(name).make()
     embed = model.get_input_embeddings()
     embed.projection = nn.Sequential(embed.projection)
-    with pytest.raises(ValueError, match="embedding .* by a plain Conv.d: it is a Sequential"):
+    with pytest.raises(ValueError, match=r"embedding .* by a plain Conv.d: it is a Sequential"):
         patch(model)
     assert not touched(model)
 

@@ -7,7 +7,7 @@ import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ class AnyName(type):
 class StandIn(ModuleType):
     """Any name of torchvision: timm's data and norms want some of them, its ViT none."""
 
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -46,7 +46,7 @@ class Finder(MetaPathFinder, Loader):
 
 @pytest.fixture(scope="module", autouse=True)
 def without_torchvision() -> None:
-    """PyPI's torchvision does not load beside a CPU-only torch: timm is imported with a stand-in, which then is gone."""
+    """PyPI's torchvision does not load beside a CPU-only torch: timm gets a stand-in for its import."""
     if importlib.util.find_spec("torchvision") is None:
         finder = Finder()
         sys.meta_path.append(finder)

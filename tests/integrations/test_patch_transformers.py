@@ -267,7 +267,7 @@ def test_wrong_pixels_are_told_by_transformers(name, shape):
     case = make_case(name)
     frames = () if name == "vit_mae" else (4,)
     inputs = case.inputs | {"pixel_values": torch.randn(3, *frames, *shape)}
-    with pytest.raises(ValueError, match="Make sure|doesn't match model"):
+    with pytest.raises(ValueError, match=r"Make sure|doesn't match model"):
         patch(case.make())(**inputs)
 
 

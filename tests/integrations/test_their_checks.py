@@ -1,9 +1,9 @@
 """transformers' own checks of a model, with the patch on.
 
 Its wheel has no tests; its source distribution has those that all models share (`ModelTesterMixin`: hidden states,
-attentions, tuples, save and load, batches, gradient checkpointing, compiling, fewer and more threads of them by version).
-DIFFMAVIL_TRANSFORMERS_TESTS names the folder `tests` of it, of the version installed; `make test-transformers` puts it there.
-What is skipped here is skipped for these models by transformers as well, or fails without the patch.
+attentions, tuples, save and load, batches, gradient checkpointing, attention of every kind, compiling).
+DIFFMAVIL_TRANSFORMERS_TESTS names the folder `tests` of the version installed, which `make test-transformers` fetches;
+DIFFMAVIL_UNPATCHED=1 runs the same without the patch, to see whose a failure is.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import sys
 import unittest
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import pytest
 import torch
 
 from maekernels.integrations import patch
+from maekernels.integrations._instance import is_ours
 from tests.integrations.small_models import Case, make_case, package
 
 FOLDER = os.environ.get("DIFFMAVIL_TRANSFORMERS_TESTS", "")
@@ -74,7 +75,7 @@ class Checks(COMMON.ModelTesterMixin):
     test_pruning = False
     test_torchscript = False
     has_attentions = True
-    pipeline_model_mapping: dict[str, Any] = {}
+    pipeline_model_mapping: ClassVar[dict[str, Any]] = {}
 
     def setUp(self) -> None:
         self.model_tester = Tester(self, make_case(self.name))
@@ -91,6 +92,11 @@ class Checks(COMMON.ModelTesterMixin):
         patched = mock.patch.object(model, "__init__", made_patched)
         patched.start()
         self.addCleanup(patched.stop)
+
+    def test_the_patch_is_on(self) -> None:
+        (model,) = self.all_model_classes
+        config, _ = self.model_tester.prepare_config_and_inputs_for_common()
+        assert is_ours(model(config).forward) == (os.environ.get("DIFFMAVIL_UNPATCHED") != "1")
 
     def test_inputs_embeds(self) -> None:
         self.skipTest("these models take pixels")

@@ -1,8 +1,8 @@
 """MAE, AudioMAE and CrossMAE in a few lines each, as their papers tell them, and the same with our ops.
 
-One skeleton: embed, keep some, encode, decode, loss on the masked. What each paper has of its own is a method. `Plain` is
-written as their authors write it: every patch embedded, noise sorted, indices repeated to gather, targets cut from the
-whole picture. `OnOps` has the same weights and overrides what the ops replace.
+One skeleton: embed, keep some, encode, decode, loss on the masked. What each paper has of its own is a method. `Plain`
+is written as their authors write it: every patch embedded, noise sorted, indices repeated to gather, targets cut from
+the whole picture. `OnOps` has the same weights and overrides what the ops replace.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Whether a function of another package is one that was read before its replacement was written.
 
-A fingerprint is a hash of a function's code: its parameters' names and the words of its body, without docstring, comments
-and layout, the same on every Python. Versions are not compared: a release that did not change what is replaced is known,
-and one that did is not.
+A fingerprint is a hash of a function's code: its parameters' names and the words of its body, without docstring,
+comments and layout, the same on every Python. Versions are not compared: a release that did not change what is replaced
+is known, and one that did is not.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ def patch(model: nn.Module, *, masked: int | None = None) -> nn.Module:
     accelerate wraps the model.
 
     Args:
-        model: transformers' ViTMAEForPreTraining or VideoMAEForPreTraining (a subclass that leaves their methods alone is
-            one too), or any model with timm's ViT blocks.
+        model: transformers' ViTMAEForPreTraining or VideoMAEForPreTraining (a subclass that leaves their methods alone
+            is one too), or any model with timm's ViT blocks.
         masked: VideoMAE: how many tokens of each clip are hidden. With it nothing waits for the device, and a mask that
             hides another number is an error; None reads their number from each mask.
 

@@ -1,8 +1,8 @@
 """timm's ViT blocks: `attention` instead of its call of scaled_dot_product_attention, in a whole model or a part of it.
 
-The same function on CUDA; on a CPU in half precision `attention` chooses the faster way back. Modules that were told not
-to fuse (`fused_attn` False, e.g. to look at the weights), a mask, causality or dropout of weights are computed by timm's
-own code, call by call.
+The same function on CUDA; on a CPU in half precision `attention` chooses the faster way back. Modules that were told
+not to fuse (`fused_attn` False, e.g. to look at the weights), a mask, causality or dropout of weights are computed by
+timm's own code, call by call.
 """
 
 from __future__ import annotations

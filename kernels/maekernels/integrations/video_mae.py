@@ -2,14 +2,14 @@
 
     embeddings   the visible tubelets alone are cut out and embedded
     attention    `attention`, where the config says sdpa
-    loss         `masked_mse` reads the target from the pixels: un-normalised to [0, 1], each channel of a tubelet by its own
-                 mean and deviation
+    loss         `masked_mse` reads the target from the pixels: taken back to [0, 1], each channel of a tubelet by its
+                 own mean and deviation
 
 transformers indexes with the boolean mask, which waits for the device four times a forward, and copies its position
-tables there in each. Here the mask becomes token numbers on the device: `masked` says how many tokens each clip hides, and
-nothing waits; without it their number is read from the mask. Masks of unequal numbers are refused, where transformers
-would mix samples. A call without a mask, of another size, or with hooks on the patch embedding is computed by
-transformers' own code.
+tables there in each. Here the mask becomes token numbers on the device: `masked` says how many tokens each clip hides,
+and nothing waits; without it their number is read from the mask. Masks of unequal numbers are refused, where
+transformers would mix samples. A call without a mask, of another size, or with hooks on the patch embedding is computed
+by transformers' own code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""transformers' ViTMAEForPreTraining on our ops: 4.57, 5.0 to 5.16 (its blocks without head masks) and the rewrite after.
+"""transformers' ViTMAEForPreTraining on our ops: 4.57, 5.0 and on, and the rewrite from 5.17 on.
 
     embeddings   noise, argsort as before; the visible patches alone are cut out and embedded; positions gathered alike
     attention    `attention`, where the config says sdpa
