@@ -29,7 +29,7 @@ if not __package__:
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.identity import identity
 from benchmarks.kernels import write
@@ -54,7 +54,7 @@ class Peer:
     """A model of transformers, a batch, and what of it is hidden."""
 
     name: str
-    model: nn.Module
+    model: Any
     inputs: dict[str, Tensor]
     tokens: int
     masked: int
@@ -69,7 +69,7 @@ class Peer:
 
     def saved_flops(self) -> float:
         """Of one sample's step: hidden patches are not embedded, and their weights' gradient is not made of them."""
-        width = self.model.config.hidden_size  # type: ignore[union-attr]
+        width = self.model.config.hidden_size
         return 2 * 2.0 * self.masked * self.patch_dim * width
 
     def saved_bytes(self, item: int) -> float:
@@ -78,7 +78,7 @@ class Peer:
         Embeddings of the hidden; the target of every patch and, for ViTMAE, the normalised one, in float32; the square
         of the difference; for ViTMAE the shuffled tokens before they are put back.
         """
-        width = self.model.config.hidden_size  # type: ignore[union-attr]
+        width = self.model.config.hidden_size
         embedded = self.masked * width * item
         copies = 3 if self.name == "ViTMAE" else 2
         targets = copies * self.tokens * self.patch_dim * 4
@@ -121,7 +121,7 @@ def _decoder(settings: dict[str, int]) -> dict[str, int]:
     return {f"decoder_{name}": value for name, value in settings.items()}
 
 
-def make_step(model: nn.Module, inputs: dict[str, Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
+def make_step(model: Any, inputs: dict[str, Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
     """Forward (under autocast for bfloat16), backward and update; returns the loss before it."""
     device = inputs["pixel_values"].device
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
@@ -142,11 +142,11 @@ def measure(args: argparse.Namespace, peer: Peer, clock: Clock) -> tuple[list[di
     device, dtype = torch.device(args.device), torch.bfloat16 if args.precision == "bf16" else torch.float32
     inputs = {name: x.to(device) for name, x in peer.inputs.items()}
     plain = peer.model.to(device).train()
-    models = {"as it is": plain, "patched": patch(copy.deepcopy(plain), **peer.given)}
+    models: dict[str, Any] = {"as it is": plain, "patched": patch(copy.deepcopy(plain), **peer.given)}
     with torch.no_grad():
         flops = {name: counted_flops(lambda m=m: m(**inputs).loss, peer.batch) for name, m in models.items()}
     if args.compile:
-        models = {name: torch.compile(model) for name, model in models.items()}  # type: ignore[misc]
+        models = {name: torch.compile(model) for name, model in models.items()}
     steps = {name: make_step(model, inputs, dtype) for name, model in models.items()}
     losses = {name: float(step()) for name, step in steps.items()}
     peaks = {name: peak_mib(clock, step) for name, step in steps.items()}
@@ -192,7 +192,7 @@ def peak_mib(clock: Clock, step: Callable[[], object]) -> float | None:
     alive = highest = 0
     for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
-            alive += event.nbytes()
+            alive += event.nbytes()  # type: ignore[attr-defined]
             highest = max(highest, alive)
     return highest / 2**20
 

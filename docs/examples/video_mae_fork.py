@@ -32,6 +32,8 @@ class PatchEmbed(nn.Module):
 
 
 class PretrainVisionTransformer(nn.Module):
+    pos_embed: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         tokens = FRAMES * SIDE**2

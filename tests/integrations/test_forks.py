@@ -47,6 +47,7 @@ def test_random_masking_has_gradients():
     x = torch.randn(2, 8, 3, requires_grad=True)
     kept, mask, _ = random_masking(x, 0.5, seed=0)
     kept.sum().backward()
+    assert x.grad is not None
     assert torch.equal(x.grad, (1 - mask)[..., None].expand_as(x))
 
 

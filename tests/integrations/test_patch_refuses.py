@@ -36,8 +36,8 @@ def test_a_subclass_with_a_forward_of_its_own(name):
     base = type(make_case(name).make())
 
     class Other(base):
-        def forward(self, pixel_values=None, **kwargs):
-            return super().forward(pixel_values * 2, **kwargs)
+        def forward(self, pixel_values, **kwargs):
+            return super().forward(2 * pixel_values, **kwargs)
 
     model = Other(make_case(name).make().config)
     with pytest.raises(

@@ -223,10 +223,10 @@ def test_what_attention_does_not_have_goes_to_sdpa():
     mask = torch.zeros(2, 1, 6, 6).masked_fill_(torch.rand(2, 1, 6, 6) < 0.3, -1e4)
     sdpa = nn.functional.scaled_dot_product_attention
     torch.testing.assert_close(attention_forward(module, q, k, v, None)[0], sdpa(q, k, v).transpose(1, 2))
-    for options in ({"scaling": 0.3}, {"is_causal": True}):
-        theirs = {"scale": options.get("scaling"), "is_causal": options.get("is_causal", False)}
-        found = attention_forward(module, q, k, v, None, **options)[0]
-        torch.testing.assert_close(found, sdpa(q, k, v, **theirs).transpose(1, 2))
+    found = attention_forward(module, q, k, v, None, scaling=0.3)[0]
+    torch.testing.assert_close(found, sdpa(q, k, v, scale=0.3).transpose(1, 2))
+    found = attention_forward(module, q, k, v, None, is_causal=True)[0]
+    torch.testing.assert_close(found, sdpa(q, k, v, is_causal=True).transpose(1, 2))
     torch.testing.assert_close(attention_forward(module, q, k, v, mask)[0], sdpa(q, k, v, mask).transpose(1, 2))
 
 

@@ -68,6 +68,7 @@ class Plain(nn.Module):
     """x [B, C, H, W] and noise [B, N] -> the loss."""
 
     block = Block
+    positions: Tensor
 
     def __init__(self, kind: Kind, mask_ratio: float = 0.75) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maekernels import add_noise, diffuse_patches, patchify
-from maekernels._pixels import norm_mode
+from maekernels._pixels import NormPix, norm_mode
 from maekernels.diffuse_patches import _diffuse_patches, _diffuse_patches_backward
 from tests.ops.mae_oracle import MEAN, PIXELS, STD, Pixels, assert_same, assert_within, gather, noise_like, normalised
 
@@ -21,12 +21,12 @@ def levels(case: Pixels) -> Tensor:
     return torch.tensor([0.6, 0.0, 1.0])[: case.shape[0]]
 
 
-def run(case: Pixels, x: Tensor, ids: Tensor, norm: bool | str = False, dtype: torch.dtype = torch.float32, **options):
+def run(case: Pixels, x: Tensor, ids: Tensor, norm: NormPix = False, dtype: torch.dtype = torch.float32, **options):
     args = (case.patch, *case.normal, levels(case), SEED, OFFSET, norm, dtype)
     return diffuse_patches(x, ids, *args, channels_first=case.channels_first, **options)
 
 
-def oracle(case: Pixels, x: Tensor, ids: Tensor, norm: bool | str = False) -> Tensor:
+def oracle(case: Pixels, x: Tensor, ids: Tensor, norm: NormPix = False) -> Tensor:
     """Noise for the whole sample, of which the patches are then picked."""
     clean = case.patches(x)
     noise = noise_like(clean.detach(), SEED, OFFSET)

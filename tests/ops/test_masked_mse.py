@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maekernels import masked_mse
-from maekernels._pixels import norm_mode
+from maekernels._pixels import NormPix, norm_mode
 from maekernels.masked_mse import _masked_mse, _masked_mse_backward
 from tests.ops.mae_oracle import MEAN, PIXELS, STD, Pixels, assert_same, assert_within, gather, normalised
 
@@ -21,12 +21,12 @@ def prediction(case: Pixels, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
 
 
-def run(case: Pixels, pred: Tensor, norm: bool | str = True, x: Tensor | None = None, **options) -> Tensor:
+def run(case: Pixels, pred: Tensor, norm: NormPix = True, x: Tensor | None = None, **options) -> Tensor:
     x, ids = case.make() if x is None else x, case.ids()
     return masked_mse(pred, x, ids, case.patch, *case.normal, norm, channels_first=case.channels_first, **options)
 
 
-def oracle(case: Pixels, pred: Tensor, norm: bool | str = True) -> Tensor:
+def oracle(case: Pixels, pred: Tensor, norm: NormPix = True) -> Tensor:
     target = gather(case.patches(), case.ids())
     return ((pred.double() - normalised(target, norm, case.channels)) ** 2).mean()
 

@@ -72,10 +72,10 @@ def replace_attention(modules: list[nn.Module]) -> None:
     if NAME not in _functions():
         _functions().register(NAME, attention_forward)
     for module in modules:
-        module.config = SeenConfig(module.config)
+        module.__dict__["config"] = SeenConfig(module.config)  # as it was held, past nn.Module's own attributes
 
 
 def restore_attention(module: nn.Module) -> None:
     seen = module.__dict__.get("config")
     if isinstance(seen, SeenConfig):
-        module.config = seen.config
+        module.__dict__["config"] = seen.config

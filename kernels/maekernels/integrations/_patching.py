@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import nn
 
 from maekernels._checks import check
@@ -9,10 +11,11 @@ from maekernels.integrations import timm_attention, video_mae, vit_mae
 from maekernels.integrations._attention import replace_attention, restore_attention
 from maekernels.integrations._instance import check_not_wrapped, is_ours
 
+Model = TypeVar("Model", bound=nn.Module)
 VIT, VIDEO = (vit_mae.MODULE, "ViTMAEForPreTraining"), (video_mae.MODULE, "VideoMAEForPreTraining")
 
 
-def patch(model: nn.Module, *, masked: int | None = None) -> nn.Module:
+def patch(model: Model, *, masked: int | None = None) -> Model:
     """Let a model of somebody else compute by our ops, with the same results.
 
     Works on the object: its class, config, weights and their names stay as they are. Patch before DDP, torch.compile or
@@ -46,7 +49,7 @@ def patch(model: nn.Module, *, masked: int | None = None) -> nn.Module:
     return model
 
 
-def unpatch(model: nn.Module) -> nn.Module:
+def unpatch(model: Model) -> Model:
     """Undo `patch`: the model computes as its package made it, bit for bit. `ValueError` where it is not patched."""
     for module in model.modules():
         check_not_wrapped(module)

@@ -107,7 +107,9 @@ def masked_ids(mask: Tensor, masked: int | None = None) -> MaskIds:
         right = bool((counts == masked).all())
         check(right, "mask", f"{counts.tolist()} masked tokens", f"masked={masked} of every sample")
     else:
-        torch._assert_async((counts == masked).all(), f"mask: must hide masked={masked} tokens of every sample")
+        torch.ops.aten._assert_async.msg(
+            (counts == masked).all(), f"mask: must hide masked={masked} tokens of every sample"
+        )
     # A stable sort of 0 and 1: the visible in order, then the masked in order.
     order = mask.to(torch.uint8).argsort(dim=1, stable=True)
     return MaskIds(*order.split([length - masked, masked], dim=1))
@@ -129,14 +131,14 @@ class MaskedPatchEmbed(nn.Module):
         problem = unknown_embedding(conv)
         check(problem is None, "conv", conv, f"an embedding of patches by Conv2d or Conv3d: {problem}")
         check((mean is None) == (std is None), "std", std, f"given with mean={mean}, or left out with it")
-        # Not registered: its owner saves, moves and trains it.
-        self.__dict__["conv"] = conv
+        # In a tuple it is not registered: its owner saves, moves and trains it.
+        self.held = (conv,)
         self.mean, self.std = mean, std
 
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         """x [B, C, H, W] or [B, C, T, H, W], ids [B, K] -> [B, K, D]."""
         check(x.dtype != torch.uint8 or self.mean is not None, "x", describe(x), "float without mean and std")
-        return embed_patches(self.conv, x, ids, self.mean, self.std, channels_first=True)
+        return embed_patches(self.held[0], x, ids, self.mean, self.std, channels_first=True)
 
 
 def unknown_embedding(conv: nn.Module) -> str | None:

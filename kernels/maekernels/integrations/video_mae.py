@@ -40,9 +40,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, by which pixels of three channels are taken back to [0, 1]."""
 
 
-def replace(model: nn.Module, masked: int | None) -> list[nn.Module]:
+def replace(model: Any, masked: int | None) -> list[nn.Module]:
     """Check and patch; returns the modules with attention. `ValueError` for what is not known."""
-    embeddings = model.videomae.embeddings  # type: ignore[union-attr]
+    embeddings = model.videomae.embeddings
     parts = {
         "VideoMAEForPreTraining": model,
         "VideoMAEEmbeddings": embeddings,

@@ -39,9 +39,9 @@ FORWARD_LOSS = ("8fb8045bddd5873a",)
 """A method of its own until 5.17."""
 
 
-def replace(model: nn.Module) -> list[nn.Module]:
+def replace(model: Any) -> list[nn.Module]:
     """Check and patch; returns the modules with attention. `ValueError` for what is not known."""
-    embeddings, decoder = model.vit.embeddings, model.decoder  # type: ignore[union-attr]
+    embeddings, decoder = model.vit.embeddings, model.decoder
     parts = {
         "ViTMAEForPreTraining": model,
         "ViTMAEEmbeddings": embeddings,
