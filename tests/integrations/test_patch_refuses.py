@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
+from pathlib import Path
 from types import MethodType
 
 import pytest
@@ -153,11 +155,14 @@ def test_the_same_on_every_python():
 def test_importing_it_needs_torch_alone():
     code = """
 import sys
+from pathlib import Path
 import maekernels.integrations
 print(sorted(name for name in ("transformers", "timm", "einops", "triton") if name in sys.modules))
 import torch
 print(maekernels.integrations.random_masking(torch.zeros(1, 8, 2), 0.5)[0].shape)
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "kernels")}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"[]\n{torch.Size([1, 4, 2])}\n"
