@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .PHONY: help install check format test test-plain test-reference test-interpreter test-aot test-asan test-builds \
-	test-versions test-dali test-torchcodec aot cuda-report demo clean
+	test-versions test-dali test-torchcodec test-transformers aot cuda-report demo clean
 
 help:
 	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: 9 to 10 minutes)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-asan, test-builds   the native kernels under AddressSanitizer; every way to build the package"
 	@echo "make test-versions TORCH=2.15.0   the suite beside another torch, in .venv-2.15.0 (gigabytes)"
 	@echo "make test-dali, test-torchcodec   the optional decoders, which are installed for it (DALI: 700 MB)"
+	@echo "make test-transformers   the patches for transformers' models, of both its generations, and for timm's"
 	@echo "make install  only the virtual environment ($(VENV))"
 
 # torch comes first, from the constraints file: what follows then finds it satisfied, and compiles against its headers;
@@ -77,6 +78,9 @@ test-dali: $(DEV)
 
 test-torchcodec: $(DEV)
 	PYTHON=$(BIN)/python tests/install/decoder.sh torchcodec
+
+test-transformers: $(DEV)
+	PYTHON=$(BIN)/python tests/install/transformers.sh
 
 # Triton decides at import whether kernels are interpreted, and the gate replaces its driver: own processes.
 test-interpreter: $(DEV)
