@@ -20,7 +20,7 @@ help:
 	@echo "make test-asan, test-builds   the native kernels under AddressSanitizer; every way to build the package"
 	@echo "make test-versions TORCH=2.15.0   the suite beside another torch, in .venv-2.15.0 (gigabytes)"
 	@echo "make test-dali, test-torchcodec   the optional decoders, which are installed for it (DALI: 700 MB)"
-	@echo "make test-transformers   the patches for transformers' models, of both its generations, and for timm's"
+	@echo "make test-transformers   with transformers in both its generations, timm, ONNX, wandb, MLflow and parquet"
 	@echo "make install  only the virtual environment ($(VENV))"
 
 # torch comes first, from the constraints file: what follows then finds it satisfied, and compiles against its headers;
