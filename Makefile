@@ -25,13 +25,13 @@ help:
 # torch comes first, from the constraints file: what follows then finds it satisfied, and compiles against its headers;
 # an isolated build would download it once more.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
+SOURCES := pyproject.toml kernels/pyproject.toml kernels/setup.py constraints.txt $(wildcard csrc/*/*)
 
 $(STAMP): $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch setuptools wheel ninja
-	$(PIP) --no-build-isolation -e '.[train]'
+	$(PIP) --no-build-isolation -e kernels -e '.[train]'
 	@touch $@
 
 # What tests and checks need, and the demo does not. `pip install -e '.[dev]'` would build the package once more.
