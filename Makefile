@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .PHONY: help install check format test test-plain test-reference test-interpreter test-aot test-asan test-builds \
-	test-versions test-dali test-torchcodec aot cuda-report demo clean
+	test-versions test-dali test-torchcodec test-hub aot cuda-report wheel hub demo clean
 
 help:
 	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: 9 to 10 minutes)"
@@ -20,6 +20,8 @@ help:
 	@echo "make test-asan, test-builds   the native kernels under AddressSanitizer; every way to build the package"
 	@echo "make test-versions TORCH=2.15.0   the suite beside another torch, in .venv-2.15.0 (gigabytes)"
 	@echo "make test-dali, test-torchcodec   the optional decoders, which are installed for it (DALI: 700 MB)"
+	@echo "make test-hub  the kernel Hub's repository, loaded by Hugging Face's package kernels, which is installed for it"
+	@echo "make wheel, make hub   sdists and wheels into dist/; the repository for the kernel Hub into dist/hub"
 	@echo "make install  only the virtual environment ($(VENV))"
 
 # torch comes first, from the constraints file: what follows then finds it satisfied, and compiles against its headers;
@@ -78,6 +80,9 @@ test-dali: $(DEV)
 test-torchcodec: $(DEV)
 	PYTHON=$(BIN)/python tests/install/decoder.sh torchcodec
 
+test-hub: $(DEV)
+	PYTHON=$(BIN)/python tests/install/hub.sh
+
 # Triton decides at import whether kernels are interpreted, and the gate replaces its driver: own processes.
 test-interpreter: $(DEV)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
@@ -91,6 +96,12 @@ aot: $(DEV)
 cuda-report: $(DEV)
 	$(BIN)/python tests/csrc/resources.py
 
+wheel: $(STAMP)
+	PYTHON=$(BIN)/python .ci/wheel dist
+
+hub: $(STAMP)
+	$(BIN)/python kernels/hub/make.py dist/hub $(if $(REPOSITORY),--repository $(REPOSITORY))
+
 demo: $(STAMP)
 	$(BIN)/python -m diffmavil.train $(DEMO_PRESET) --run-dir $(DEMO_DIR) --resume --train.steps 875 \
 		--train.no-report
@@ -99,4 +110,4 @@ demo: $(STAMP)
 	$(BIN)/python -m diffmavil.evaluate --run-dir $(DEMO_DIR)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info kernels/build kernels/*.egg-info .pytest_cache .ruff_cache

@@ -4,8 +4,8 @@ The Hub loads many versions of a kernel into one process. So the package is rewr
 relative, and the ops are named through `_ops.py`, whose namespace is of this version alone. `build/` holds what
 `kernels.get_local_kernel` and `get_kernel` load, `torch-ext/` and `build.toml` the same for kernel-builder.
 
-Left out are attention, whose kernels are torch's and xformers', and what serves those who install by pip. The C++ kernels
-are too: on a CPU the ops run on torch.
+Left out are attention, whose kernels are torch's and xformers', what serves those who install by pip, and the C++ kernels:
+on a CPU the ops run on torch.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
 def make(folder: Path, repository: str) -> None:
     """Write the repository, in place of one that may be there."""
     sources = package()
-    version = hashlib.sha256("".join(f"{name}\n{text}" for name, text in sorted(sources.items())).encode()).hexdigest()[:7]
+    version = hashlib.sha256("".join(f"{name}\n{text}" for name, text in sorted(sources.items())).encode()).hexdigest()[
+        :7
+    ]
     shutil.rmtree(folder, ignore_errors=True)
     write(folder / "torch-ext" / "maekernels", sources)
     for backend in BACKENDS:
@@ -70,7 +72,10 @@ def make(folder: Path, repository: str) -> None:
     backends = ", ".join(f'"{backend}"' for backend in BACKENDS)
     general = f'name = "maekernels"\nversion = {VERSION}\nlicense = "{project["license"]}"\nbackends = [{backends}]'
     hub = f'[general.hub]\nrepo-id = "{repository}"'
-    write(folder, {"build.toml": f"[general]\n{general}\n\n{hub}\n\n[torch-noarch]\n", "CARD.md": card(sources, repository)})
+    write(
+        folder,
+        {"build.toml": f"[general]\n{general}\n\n{hub}\n\n[torch-noarch]\n", "CARD.md": card(sources, repository)},
+    )
     shutil.copy(HERE.parent / "LICENSE", folder)
     (folder / "tests").mkdir()
     shutil.copy(HERE / "test_maekernels.py", folder / "tests")
@@ -87,7 +92,9 @@ def package() -> dict[str, str]:
 
 def rewritten(code: str) -> str:
     """A module with relative imports, whose ops are in the namespace of `_ops`."""
-    code = re.sub(r"^(\s*)from maekernels(\.\w+)? import", lambda m: f"{m[1]}from {m[2] or '.'} import", code, flags=re.M)
+    code = re.sub(
+        r"^(\s*)from maekernels(\.\w+)? import", lambda m: f"{m[1]}from {m[2] or '.'} import", code, flags=re.M
+    )
     wanted = ["add_op_namespace_prefix"] if "custom_op(" in code else []
     wanted += ["ops"] if "torch.ops.maekernels." in code else []
     code = re.sub(r'custom_op\("maekernels::(\w+)"', r'custom_op(add_op_namespace_prefix("\1")', code)
@@ -120,7 +127,9 @@ def complain(name: str, code: str) -> None:
             found = [node.module or ""]
         foreign = {module.partition(".")[0] for module in found} - ALLOWED_IMPORTS
         if foreign:
-            raise ValueError(f"{name} imports {sorted(foreign)}: must be the standard library, torch, triton or relative")
+            raise ValueError(
+                f"{name} imports {sorted(foreign)}: must be the standard library, torch, triton or relative"
+            )
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.match(r"maekernels(::|$)", node.value):
             raise ValueError(f"{name} line {node.lineno} names the ops {node.value!r}: must be through _ops.py")
 

@@ -1,4 +1,4 @@
-"""What is here for the ops: versions, the device, backends, and why one is missing. Imports torch, and triton if it is there."""
+"""What is here for the ops: versions, the device, backends and why one is missing. Imports torch, and triton if there."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ def _cuda() -> Backend:
         if native_ops() is None:
             off = "MAEKERNELS_NATIVE" in _native.ABSENT
             problem = _native.ABSENT if off else "it was not built with this package: there was no nvcc"
-            remedy = "" if off or not torch.cuda.is_available() else "optional: nvcc, and install maekernels from source"
+            remedy = (
+                "" if off or not torch.cuda.is_available() else "optional: nvcc, and install maekernels from source"
+            )
     except (ImportError, OSError) as error:
         problem, remedy = f"it does not load: {error}", "MAEKERNELS_NATIVE=0 leaves it out"
     if not problem and not torch.cuda.is_available():

@@ -1,7 +1,7 @@
-"""Every op once, small, by every backend that is here, against its reference on float64: what `python -m maekernels` runs.
+"""Every op once, small, by every backend that is here, against its reference in float64, for `python -m maekernels`.
 
-This tells a broken install or driver; the tests of the repository say whether the ops are right. Where torch is the only
-backend the reference is compared with itself in float64, which shows rounding and little else.
+This tells a broken install or driver; the tests of the repository say whether the ops are right. Where torch is the
+only backend the reference is compared with itself in float64, which shows rounding and little else.
 """
 
 from __future__ import annotations
