@@ -64,9 +64,7 @@ def extensions() -> list:
             say(what, f"{CSRC / what.lower()} has no sources")
         else:
             flags = {"cxx": [*CXX, *HIDDEN, *DEFINES]}
-            ext = cpp_extension.CppExtension(name, sources, extra_compile_args=flags, py_limited_api=True)
-            ext.what, ext.cuda = what, sources_of("cuda/*.cu") if what == "CUDA" else []
-            found.append(ext)
+            found.append(cpp_extension.CppExtension(name, sources, extra_compile_args=flags, py_limited_api=True))
     return found
 
 
@@ -74,6 +72,7 @@ def compile_cuda(source: str, folder: str) -> str:
     """The object file of a .cu."""
     target = Path(folder, "cuda", Path(source).name).with_suffix(".o")
     target.parent.mkdir(parents=True, exist_ok=True)
+    assert cpp_extension is not None
     include = [f"-I{path}" for path in cpp_extension.include_paths()]
     archs = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
     subprocess.run(["nvcc", "-c", *NVCC, *DEFINES, *archs, *include, source, "-o", str(target)], check=True)
@@ -95,7 +94,7 @@ class SourcesToo(sdist):
         shutil.copytree(CSRC, Path(base_dir, "csrc"), ignore=shutil.ignore_patterns("__pycache__", "*.o"))
 
 
-commands = {"sdist": SourcesToo}
+commands: dict[str, type] = {"sdist": SourcesToo}
 if cpp_extension is not None:
 
     class BuildEach(cpp_extension.BuildExtension):
@@ -109,14 +108,17 @@ if cpp_extension is not None:
             wanted, built = self.extensions, []
             for ext in wanted:
                 self.extensions = [ext]
+                what = "CUDA" if ext.name.endswith("_cuda") else "CPU"
                 try:
-                    if ext.cuda:
-                        ext.extra_objects = [compile_cuda(source, self.build_temp) for source in ext.cuda]
+                    if what == "CUDA":
+                        ext.extra_objects = [
+                            compile_cuda(source, self.build_temp) for source in sources_of("cuda/*.cu")
+                        ]
                         ext.extra_link_args = cuda_runtime()
                     super().build_extensions()
                     built.append(ext)
                 except (Exception, SystemExit) as error:
-                    say(ext.what, str(error).strip().partition("\n")[0] or type(error).__name__)
+                    say(what, str(error).strip().partition("\n")[0] or type(error).__name__)
             self.extensions = built
 
     commands["build_ext"] = BuildEach

@@ -1,4 +1,4 @@
-"""What is here for the ops: versions, the device, backends and why one is missing. Imports torch, and triton if there."""
+"""What is here for the ops: versions, the device, backends and why one is missing. Imports torch, and triton if any."""
 
 from __future__ import annotations
 

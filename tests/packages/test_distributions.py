@@ -73,7 +73,7 @@ def test_the_sdist_builds_from_its_own_sources(sdist):
     """What would be compiled lies in it: no compiler is needed to ask."""
     code = (
         "import runpy, setuptools; "
-        "setuptools.setup = lambda **found: print(*(source for ext in found['ext_modules'] for source in ext.sources)); "
+        "setuptools.setup = lambda **found: print(*(s for ext in found['ext_modules'] for s in ext.sources)); "
         "runpy.run_path('setup.py')"
     )
     told = subprocess.run(
