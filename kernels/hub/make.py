@@ -4,8 +4,8 @@ The Hub loads many versions of a kernel into one process. So the package is rewr
 relative, and the ops are named through `_ops.py`, whose namespace is of this version alone. `build/` holds what
 `kernels.get_local_kernel` and `get_kernel` load, `torch-ext/` and `build.toml` the same for kernel-builder.
 
-Left out are attention, whose kernels are torch's and xformers', what serves those who install by pip, and the kernels in
-C++: on a CPU the ops run on torch.
+Left out are attention, whose kernels are torch's and xformers', what serves those who install by pip, and the C++: on a
+CPU the ops run on torch.
 """
 
 from __future__ import annotations
