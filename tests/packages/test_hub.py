@@ -162,6 +162,15 @@ def test_the_hubs_own_checks_of_its_files(hub, repository):
         told.digest.validate(rust.Digest.hash_variant(told.digest.algorithm, variant))
 
 
+def test_the_snippet_of_the_page(hub, repository):
+    page = (ROOT / "docs" / "packages.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert '"dist/hub"' in code
+    names: dict = {}
+    exec(code.replace('"dist/hub"', repr(str(repository))), names)
+    assert names["keep"].shape == (2, 314)
+
+
 def test_local_kernels_stand_in_for_the_hub(hub, repository):
     code = "from kernels import get_kernel; print(get_kernel('someone/maekernels', version=0).__file__)"
     env = os.environ | {"LOCAL_KERNELS": f"someone/maekernels={repository}"}
