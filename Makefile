@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .PHONY: help install check format test test-plain test-reference test-interpreter test-aot test-asan test-builds \
-	test-versions test-dali test-torchcodec test-hub aot cuda-report wheel hub demo clean
+	test-versions test-dali test-torchcodec test-transformers test-hub aot cuda-report wheel hub demo clean
 
 help:
 	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: 9 to 10 minutes)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-asan, test-builds   the native kernels under AddressSanitizer; every way to build the package"
 	@echo "make test-versions TORCH=2.15.0   the suite beside another torch, in .venv-2.15.0 (gigabytes)"
 	@echo "make test-dali, test-torchcodec   the optional decoders, which are installed for it (DALI: 700 MB)"
+	@echo "make test-transformers   with transformers in both its generations, timm, ONNX, wandb, MLflow and parquet"
 	@echo "make test-hub  the kernel Hub's repository, loaded by Hugging Face's package kernels, which is installed for it"
 	@echo "make wheel, make hub   sdists and wheels into dist/; the repository for the kernel Hub into dist/hub"
 	@echo "make install  only the virtual environment ($(VENV))"
@@ -79,6 +80,9 @@ test-dali: $(DEV)
 
 test-torchcodec: $(DEV)
 	PYTHON=$(BIN)/python tests/install/decoder.sh torchcodec
+
+test-transformers: $(DEV)
+	PYTHON=$(BIN)/python tests/install/transformers.sh
 
 test-hub: $(DEV)
 	PYTHON=$(BIN)/python tests/install/hub.sh

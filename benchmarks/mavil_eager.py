@@ -74,6 +74,7 @@ class EagerMAViL(nn.Module):
             tokens = embed.proj(eager.gather_tokens(patches, ids)) + positions
         else:
             tokens = eager.gather_tokens(embed.proj(patches) + embed.positions, ids)
+        assert embed.cls is not None
         tokens = torch.cat([embed.cls.expand(len(x), -1, -1), tokens], dim=1)
         return branch.encoder.norm(_blocks(branch.encoder.blocks, tokens)), mask, restore, target
 

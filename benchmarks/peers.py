@@ -1,119 +1,283 @@
-"""Masked autoencoders of Hugging Face's transformers, at the sizes of a config, and one modality of ours beside them.
+"""A whole pretraining step of other people's masked autoencoders, patched and not: time, memory, loss.
 
-VideoMAEForPreTraining      the video of our config, tube or random masks given from outside
-ViTMAEForPreTraining        "ViTMAE-style audio": it takes square pictures alone, so the spectrogram's patches are
-                            laid into the nearest square, of at most as many patches
+    python benchmarks/peers.py --device cpu                           # ViTMAE and VideoMAE at base size
+    python benchmarks/peers.py --device cuda --compile --json results.jsonl
+    python benchmarks/peers.py --size tiny --seconds 1                # whether it works at all
+
+Both models of a peer have the same weights, inputs and masks; a step is forward, backward and AdamW. First what the
+patch can save is counted: FLOPs of the embedding of hidden patches, and bytes of what it no longer writes or reads. The
+ratio that this allows is printed beside the measured one. Losses that differ by more than rounding are named, and the
+exit code is 1. `README.md` beside this file tells how the numbers are made and read.
 """
 
 from __future__ import annotations
 
-import importlib
-import math
+import argparse
+import copy
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+if not __package__:
+    # Run by path: Python puts this folder first, where kernels.py would hide the package `kernels` of the Hub.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), str(here.parent / "kernels"), *(p for p in sys.path if Path(p).resolve() != here)]
+
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
 
-from diffmavil.config import ModelConfig
-from diffmavil.model.branch import Branch
-from diffmavil.model.mavil import AUDIO_STREAM, DiffMAViL
+from benchmarks.identity import identity
+from benchmarks.kernels import write
+from benchmarks.measure import Clock, CpuClock, StepClock, Timing, interleave
+from benchmarks.peer_models import counted_flops, load_transformers
+from maekernels.integrations import patch, tube_mask
+
+SIZES = {
+    "tiny": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
+    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},
+    "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+}
+TINY_DECODER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+KEYS = ("peer", "version", "ms", "peak_mib", "speed_up", "gflop", "saved_gflop", "saved_mib", "allowed")
+"""Of every line, in this order; device, commit, versions, date and what is needed to read them follow."""
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+"""By how much of its size the loss may differ."""
 
 
-class OneModality(nn.Module):
-    """The encoder and decoder of one modality of ours, without fusion and contrast: one view's loss."""
+@dataclass(frozen=True)
+class Peer:
+    """A model of transformers, a batch, and what of it is hidden."""
 
-    def __init__(self, config: ModelConfig, stream: int) -> None:
-        super().__init__()
-        model = DiffMAViL(config)
-        self.branch: Branch = model.audio if stream == AUDIO_STREAM else model.video
+    name: str
+    model: Any
+    inputs: dict[str, Tensor]
+    tokens: int
+    masked: int
+    patch_dim: int
+    decoder_width: int
+    given: dict[str, int]
+    """Arguments of `patch`."""
 
-    def forward(self, x: Tensor, keep: int, offset: int) -> Tensor:
-        drawn = self.branch.draw(x, keep, 0, offset)
-        return self.branch.loss(self.branch.encode_all([x], [drawn.masks.keep]), [x], [drawn])
+    @property
+    def batch(self) -> int:
+        return len(self.inputs["pixel_values"])
+
+    def saved_flops(self) -> float:
+        """Of one sample's step: hidden patches are not embedded, and their weights' gradient is not made of them."""
+        width = self.model.config.hidden_size
+        return 2 * 2.0 * self.masked * self.patch_dim * width
+
+    def saved_bytes(self, item: int) -> float:
+        """Of one sample's forward, at least: each written and read once.
+
+        Embeddings of the hidden; the target of every patch and, for ViTMAE, the normalised one, in float32; the square
+        of the difference; for ViTMAE the shuffled tokens before they are put back.
+        """
+        width = self.model.config.hidden_size
+        embedded = self.masked * width * item
+        copies = 3 if self.name == "ViTMAE" else 2
+        targets = copies * self.tokens * self.patch_dim * 4
+        shuffled = self.tokens * self.decoder_width * item if self.name == "ViTMAE" else 0
+        return 2.0 * (embedded + targets + shuffled)
 
 
-def load_transformers() -> Any:
-    """The module. Raises `ImportError` with the reason when it cannot be used."""
-    if "torchaudio" not in sys.modules:
-        try:
-            import torchaudio  # noqa: F401
-        except (ImportError, OSError):
-            # PyPI's compiled torchaudio does not load beside a CPU-only torch; the peers need none.
-            sys.modules["torchaudio"] = None  # type: ignore[assignment]
+def vit_mae(size: str, batch: int) -> Peer:
+    transformers = load_transformers()
+    settings = {"image_size": 32, "patch_size": 8} | _decoder(TINY_DECODER) if size == "tiny" else {}
+    config = transformers.ViTMAEConfig(**SIZES[size], **settings, norm_pix_loss=True)
+    torch.manual_seed(0)
+    model = transformers.ViTMAEForPreTraining(config)
+    tokens = (config.image_size // config.patch_size) ** 2
+    inputs = {"pixel_values": torch.randn(batch, 3, config.image_size, config.image_size)}
+    inputs["noise"] = torch.rand(batch, tokens)
+    masked = tokens - int(tokens * (1 - config.mask_ratio))
+    return Peer("ViTMAE", model, inputs, tokens, masked, 3 * config.patch_size**2, config.decoder_hidden_size, {})
+
+
+def video_mae(size: str, batch: int) -> Peer:
+    transformers = load_transformers()
+    settings = {"image_size": 32, "patch_size": 8, "num_frames": 4} | _decoder(TINY_DECODER) if size == "tiny" else {}
+    config = transformers.VideoMAEConfig(**SIZES[size], **settings)
+    torch.manual_seed(0)
+    model = transformers.VideoMAEForPreTraining(config)
+    frames, patches = config.num_frames // config.tubelet_size, (config.image_size // config.patch_size) ** 2
+    mask = tube_mask(batch, frames, patches, 0.9, seed=0)
+    clips = torch.randn(batch, config.num_frames, 3, config.image_size, config.image_size)
+    masked, dim = int(mask[0].sum()), 3 * config.tubelet_size * config.patch_size**2
+    inputs = {"pixel_values": clips, "bool_masked_pos": mask}
+    width, given = config.decoder_hidden_size, {"masked": masked}
+    return Peer("VideoMAE", model, inputs, frames * patches, masked, dim, width, given)
+
+
+PEERS = {"ViTMAE": vit_mae, "VideoMAE": video_mae}
+
+
+def _decoder(settings: dict[str, int]) -> dict[str, int]:
+    return {f"decoder_{name}": value for name, value in settings.items()}
+
+
+def make_step(model: Any, inputs: dict[str, Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
+    """Forward (under autocast for bfloat16), backward and update; returns the loss before it."""
+    device = inputs["pixel_values"].device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+
+    def step() -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = model(**inputs).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
+
+
+def measure(args: argparse.Namespace, peer: Peer, clock: Clock) -> tuple[list[dict[str, Any]], bool]:
+    """The lines of one peer, unpatched first, and whether the losses agree."""
+    device, dtype = torch.device(args.device), torch.bfloat16 if args.precision == "bf16" else torch.float32
+    inputs = {name: x.to(device) for name, x in peer.inputs.items()}
+    plain = peer.model.to(device).train()
+    models: dict[str, Any] = {"as it is": plain, "patched": patch(copy.deepcopy(plain), **peer.given)}
+    with torch.no_grad():
+        flops = {name: counted_flops(lambda m=m: m(**inputs).loss, peer.batch) for name, m in models.items()}
+    if args.compile:
+        models = {name: torch.compile(model) for name, model in models.items()}
+    steps = {name: make_step(model, inputs, dtype) for name, model in models.items()}
+    losses = {name: float(step()) for name, step in steps.items()}
+    peaks = {name: peak_mib(clock, step) for name, step in steps.items()}
+    timings = interleave(clock, {name: [step] for name, step in steps.items()}, args.seconds, least=3, most=40)
+    first, second = losses.values()
+    agree = abs(first - second) <= ROUNDING[dtype] * abs(first)
+    rest = {"dtype": args.precision, "batch": peer.batch, "size": args.size, "compiled": args.compile}
+    rest |= {"transformers": load_transformers().__version__, "load": os.getloadavg()[0]}
+    lines = [
+        dict(zip(KEYS, _numbers(peer, name, timings, peaks, flops, dtype), strict=True))
+        | identity(device)
+        | {"loss": losses[name], "low_ms": timings[name].low_ms, "high_ms": timings[name].high_ms}
+        | {"readings": timings[name].readings}
+        | rest
+        for name in steps
+    ]
+    return lines, agree
+
+
+def _numbers(
+    peer: Peer,
+    name: str,
+    timings: dict[str, Timing],
+    peaks: dict[str, float | None],
+    flops: dict[str, float],
+    dtype: torch.dtype,
+) -> tuple[object, ...]:
+    """By KEYS, of one sample but for the time and the memory, which are the batch's."""
+    base = timings["as it is"].median_ms
+    whole = 3 * flops["as it is"]
+    saved = peer.saved_flops()
+    ms = timings[name].median_ms
+    saved_mib = peer.saved_bytes(dtype.itemsize) / 2**20
+    return peer.name, name, ms, peaks[name], base / ms, whole * 1e-9, saved * 1e-9, saved_mib, whole / (whole - saved)
+
+
+def peak_mib(clock: Clock, step: Callable[[], object]) -> float | None:
+    """Of the device; on a CPU the allocations of a step that are alive together, which torch's profiler tells."""
+    if not isinstance(clock, CpuClock):
+        return clock.peak_mib(step)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    alive = highest = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            alive += event.nbytes()  # type: ignore[attr-defined]
+            highest = max(highest, alive)
+    return highest / 2**20
+
+
+def show(lines: Sequence[dict[str, Any]]) -> Table:
+    heading = f"a pretraining step, {lines[0]['dtype']}, {lines[0]['device']}; commit {lines[0]['commit']}"
+    shown = Table(title=heading, title_justify="left")
+    for name in (
+        "peer",
+        "batch",
+        "",
+        "ms",
+        "20-80 %",
+        "speed-up",
+        "peak MiB",
+        "GFLOP",
+        "saved",
+        "MiB saved",
+        "allowed",
+    ):
+        shown.add_column(name, justify="left" if name in ("peer", "") else "right", no_wrap=True)
+    for line in lines:
+        patched = line["version"] == "patched"
+        shown.add_row(
+            "" if patched else line["peer"],
+            "" if patched else str(line["batch"]),
+            line["version"],
+            f"{line['ms']:.4g}",
+            f"{line['low_ms']:.4g}-{line['high_ms']:.4g}",
+            f"x {line['speed_up']:.3f}" if patched else "",
+            "" if line["peak_mib"] is None else f"{line['peak_mib']:,.1f}",
+            f"{line['gflop']:.3g}" if not patched else "",
+            f"{line['saved_gflop']:.3g}" if patched else "",
+            f"{line['saved_mib']:.3g}" if patched else "",
+            f"x {line['allowed']:.3f}" if patched else "",
+        )
+    return shown
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks/peers.py", description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--peer", action="append", choices=PEERS, help="repeat for several; default all")
+    add("--size", choices=SIZES, default="base")
+    add("--batch", type=int, help="default: 4 on a CPU, 64 on a GPU")
+    add("--precision", choices=("bf16", "fp32"), default="bf16")
+    add("--threads", type=int, default=2, help="on a CPU (default 2)")
+    add("--compile", action="store_true", help="both versions through torch.compile")
+    add("--seconds", type=float, default=60.0, help="of measuring each peer, about (default 60)")
+    add("--json", type=Path, metavar="FILE", help="append one line of JSON for each version of each peer")
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here")
+    args.batch = (4 if args.device == "cpu" else 64) if args.batch is None else args.batch
+    for name, least in (("batch", 1), ("threads", 1), ("seconds", 0)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} {getattr(args, name)}: must be at least {least}")
     try:
-        transformers = importlib.import_module("transformers")
-        for name in ("VideoMAEForPreTraining", "ViTMAEForPreTraining"):
-            getattr(transformers, name)  # loaded only now
-    except (ImportError, OSError, RuntimeError) as error:
-        raise ImportError(f"{type(error).__name__}: {error}") from error
-    return transformers
+        load_transformers()
+    except ImportError as error:
+        parser.error(f"transformers, whose models these are, cannot be used: {error}: pip install 'diffmavil[peers]'")
+    return args
 
 
-def video_mae(
-    config: ModelConfig, batch: int, keep: int, device: torch.device
-) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """Its model, and its loss for a batch of clips at hand as it wants them."""
-    transformers = load_transformers()
-    v, e, d = config.video, config.encoder, config.video_decoder
-    assert v.patch[1] == v.patch[2]
-    model = transformers.VideoMAEForPreTraining(
-        transformers.VideoMAEConfig(
-            image_size=v.size,
-            patch_size=v.patch[1],
-            num_frames=v.frames,
-            tubelet_size=v.patch[0],
-            hidden_size=e.width,
-            num_hidden_layers=e.depth,
-            num_attention_heads=e.heads,
-            intermediate_size=int(e.width * e.mlp_ratio),
-            decoder_hidden_size=d.width,
-            decoder_num_hidden_layers=d.depth,
-            decoder_num_attention_heads=d.heads,
-            decoder_intermediate_size=int(d.width * d.mlp_ratio),
-        )
-    ).to(device)
-    generator = torch.Generator().manual_seed(0)
-    clip = torch.randn(batch, v.frames, 3, v.size, v.size, generator=generator).to(device)
-    order = torch.rand(batch, v.tokens, generator=generator).argsort(dim=1)
-    masked = (order >= keep).to(device)
-    return model, lambda: model(clip, bool_masked_pos=masked).loss
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=132)
+    clock = StepClock(torch.device("cuda")) if args.device == "cuda" else CpuClock(args.threads)
+    lines: list[dict[str, Any]] = []
+    status = 0
+    for name in args.peer or PEERS:
+        peer = PEERS[name](args.size, args.batch)
+        found, agree = measure(args, peer, clock)
+        lines += found
+        for line in found if args.json else ():
+            write(args.json, line)
+        if not agree:
+            console.print(f"{name}: losses {[line['loss'] for line in found]} differ by more than rounding")
+            status = 1
+    console.print(show(lines))
+    return status
 
 
-def vit_mae(
-    config: ModelConfig, batch: int, ratio: float, device: torch.device
-) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """Its model, and its loss for spectrograms laid into a square."""
-    transformers = load_transformers()
-    a, e, d = config.audio, config.encoder, config.audio_decoder
-    side = math.isqrt(a.tokens)
-    patch = math.isqrt(a.patch_dim)
-    model = transformers.ViTMAEForPreTraining(
-        transformers.ViTMAEConfig(
-            image_size=side * patch,
-            patch_size=patch,
-            num_channels=1,
-            mask_ratio=ratio,
-            norm_pix_loss=True,
-            hidden_size=e.width,
-            num_hidden_layers=e.depth,
-            num_attention_heads=e.heads,
-            intermediate_size=int(e.width * e.mlp_ratio),
-            decoder_hidden_size=d.width,
-            decoder_num_hidden_layers=d.depth,
-            decoder_num_attention_heads=d.heads,
-            decoder_intermediate_size=int(d.width * d.mlp_ratio),
-        )
-    ).to(device)
-    generator = torch.Generator().manual_seed(0)
-    picture = torch.randn(batch, 1, side * patch, side * patch, generator=generator).to(device)
-    return model, lambda: model(picture).loss
-
-
-def counted_flops(loss: Callable[[], Tensor], batch: int) -> float:
-    """FLOPs of one clip's forward, as torch counts them."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        loss()
-    return counter.get_total_flops() / batch
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import peers
+from benchmarks import peer_models
 from benchmarks.mavil_eager import EagerMAViL
 from benchmarks.measure import Clock
 from diffmavil.config import Config, MaskConfig, ModelConfig, RatioSchedule
@@ -174,7 +174,7 @@ def peer_rows(bench: Bench, compiled: bool, report: Callable[[str], None]) -> li
     compiled: each of them a second time, as `torch.compile` makes of a model of theirs or of the blocks of ours.
     """
     try:
-        transformers = peers.load_transformers()
+        transformers = peer_models.load_transformers()
     except ImportError as error:
         report(f"peers left out: transformers cannot be used here ({error})")
         return []
@@ -186,7 +186,7 @@ def peer_rows(bench: Bench, compiled: bool, report: Callable[[str], None]) -> li
     found: list[tuple[Row, float]] = []
 
     def add(name: str, made: Made, compile_it: Callable[[nn.Module], None]) -> None:
-        flops = peers.counted_flops(made(1)[1], 1)
+        flops = peer_models.counted_flops(made(1)[1], 1)
 
         def make(row: Row) -> Passes:
             module, loss = made(row.parts[0].batch)
@@ -200,14 +200,14 @@ def peer_rows(bench: Bench, compiled: bool, report: Callable[[str], None]) -> li
             found.append((Row(f"{name}{suffix}", mavil, [part], make, []), flops))
 
     def ours(model: ModelConfig, stream: int, keep: int, batch: int) -> tuple[nn.Module, Callable[[], Tensor]]:
-        module = peers.OneModality(model, stream).to(bench.device)
+        module = peer_models.OneModality(model, stream).to(bench.device)
         video, spec = clips(bench, batch)
         return module, functools.partial(module, video if stream == VIDEO_STREAM else spec, keep, 0)
 
     def theirs(stream: int, batch: int) -> tuple[nn.Module, Callable[[], Tensor]]:
         if stream == VIDEO_STREAM:
-            return peers.video_mae(mavil, batch, keep_video, bench.device)
-        return peers.vit_mae(mavil, batch, 0.8, bench.device)
+            return peer_models.video_mae(mavil, batch, keep_video, bench.device)
+        return peer_models.vit_mae(mavil, batch, 0.8, bench.device)
 
     for what, peer, stream, keep in (
         ("video", "VideoMAE", VIDEO_STREAM, keep_video),

@@ -1,7 +1,14 @@
-"""DiffMAViL: pretraining of audio-video masked autoencoders."""
+"""DiffMAViL: pretraining of audio-video masked autoencoders, and what pretrained ones are used for.
+
+model = diffmavil.load("runs/mine")            # diffmavil.evaluation.embed.load
+features = model.embed("clip.mp4").fused       # diffmavil.evaluation.embed.Embedder
+table = diffmavil.read_features("features/")   # diffmavil.evaluation.feature_files.read_features
+"""
 
 import os
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 try:
     __version__ = version("diffmavil")
@@ -13,3 +20,16 @@ except PackageNotFoundError:  # run from source, not installed
 # when torch loads it, so it is set before, for every command and its processes; a choice of the user's stays.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
     os.environ["OMP_WAIT_POLICY"] = "passive"
+
+_API = {"load": "diffmavil.evaluation.embed", "read_features": "diffmavil.evaluation.feature_files"}
+
+
+def __getattr__(name: str) -> Any:
+    """The Python API is imported when it is asked for: `import diffmavil` alone needs no package and takes no time."""
+    if name in _API:
+        return getattr(import_module(_API[name]), name)
+    raise AttributeError(f"module 'diffmavil' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_API]

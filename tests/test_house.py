@@ -10,7 +10,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"maekernels": ROOT / "kernels", "diffmavil": ROOT, "benchmarks": ROOT, "recipes": ROOT}
-COMMANDS = {"train", "evaluate", "finetune", "prepare", "report", "doctor", "flops"}
+COMMANDS = {
+    "convert",
+    "doctor",
+    "evaluate",
+    "extract",
+    "finetune",
+    "flops",
+    "hub",
+    "prepare",
+    "report",
+    "train",
+}
 BELOW = {
     "config": set(),
     "data": {"config"},

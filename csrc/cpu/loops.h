@@ -33,6 +33,10 @@ struct Loops {
   A (*normalise)(A* v, int64_t n);
   // grad of the values before `normalise`, from that of the normalised values v.
   void (*normalise_backward)(A* grad, const A* v, A rstd, int64_t n);
+  // Each channel v[c], v[c + channels], ... minus its mean over sqrt(var) + 1e-6; the factor goes to rstd[c], and
+  // 1 / sqrt(var), or 0 for a constant channel, to slope[c].
+  void (*normalise_channels)(A* v, int64_t n, int64_t channels, A* rstd, A* slope);
+  void (*normalise_channels_backward)(A* grad, const A* v, const A* rstd, const A* slope, int64_t n, int64_t channels);
   // out = signal * v + sigma * noise; v may be out
   void (*mix)(const A* v, const float* noise, float signal, float sigma, A* out, int64_t n);
   void (*multiply)(const A* v, A factor, A* out, int64_t n);

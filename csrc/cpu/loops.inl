@@ -144,6 +144,37 @@ void normalise_backward(A* __restrict grad, const A* __restrict v, A rstd, int64
 }
 
 template <class A>
+void normalise_channels(A* v, int64_t n, int64_t channels, A* rstd, A* slope) {
+  const int64_t size = n / channels;
+  for (int64_t c = 0; c < channels; ++c) {
+    A* own = v + c;
+    const A mean = sum<A>(size, [=](int64_t i) { return own[i * channels]; }) / A(size);
+    const A squares =
+        sum<A>(size, [=](int64_t i) { return (own[i * channels] - mean) * (own[i * channels] - mean); });
+    const A deviation = SQRT(squares / A(size - 1));
+    rstd[c] = 1 / (deviation + A(1e-6));
+    slope[c] = deviation > 0 ? 1 / deviation : A(0);
+    for (int64_t i = 0; i < size; ++i) own[i * channels] = (own[i * channels] - mean) * rstd[c];
+  }
+}
+
+template <class A>
+void normalise_channels_backward(A* __restrict grad, const A* __restrict v, const A* rstd, const A* slope, int64_t n,
+                                 int64_t channels) {
+  const int64_t size = n / channels;
+  for (int64_t c = 0; c < channels; ++c) {
+    A* g = grad + c;
+    const A* own = v + c;
+    const A mean = sum<A>(size, [=](int64_t i) { return g[i * channels]; }) / A(size);
+    const A dot = sum<A>(size, [=](int64_t i) { return g[i * channels] * own[i * channels]; });
+    const A along = dot / A(size - 1) * slope[c];
+    for (int64_t i = 0; i < size; ++i) {
+      g[i * channels] = rstd[c] * (g[i * channels] - mean) - own[i * channels] * along;
+    }
+  }
+}
+
+template <class A>
 void mix(const A* v, const float* noise, float signal, float sigma, A* out, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) out[i] = A(signal) * v[i] + A(sigma * noise[i]);
@@ -183,6 +214,8 @@ constexpr Loops<A> loops_in() {
       {write<uint8_t, A>, write<float, A>, write<BFloat16, A>, write<Half, A>, write<double, A>},
       normalise<A>,
       normalise_backward<A>,
+      normalise_channels<A>,
+      normalise_channels_backward<A>,
       mix<A>,
       multiply<A>,
       add<A>,

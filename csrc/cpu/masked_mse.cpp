@@ -8,30 +8,31 @@ struct Target {
   const Tensor &x, &ids;
   const std::vector<int64_t>& patch;
   const std::vector<double>&mean, &std;
-  bool norm_pix, channels_first;
+  int64_t norm_pix;
+  bool channels_first;
 };
 
 // work(row, prediction, target) for each row, in A; on several threads, each with a copy of `work`.
 template <class A, class Work>
 void for_each_row(const Tensor& pred, const Target& of, const Work& work) {
   const int64_t count = of.ids.size(1), dim = pred.size(2);
-  const auto& loops = instruction_set().loops<A>();
   const PatchReader<A> read_patch(of.x, of.patch, of.mean, of.std, of.channels_first);
   const auto tokens = checked_ids(of.ids, read_patch.pixels.tokens);
   for_rows(of.ids.numel(), 2 * dim, [&](int64_t first, int64_t last) {
     Reader<A> read(pred, dim);
     std::vector<A> target(dim);
+    Normaliser<A> normalise(of.norm_pix, read_patch.pixels);
     Work own = work;
     for (int64_t row = first; row < last; ++row) {
       read_patch(row / count, tokens[row], target.data());
-      if (of.norm_pix) loops.normalise(target.data(), dim);
+      normalise(target.data());
       own(row, read(row * dim, dim), target.data());
     }
   });
 }
 
 Tensor masked_mse(const Tensor& pred, const Tensor& x, const Tensor& ids, std::vector<int64_t> patch,
-                  std::vector<double> mean, std::vector<double> std, bool norm_pix, bool channels_first) {
+                  std::vector<double> mean, std::vector<double> std, int64_t norm_pix, bool channels_first) {
   const bool wide = type_of(pred) == F64;
   const Tensor held = torch::stable::contiguous(pred);
   const Tensor out = torch::stable::new_empty(pred, {}, wide ? ScalarType::Double : ScalarType::Float);
@@ -58,7 +59,7 @@ Tensor masked_mse(const Tensor& pred, const Tensor& x, const Tensor& ids, std::v
 
 Tensor masked_mse_backward(const Tensor& grad_loss, const Tensor& pred, const Tensor& x, const Tensor& ids,
                            std::vector<int64_t> patch, std::vector<double> mean, std::vector<double> std,
-                           bool norm_pix, bool channels_first) {
+                           int64_t norm_pix, bool channels_first) {
   const Tensor held = torch::stable::contiguous(pred), out = torch::stable::new_empty(held, held.sizes());
   const int64_t dim = pred.size(2);
   const double incoming = type_of(grad_loss) == F64 ? *data<double>(grad_loss) : double(*data<float>(grad_loss));

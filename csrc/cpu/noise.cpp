@@ -60,7 +60,7 @@ Tensor add_noise(const Tensor& x0, const Tensor& alpha_bar, const Tensor& seed, 
 
 Tensor diffuse_patches(const Tensor& x, const Tensor& ids, std::vector<int64_t> patch, std::vector<double> mean,
                        std::vector<double> std, const Tensor& alpha_bar, const Tensor& seed, int64_t offset,
-                       bool norm_pix, ScalarType dtype, bool channels_first) {
+                       int64_t norm_pix, ScalarType dtype, bool channels_first) {
   const int64_t batch = ids.size(0), count = ids.size(1);
   const Pixels pixels(x, patch, channels_first);
   const int64_t dim = pixels.dim;
@@ -74,11 +74,12 @@ Tensor diffuse_patches(const Tensor& x, const Tensor& ids, std::vector<int64_t> 
     for_rows(batch * count, 4 * dim, [&](int64_t first, int64_t last) {
       Writer<A> write(out, dim);
       Noise noise(seed, offset, dim);
+      Normaliser<A> normalise(norm_pix, read.pixels);
       for (int64_t row = first; row < last; ++row) {
         const int64_t b = row / count;
         A* value = write.at(row * dim);
         read(b, tokens[row], value);
-        if (norm_pix) loops.normalise(value, dim);
+        normalise(value);
         loops.mix(value, noise(b, tokens[row] * dim, dim), levels.signal[b], levels.sigma[b], value, dim);
         write.done(row * dim, dim);
       }
@@ -89,7 +90,7 @@ Tensor diffuse_patches(const Tensor& x, const Tensor& ids, std::vector<int64_t> 
 
 Tensor diffuse_patches_backward(const Tensor& grad, const Tensor& x, const Tensor& ids, std::vector<int64_t> patch,
                                 std::vector<double> mean, std::vector<double> std, const Tensor& alpha_bar,
-                                bool norm_pix, bool channels_first) {
+                                int64_t norm_pix, bool channels_first) {
   const int64_t batch = ids.size(0), count = ids.size(1), dim = grad.size(2);
   const Tensor held = torch::stable::contiguous(grad), out = torch::stable::new_empty(held, held.sizes());
   const Levels levels(alpha_bar, false);
@@ -102,14 +103,15 @@ Tensor diffuse_patches_backward(const Tensor& grad, const Tensor& x, const Tenso
       Reader<A> read(held, dim);
       Writer<A> write(out, dim);
       std::vector<A> target(dim);
+      Normaliser<A> normalise(norm_pix, read_patch.pixels);
       for (int64_t row = first; row < last; ++row) {
         const int64_t b = row / count;
         A* value = write.at(row * dim);
         loops.multiply(read(row * dim, dim), levels.signal[b], value, dim);
-        if (norm_pix) {
+        if (norm_pix != PLAIN) {
           read_patch(b, tokens[row], target.data());
-          const A rstd = loops.normalise(target.data(), dim);
-          loops.normalise_backward(value, target.data(), rstd, dim);
+          normalise(target.data());
+          normalise.backward(value, target.data());
         }
         write.done(row * dim, dim);
       }

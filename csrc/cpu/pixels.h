@@ -62,4 +62,30 @@ class PatchReader {
   const char* base_;
 };
 
+// How `norm_pix` of masked_mse.py normalises a patch, as _pixels.py numbers it.
+enum Norm : int64_t { PLAIN, PATCH, CHANNEL };
+
+// Normalises patches of a target, and takes gradients of the last one back.
+template <class A>
+class Normaliser {
+ public:
+  Normaliser(int64_t norm, const Pixels& pixels) : norm_(norm), dim_(pixels.dim), channels_(pixels.patch.channels) {}
+
+  void operator()(A* patch) {
+    const auto& loops = instruction_set().loops<A>();
+    if (norm_ == PATCH) rstd_[0] = loops.normalise(patch, dim_);
+    if (norm_ == CHANNEL) loops.normalise_channels(patch, dim_, channels_, rstd_, slope_);
+  }
+
+  void backward(A* grad, const A* patch) const {
+    const auto& loops = instruction_set().loops<A>();
+    if (norm_ == PATCH) loops.normalise_backward(grad, patch, rstd_[0], dim_);
+    if (norm_ == CHANNEL) loops.normalise_channels_backward(grad, patch, rstd_, slope_, dim_, channels_);
+  }
+
+ private:
+  int64_t norm_, dim_, channels_;
+  A rstd_[4], slope_[4];  // at most 4 channels, which check_pixels holds
+};
+
 }  // namespace maekernels

@@ -50,9 +50,6 @@ class DataConfig:
     """Batches each worker keeps ready."""
     decoder: Literal["pyav", "torchcodec", "dali", "auto"] = "pyav"
     """Of prepared clips; plain files are decoded by pyav. auto: the fastest that is installed and fits the device."""
-    repeat: int = 1
-    """Successive steps that use a decoded clip, each with masks, noise and augmentations of its own (MAE-ST's repeated
-    sampling): decoding costs that much less, and the clips of a step change that much slower."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Area of the random spatial crop relative to the frame, the same crop for all frames."""
     flip: bool = True
@@ -71,7 +68,6 @@ class DataConfig:
         require(0 < low <= high <= 1, "data.crop_scale", self.crop_scale, "two shares, 0 < low <= high <= 1")
         require(self.workers >= 0, "data.workers", self.workers, ">= 0")
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, ">= 1")
-        require(self.repeat >= 1, "data.repeat", self.repeat, ">= 1")
         require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "in [0, 1]")
         require(self.stats_clips >= 1, "data.stats_clips", self.stats_clips, ">= 1")
         sets = 1 + len(self.more)

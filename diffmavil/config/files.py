@@ -16,6 +16,7 @@ from diffmavil.config.errors import UsageError
 CONFIG_FILE = "config.yaml"
 _KINDS = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
 C = TypeVar("C", bound=Config)
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ def config_from_yaml(text: str) -> Config:
     if not isinstance(data, dict):
         raise ValueError("a mapping was expected")
     return _build(FinetuneConfig if "head" in data else Config, data, "")
+
+
+def section_from(kind: type[S], data: dict[str, Any]) -> S:
+    """A part of a config, such as a `ModelConfig`, from its plain values. Raises `ValueError` for unknown settings."""
+    return _build(kind, data, "")
 
 
 def _build(cls: Any, data: Any, where: str, base: Any = None) -> Any:

@@ -65,6 +65,9 @@ class AudioConfig:
     """Mean of the log-mel over the *dataset*; None: measured before training and written to the resolved config."""
     std: float | None = None
     """Standard deviation of the log-mel over the dataset. The input is (x - mean) / (2 std), as in AST and AudioMAE."""
+    padding: Literal["mean", "zero"] = "mean"
+    """What stands past the end of the sound. mean: the mean of the dataset, 0 when normalised. zero: a log-mel of 0,
+    which normalised is -mean / (2 std), as in AudioMAE, CAV-MAE and MAViL's released code."""
 
     def __post_init__(self) -> None:
         f, m = self.patch
@@ -75,6 +78,7 @@ class AudioConfig:
         require(self.std is None or self.std > 0, "audio.std", self.std, "positive, or None to measure it")
         both = (self.mean is None) == (self.std is None)
         require(both, "audio.mean, audio.std", (self.mean, self.std), "given together, or neither")
+        require(self.padding in ("mean", "zero"), "audio.padding", self.padding, "'mean' or 'zero'")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -103,9 +107,21 @@ class EncoderConfig:
     width: int = 768
     heads: int = 12
     mlp_ratio: float = 4.0
+    cls: bool = True
+    """A learnt token in front of the patches; VideoMAE and CAV-MAE have none."""
+    positions: Literal["sincos", "sequence", "stored"] = "sincos"
+    """sincos: a share of the width for each axis of the grid. sequence: all patches numbered through (VideoMAE).
+    stored: a table that lies beside the weights; until one is imported, that of sincos."""
+    final_norm: bool = True
+    """A LayerNorm after the last block of each encoder; CAV-MAE and MAViL's released weights have none there."""
+    norm_eps: float = 1e-6
+    """Of every LayerNorm in encoders and fusion. transformers' is 1e-12, CAV-MAE's 1e-5."""
 
     def __post_init__(self) -> None:
         require(self.depth > 0, "encoder.depth", self.depth, "positive")
+        tables = ("sincos", "sequence", "stored")
+        require(self.positions in tables, "encoder.positions", self.positions, f"one of {tables}")
+        require(self.norm_eps > 0, "encoder.norm_eps", self.norm_eps, "positive")
         require(
             self.heads > 0 and self.width % self.heads == 0, "encoder.heads", self.heads, f"a divisor of {self.width}"
         )
@@ -122,6 +138,9 @@ class DecoderConfig:
     mlp_ratio: float = 4.0
     attention: Literal["self", "cross"] = "self"
     """self: over visible and masked tokens together (MAE). cross: masked tokens query the visible (DiffMAViL)."""
+    positions: Literal["sincos", "stored"] = "sincos"
+    """As of the encoder."""
+    norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
         require(self.depth > 0, "decoder.depth", self.depth, "positive")
@@ -130,6 +149,8 @@ class DecoderConfig:
         )
         require(self.width % 4 == 0, "decoder.width", self.width, "a multiple of 4 (sin-cos positions)")
         require(self.attention in ("self", "cross"), "decoder.attention", self.attention, "'self' or 'cross'")
+        require(self.positions in ("sincos", "stored"), "decoder.positions", self.positions, "'sincos' or 'stored'")
+        require(self.norm_eps > 0, "decoder.norm_eps", self.norm_eps, "positive")
 
 
 @dataclass(frozen=True)
@@ -196,6 +217,10 @@ class ModelConfig:
     audio: AudioConfig = AudioConfig()
     encoder: EncoderConfig = EncoderConfig()
     fusion_depth: int = 2
+    fusion_types: bool = True
+    """Tokens are marked by a learnt vector for their modality before fusion; not in MAViL's released weights."""
+    fusion_norm: bool = True
+    """A LayerNorm after the last fusion block; not in MAViL's released weights."""
     video_decoder: DecoderConfig = DecoderConfig()
     audio_decoder: DecoderConfig = DecoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig(corruption="mask_token")

@@ -138,6 +138,9 @@ class TrainConfig:
     """Record forward and backward once for each shape of the curriculum and replay them; one process on CUDA."""
     recompute: bool = False
     """Keep only the inputs of blocks for the backward pass and compute the rest again: less memory, more work."""
+    log: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], arg(aliases=["--log"])] = ("tensorboard",)
+    """Where curves are shown, beside metrics.jsonl: tensorboard (files in the run folder), wandb, mlflow; several, or
+    none. Their own environment variables say where and how."""
     log_every: int = 10
     """Steps between log lines; the only times the host waits for the device."""
     checkpoint_every: int = 500
@@ -157,6 +160,9 @@ class TrainConfig:
         require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
         require(0 <= self.seed < 2**63, "train.seed", self.seed, "in [0, 2^63)")
         require(self.precision in ("auto", "bf16", "fp32"), "train.precision", self.precision, "auto, bf16 or fp32")
+        boards = ("tensorboard", "wandb", "mlflow")
+        known = set(self.log) <= set(boards) and len(set(self.log)) == len(self.log)
+        require(known, "train.log", self.log, f"some of {boards}, each once")
         require(self.log_every >= 1, "train.log_every", self.log_every, ">= 1")
         require(self.checkpoint_every >= 1, "train.checkpoint_every", self.checkpoint_every, ">= 1")
         require(self.keep_checkpoints >= 1, "train.keep_checkpoints", self.keep_checkpoints, ">= 1")

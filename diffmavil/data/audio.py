@@ -112,7 +112,10 @@ class NoLogMel(nn.Module):
 
 
 class LogMel(nn.Module):
-    """Waveforms to the audio encoder's input: `(log_mel - mean) / (2 std)`, zero past the end of the sound."""
+    """Waveforms to the audio encoder's input: `(log_mel - mean) / (2 std)`.
+
+    Past the end of the sound it is 0, the mean of the dataset; with `padding="zero"` it is what a log-mel of 0 becomes.
+    """
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -129,4 +132,5 @@ class LogMel(nn.Module):
         spec = (log_mel(wave, c.mels, c.sample_rate) - c.mean) / (2 * c.std)
         frame = torch.arange(c.frames, device=wave.device)
         real = frame < rearrange(frames_in(valid, c.sample_rate), "b -> b 1")
-        return spec.masked_fill(~rearrange(real, "b f -> b f 1"), 0.0)
+        padding = 0.0 if c.padding == "mean" else -c.mean / (2 * c.std)
+        return spec.masked_fill(~rearrange(real, "b f -> b f 1"), padding)

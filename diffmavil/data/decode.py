@@ -25,9 +25,9 @@ from diffmavil.data.modalities import too_short
 from diffmavil.data.samples import Sample, open_media
 from diffmavil.data.sound import Sound, sound_of
 from diffmavil.data.transforms import FramingRule, centre_framing
-from diffmavil.data.windows import Span, Windows, choose_windows
+from diffmavil.data.windows import Span, Windows, choose_windows, free_seconds
 
-__all__ = ["DEADLINE", "BadClip", "Decoded", "Sample", "decode_clip", "decode_sound"]
+__all__ = ["DEADLINE", "BadClip", "Decoded", "Sample", "clip_spans", "decode_clip", "decode_sound"]
 
 DEADLINE = 60.0
 """Seconds after which a clip is given up."""
@@ -50,6 +50,7 @@ class Decoded:
         wave_valid: samples before the sound's end.
         windows: which seconds these are, on the container's clock.
         later: the picture, still coded, for a decoder that takes whole batches; then `video` is empty.
+        origin: the file's start on that clock.
     """
 
     video: np.ndarray
@@ -57,6 +58,7 @@ class Decoded:
     wave_valid: int
     windows: Windows
     later: Later | None = None
+    origin: float = 0.0
 
 
 def decode_clip(
@@ -69,6 +71,7 @@ def decode_clip(
     duration: float | None = None,
     rng: np.random.Generator | None = None,
     crop: tuple[int, int] = (0, 1),
+    at: float | None = None,
     framing: FramingRule | None = None,
     deadline: float = DEADLINE,
     decoder: DecoderName = "pyav",
@@ -85,6 +88,7 @@ def decode_clip(
         modalities: what is decoded; audio and video ask for that track alone, and the other one may be missing.
         start, duration: the part of the file that is the clip, in seconds from the file's start; None: all of it.
         rng: where the windows lie; None for evaluation: crop `crop[0]` of `crop[1]`, evenly spaced (one: the centre).
+        at: instead, the second of the clip at which the longer window begins, or so late that it ends with the clip.
         framing: the spatial crop; None: short side to `video.size`, centre.
         deadline: seconds after which the clip is given up.
         decoder: what decodes the picture; all but pyav take prepared samples alone.
@@ -98,7 +102,27 @@ def decode_clip(
     painter = None
     if modalities != "audio":
         painter = painter_of(decoder)(video, framing or centre_framing(video.size), out)
-    return _Job(source, modalities, start, duration, audio, place, painter, deadline).run()
+    return _Job(source, modalities, start, duration, audio, place, painter, deadline, at).run()
+
+
+def clip_spans(
+    source: str | Sample,
+    *,
+    modalities: Modalities = "av",
+    start: float | None = None,
+    duration: float | None = None,
+    deadline: float = DEADLINE,
+) -> tuple[Span, Span]:
+    """Seconds from the file's start that the clip's picture and sound cover, by all of its packets: nothing is decoded.
+
+    What is not wanted covers what the other does. Arguments and errors as of `decode_clip`.
+    """
+    path = source.name if isinstance(source, Sample) else source
+    with open_media(source, Deadline(deadline, path), modalities) as media:
+        picture, sound = limited(media, media.measured(), start, duration)
+        if reason := too_short(modalities, picture, sound):
+            raise BadClip(path, reason)
+        return picture.later(-media.start), sound.later(-media.start)
 
 
 def decode_sound(
@@ -127,6 +151,7 @@ class _Job:
     place: tuple[float, float]
     painter: Painter | None
     deadline: float
+    at: float | None = None
 
     @property
     def path(self) -> str:
@@ -169,22 +194,26 @@ class _Job:
             raise BadClip(self.path, reason)
         video_seconds = self.painter.video.seconds if self.painter else 0.0
         audio_seconds = self.audio.samples / self.audio.sample_rate if hears(self.modalities) else 0.0
-        windows = choose_windows(picture, sound, video_seconds, audio_seconds, self.place)
+        place = self.place
+        if self.at is not None:
+            free = free_seconds(picture, sound, video_seconds, audio_seconds)
+            place = (min(1.0, self.at / free) if free else 0.0, 0.5)
+        windows = choose_windows(picture, sound, video_seconds, audio_seconds, place)
         video_packets, audio_packets = media.read(windows)
         heard = self._sound(media, audio_packets, windows, sound, trust) if hears(self.modalities) else _NO_SOUND
         if heard is None:
             return None
         wave, valid = heard.wave, heard.valid
         if self.painter is None:
-            return Decoded(_NO_FRAMES, wave, valid, windows)
+            return Decoded(_NO_FRAMES, wave, valid, windows, origin=media.start)
         if not trust and span_of(media.video, video_packets).end < windows.video.end - _MISSING:
             return None
         frames = self.painter.frames(media, video_packets, windows.video)
         if frames is None:
             raise BadClip(self.path, "most of the picture, or all of it, cannot be decoded")
         if isinstance(frames, Later):
-            return Decoded(_NO_FRAMES, wave, valid, windows, frames)
-        return Decoded(frames, wave, valid, windows)
+            return Decoded(_NO_FRAMES, wave, valid, windows, frames, media.start)
+        return Decoded(frames, wave, valid, windows, origin=media.start)
 
     def _sound(self, media: Media, packets: list[Packet], windows: Windows, sound: Span, trust: bool) -> Sound | None:
         """The sound of its window; None without `trust` in its span, when there is less than that says."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,27 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
         CannotWrite: with the reason; nothing is left behind.
     """
+    with whole_file(path) as draft:
+        draft.write_bytes(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The same for what is written in the block to the path it gets, by whatever library; errors as `write_whole`."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
+            mode = os.fstat(file.fileno()).st_mode
+        yield draft
+        draft.chmod(mode)  # safetensors makes files that nobody else can read
+        with draft.open("rb") as file:
             os.fsync(file.fileno())
         draft.replace(path)
         sync_folder(path.parent)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise CannotWrite(f"{path}: {error.strerror}") from error
+        raise CannotWrite(f"{path}: {error.strerror or error}") from error
 
 
 def to_json(value: Any) -> bytes:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import time
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -28,10 +26,12 @@ from diffmavil.data.workers import (
     Unshared,
     as_is,
     batch_bytes,
+    end_processes,
     fits_shared_memory,
     process_context,
     start_worker,
     unshared,
+    without_advice,
 )
 
 _NAMED = 10
@@ -68,7 +68,7 @@ class Loader:
         self._batch_size = batch_size
         self._live: list[Any] = []
         self._stop = dataset.stop
-        weakref.finalize(self, _end_processes, self._live, self._stop)
+        weakref.finalize(self, end_processes, self._live, self._stop)
 
     @property
     def bad(self) -> dict[str, str]:
@@ -79,7 +79,7 @@ class Loader:
         self.close()
         if self._stop is not None:
             self._stop.clear()
-        with _without_advice():
+        with without_advice():
             incoming = iter(self._loader)
         self._live.append(incoming)
         try:
@@ -158,7 +158,7 @@ class Loader:
 
     def close(self) -> None:
         """End the decoding processes."""
-        _end_processes(self._live, self._stop)
+        end_processes(self._live, self._stop)
 
     def __enter__(self) -> Loader:
         return self
@@ -246,7 +246,7 @@ def _data_loader(
     fits = fits_shared_memory(needed)
     hand_over: Any = as_is if not workers or fits else unshared
     dataset.shared = bool(workers) and fits
-    with _without_advice():
+    with without_advice():
         return DataLoader(
             dataset,
             batch_size=None,
@@ -258,22 +258,3 @@ def _data_loader(
             multiprocessing_context=process_context() if workers else None,
             worker_init_fn=start_worker if workers else None,
         )
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Whoever sets data.workers knows how many cores there are."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        yield
-
-
-def _end_processes(live: list[Any], stop: Event | None) -> None:
-    """End the processes of the iterators in `live`; runs at the interpreter's exit too."""
-    if stop is not None:
-        stop.set()
-    while live:
-        # The public way is to drop the last reference, which a traceback may hold.
-        shutdown = getattr(live.pop(), "_shutdown_workers", None)
-        if shutdown is not None:
-            shutdown()

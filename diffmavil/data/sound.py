@@ -150,12 +150,16 @@ class _Run:
         else:
             with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found out at the end
                 samples = channels.mean(0)
-        source_rate = self.kind[2]
-        if source_rate == self.rate or not samples.size:
-            return samples
-        with library_errors():
-            whole = AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-            whole.sample_rate = source_rate
-            resampler = AudioResampler(format="fltp", layout="mono", rate=self.rate)
-            pieces = resampler.resample(whole) + resampler.resample(None)
-            return np.concatenate([piece.to_ndarray()[0] for piece in pieces])
+        return resampled(samples, self.kind[2], self.rate)
+
+
+def resampled(samples: np.ndarray, source_rate: int, rate: int) -> np.ndarray:
+    """Mono float32 `[S]` at another rate."""
+    if source_rate == rate or not samples.size:
+        return samples
+    with library_errors():
+        whole = AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        whole.sample_rate = source_rate
+        resampler = AudioResampler(format="fltp", layout="mono", rate=rate)
+        pieces = resampler.resample(whole) + resampler.resample(None)
+        return np.concatenate([piece.to_ndarray()[0] for piece in pieces])

@@ -26,6 +26,7 @@ __all__ = ["open_source", "read_csv", "split_source"]
 HELD_OUT = 0.1
 """Share of the files held out when no held-out set is given."""
 FEWEST_FOR_SPLIT = 20
+_FLAG = "--model.modalities"
 
 
 def open_source(data: DataConfig, split: Literal["train", "eval"] = "train", modalities: Modalities = "av") -> ClipSet:
@@ -58,9 +59,12 @@ def split_source(data: DataConfig, modalities: Modalities = "av") -> Split:
     return _split_one(data, modalities)
 
 
-def read_set(config: Config, root: str, name: str) -> ClipSet:
-    """All clips of one more set, which the setting `name` gives; errors as of `split_source`."""
-    return _read(config.data, root, name, "eval", config.model.modalities)
+def read_set(config: Config, root: str, name: str, flag: str = _FLAG) -> ClipSet:
+    """All clips of one more set, which the setting `name` gives; errors as of `split_source`.
+
+    flag: what decides at this command which modalities are read, for messages.
+    """
+    return _read(config.data, root, name, "eval", config.model.modalities, flag)
 
 
 def _mixed(splits: list[Split], weights: tuple[float, ...]) -> Split:
@@ -111,14 +115,21 @@ def file_of(clip: Clip) -> str:
     return clip.origin or clip.path
 
 
-def _read(data: DataConfig, root: str, name: str, split: Literal["train", "eval"], modalities: Modalities) -> ClipSet:
+def _read(
+    data: DataConfig,
+    root: str,
+    name: str,
+    split: Literal["train", "eval"],
+    modalities: Modalities,
+    flag: str = _FLAG,
+) -> ClipSet:
     if root == "synthetic":
         return _read_synthetic(data, split)
     path = expand(root)
     if is_prepared(root):
         clipset = read_prepared(root, name, modalities)
     elif path.is_dir():
-        clipset = _read_folder(path, name, modalities)
+        clipset = _read_folder(path, name, modalities, flag)
     elif path.is_file() and path.suffix.lower() == ".csv":
         clipset = read_csv(path)
     else:
@@ -162,8 +173,8 @@ def _with_classes(clipset: ClipSet, classes: list[str]) -> ClipSet:
     return replace(clipset, clips=clips, classes=classes)
 
 
-def _read_folder(root: Path, name: str, modalities: Modalities) -> ClipSet:
-    found = find_files(root, name, modalities, "--model.modalities")
+def _read_folder(root: Path, name: str, modalities: Modalities, flag: str) -> ClipSet:
+    found = find_files(root, name, modalities, flag)
     labels = folder_classes(found.files)
     classes = sorted({label for label in labels if label})
     index = {label: i for i, label in enumerate(classes)}

@@ -27,6 +27,9 @@ class Span:
     def length(self) -> float:
         return max(0.0, self.end - self.start)
 
+    def later(self, seconds: float) -> Span:
+        return Span(self.start + seconds, self.end + seconds)
+
     def intersect(self, other: Span) -> Span:
         return Span(max(self.start, other.start), min(self.end, other.end))
 
@@ -36,6 +39,12 @@ class Windows(NamedTuple):
 
     video: Span
     audio: Span
+
+
+def free_seconds(picture: Span, sound: Span, video_seconds: float, audio_seconds: float) -> float:
+    """Seconds by which the longer window can be moved inside the clip; arguments as of `choose_windows`."""
+    longest = max(min(video_seconds, picture.length), audio_seconds)
+    return max(0.0, picture.intersect(sound).length - longest)
 
 
 def choose_windows(
@@ -54,8 +63,7 @@ def choose_windows(
     """
     common = picture.intersect(sound)
     video_seconds = min(video_seconds, picture.length)
-    longest = max(video_seconds, audio_seconds)
-    outer = common.start + place[0] * max(0.0, common.length - longest)
+    outer = common.start + place[0] * free_seconds(picture, sound, video_seconds, audio_seconds)
     last = max(picture.start, picture.end - video_seconds)
     if audio_seconds > video_seconds:
         audio = outer

@@ -7,9 +7,13 @@ import os
 import signal
 import sys
 import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Event
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +22,18 @@ from torch.utils.data import get_worker_info
 from diffmavil.config import Config
 from diffmavil.data.dataset import Batch, NothingUsable
 
-__all__ = ["Event", "as_is", "batch_bytes", "fits_shared_memory", "process_context", "start_worker", "unshared"]
+__all__ = [
+    "Event",
+    "as_is",
+    "batch_bytes",
+    "end_processes",
+    "fits_shared_memory",
+    "process_context",
+    "start_worker",
+    "unshared",
+    "without_advice",
+    "without_main",
+]
 
 _SHARED_MEMORY = "/dev/shm"
 
@@ -99,3 +114,34 @@ class Unshared:
 
     def pin_memory(self) -> Batch:
         return self.batch().pin_memory()
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Processes that are started inside run nothing of the main module: a person's script may have no guard around what
+    it does, and a notebook or stdin has no file to run."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Whoever sets data.workers knows how many cores there are."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
+
+
+def end_processes(live: list[Any], stop: Event | None) -> None:
+    """End the processes of the iterators in `live`; runs at the interpreter's exit too."""
+    if stop is not None:
+        stop.set()
+    while live:
+        # The public way is to drop the last reference, which a traceback may hold.
+        shutdown = getattr(live.pop(), "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()

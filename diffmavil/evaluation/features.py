@@ -18,6 +18,7 @@ from diffmavil.config.errors import RunError
 from diffmavil.data.audio import frames_in, make_log_mel
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.dataset import Batch
+from diffmavil.data.durable import whole_file
 from diffmavil.data.loader import eval_batches
 from diffmavil.evaluation.result import NOT_FINITE
 from diffmavil.model import DiffMAViL
@@ -203,6 +204,5 @@ def save_features(path: Path, train: FeatureTable, heldout: FeatureTable) -> Non
             f"{split}/paths": json.dumps(table.paths),
             f"{split}/starts": json.dumps(table.starts),
         }
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata=header)
-    partial.replace(path)
+    with whole_file(path) as draft:
+        save_file(tensors, draft, metadata=header)

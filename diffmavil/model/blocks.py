@@ -21,8 +21,8 @@ from maekernels.attention import Backend
 NORM_EPS = 1e-6
 
 
-def layer_norm(width: int) -> nn.LayerNorm:
-    return nn.LayerNorm(width, eps=NORM_EPS)
+def layer_norm(width: int, eps: float = NORM_EPS) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=eps)
 
 
 def choose_kernels(model: nn.Module, attention: Backend, norm: Literal["torch", "apex"]) -> None:
@@ -93,11 +93,11 @@ class SelfBlock(nn.Module):
     scale: `[2, B]`, by which each of the two terms is multiplied before it is added to a clip's tokens.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, eps: float = NORM_EPS) -> None:
         super().__init__()
-        self.norm1 = layer_norm(width)
+        self.norm1 = layer_norm(width, eps)
         self.attn = SelfAttention(width, heads)
-        self.norm2 = layer_norm(width)
+        self.norm2 = layer_norm(width, eps)
         self.mlp = Mlp(width, mlp_ratio)
 
     def forward(self, x: Tensor, segments: Segments | None = None, scale: Tensor | None = None) -> Tensor:
@@ -115,11 +115,11 @@ class CrossBlock(nn.Module):
     No query sees another, so leaving queries out changes nothing for those that stay.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, eps: float = NORM_EPS) -> None:
         super().__init__()
-        self.norm1 = layer_norm(width)
+        self.norm1 = layer_norm(width, eps)
         self.attn = CrossAttention(width, heads)
-        self.norm2 = layer_norm(width)
+        self.norm2 = layer_norm(width, eps)
         self.mlp = Mlp(width, mlp_ratio)
 
     def forward(

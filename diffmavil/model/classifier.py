@@ -63,7 +63,8 @@ class Classifier(nn.Module):
             self.audio = Branch(AUDIO_STREAM, config.audio, config, decodes=False)
         if config.sees:
             self.video = Branch(VIDEO_STREAM, config.video, config, decodes=False)
-        self.fusion = Fusion(head.fusion_depth if len(self.branches) == 2 else 0, config.encoder)
+        fusion_depth = head.fusion_depth if len(self.branches) == 2 else 0
+        self.fusion = Fusion(fusion_depth, config.encoder, types=config.fusion_types, norm=config.fusion_norm)
         self.norm = layer_norm(len(self.branches) * config.encoder.width)
         self.head = nn.Linear(len(self.branches) * config.encoder.width, len(head.classes))
         self.apply(initialise)
@@ -146,7 +147,7 @@ class Classifier(nn.Module):
         pooled = []
         for name, x in tokens.items():
             real = self.audio.reached(heard).gather(1, draws.ids[name][:, 0].long()) if name == "audio" else None
-            pooled.append(pool(x, _some(real)))
+            pooled.append(pool(x, _some(real), cls=self.config.encoder.cls))
         return self.norm(torch.cat(pooled, dim=1))
 
     def kept(self, modality: str) -> int:

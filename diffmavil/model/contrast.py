@@ -12,12 +12,12 @@ from maekernels import info_nce
 from maekernels.info_nce import all_rows
 
 
-def pool(tokens: Tensor, real: Tensor | None = None) -> Tensor:
+def pool(tokens: Tensor, real: Tensor | None = None, *, cls: bool = True) -> Tensor:
     """Mean over all tokens but the CLS in front: `[..., 1 + K, D] -> [..., D]`, float32.
 
-    real: bool `[..., K]`, at least one True in each row: over these tokens alone.
+    real: bool `[..., K]`, at least one True in each row: over these tokens alone. cls: False where there is none.
     """
-    tokens = tokens[..., 1:, :].float()
+    tokens = tokens[..., int(cls) :, :].float()
     if real is None:
         return tokens.mean(dim=-2)
     weight = real.float() / real.sum(dim=-1, keepdim=True)

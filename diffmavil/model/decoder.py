@@ -87,13 +87,13 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         width = config.width
-        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
+        self.register_buffer("positions", sincos_positions(grid, width), persistent=config.positions == "stored")
         self.context = nn.Linear(context_width, width)
         self.masked = DiffusedPatch(patch_dim, width) if diffused else MaskToken(width)
         self.cross = config.attention == "cross"
         block = CrossBlock if self.cross else SelfBlock
-        self.blocks = Blocks(block(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
-        self.norm = layer_norm(width)
+        self.blocks = Blocks(block(width, config.heads, config.mlp_ratio, config.norm_eps) for _ in range(config.depth))
+        self.norm = layer_norm(width, config.norm_eps)
         self.head = nn.Linear(width, patch_dim)
 
     def forward(self, fused: Tensor | Sequence[ToDecode], *ids_and_diffused: Tensor) -> Tensor | list[Tensor]:
@@ -124,5 +124,6 @@ class Decoder(nn.Module):
         return [self.head(self.norm(x)) for x in decoded]
 
     def embed_context(self, fused: Tensor, ids_keep: Tensor) -> Tensor:
-        """Fused tokens in the decoder's width, with positions (zero for CLS): `[B, 1 + K, D]`."""
-        return self.context(fused) + F.pad(self.positions[ids_keep], (0, 0, 1, 0))
+        """Fused tokens in the decoder's width, with positions (zero for CLS): `[B, 1 + K, D]`; or all without CLS."""
+        cls = fused.shape[1] - ids_keep.shape[1]
+        return self.context(fused) + F.pad(self.positions[ids_keep], (0, 0, cls, 0))

@@ -35,7 +35,8 @@ def alpha_bars(config: DiffusionConfig) -> Tensor:
         f = ((t + 0.008) / 1.008 * math.pi / 2).cos() ** 2
         betas = 1 - f[1:] / f[:-1]
     kept = torch.cumprod(1 - betas.clamp(max=_MAX_BETA), dim=0)
-    return torch.cat([torch.ones(1, dtype=torch.float64), kept])
+    # transformers 5, once imported, gives torch.linspace real memory where models are made without any.
+    return torch.cat([kept.new_ones(1), kept]).to(torch.get_default_device())
 
 
 def sample_timesteps(batch: int, times: range, *, seed: int, offset: int, device: torch.device) -> Tensor:
@@ -78,6 +79,12 @@ def ddim_sample(
     return x_t
 
 
+def timestep_frequencies(width: int) -> Tensor:
+    """Of the sines and cosines that tell t: `[width / 2]` float32."""
+    half = width // 2
+    return torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half)
+
+
 class TimestepEmbedding(nn.Module):
     """t `[B]` -> `[B, D]`: sines and cosines of t at D/2 frequencies, then Linear, SiLU, Linear."""
 
@@ -85,9 +92,7 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        half = width // 2
-        frequencies = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("frequencies", timestep_frequencies(width), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:

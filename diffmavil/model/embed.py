@@ -30,6 +30,22 @@ def sincos_positions(grid: tuple[int, ...], width: int) -> Tensor:
     return torch.cat(columns, dim=1).float()
 
 
+def sequence_positions(grid: tuple[int, ...], width: int) -> Tensor:
+    """VideoMAE's: all patches are numbered through; even columns are sines, odd ones cosines: `[prod(grid), width]`.
+
+    The frequencies are those of Vaswani et al. 2017.
+    """
+    require(width > 0 and width % 2 == 0, "width", width, "even")
+    frequencies = 10_000 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angles = torch.arange(math.prod(grid), dtype=torch.float64)[:, None] * frequencies
+    return rearrange([angles.sin(), angles.cos()], "two n d -> n (d two)").float()
+
+
+def position_table(kind: str, grid: tuple[int, ...], width: int) -> Tensor:
+    """What `EncoderConfig.positions` names, `[prod(grid), width]`; a stored table begins as sincos."""
+    return (sequence_positions if kind == "sequence" else sincos_positions)(grid, width)
+
+
 def all_ids(batch: int, views: int, tokens: int, device: torch.device) -> Tensor:
     """Every position, for every sample and view: `[batch, views, tokens]` int32."""
     return repeat(torch.arange(tokens, dtype=torch.int32, device=device), "n -> b v n", b=batch, v=views).contiguous()
@@ -58,18 +74,27 @@ def unpatchify(patches: Tensor, grid: tuple[int, ...], patch: tuple[int, ...]) -
 
 
 class PatchEmbed(nn.Module):
-    """Visible patches to tokens: Linear, fixed positions, and one CLS token in front."""
+    """Visible patches to tokens: Linear, fixed positions, and one CLS token in front.
+
+    Args:
+        cls: False leaves the CLS token out.
+        positions: see `EncoderConfig`.
+    """
 
     positions: Tensor
 
-    def __init__(self, grid: tuple[int, ...], patch_dim: int, width: int) -> None:
+    def __init__(
+        self, grid: tuple[int, ...], patch_dim: int, width: int, *, cls: bool = True, positions: str = "sincos"
+    ) -> None:
         super().__init__()
         self.proj = nn.Linear(patch_dim, width)
-        self.cls = nn.Parameter(torch.empty(1, 1, width))
-        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
+        self.cls = nn.Parameter(torch.empty(1, 1, width)) if cls else None
+        self.register_buffer("positions", position_table(positions, grid, width), persistent=positions == "stored")
 
     def forward(self, patches: Tensor, ids: Tensor) -> Tensor:
-        """patches `[B, K, P]`, their positions ids `[B, K]` -> `[B, 1 + K, D]`."""
+        """patches `[B, K, P]`, their positions ids `[B, K]` -> `[B, 1 + K, D]`, or `[B, K, D]` without CLS."""
         tokens = self.proj(patches) + self.positions[ids]
+        if self.cls is None:
+            return tokens
         cls = repeat(self.cls, "1 1 d -> b 1 d", b=tokens.shape[0])
         return torch.cat([cls, tokens], dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -12,24 +12,30 @@ from diffmavil.model.embed import PatchEmbed
 
 
 class Encoder(nn.Module):
-    """Embedding, pre-norm blocks, and a last LayerNorm.
+    """Embedding, pre-norm blocks, and a last LayerNorm, unless `config` leaves it out.
 
     Args:
         grid: patches along each axis, for the fixed positions.
         patch_dim: values in one patch.
         config: size of the transformer.
+
+    Attributes:
+        cls: whether a CLS token stands in front of what it gives.
     """
 
     def __init__(self, grid: tuple[int, ...], patch_dim: int, config: EncoderConfig) -> None:
         super().__init__()
-        self.embed = PatchEmbed(grid, patch_dim, config.width)
-        self.blocks = Blocks(SelfBlock(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
-        self.norm = layer_norm(config.width)
+        self.embed = PatchEmbed(grid, patch_dim, config.width, cls=config.cls, positions=config.positions)
+        self.cls = config.cls
+        self.blocks = Blocks(
+            SelfBlock(config.width, config.heads, config.mlp_ratio, config.norm_eps) for _ in range(config.depth)
+        )
+        self.norm = layer_norm(config.width, config.norm_eps) if config.final_norm else nn.Identity()
 
     def forward(
         self, patches: Tensor | Sequence[Tensor], ids: Tensor | Sequence[Tensor], scales: Tensor | None = None
     ) -> Tensor | list[Tensor]:
-        """patches `[B, K, P]` at ids `[B, K]` -> `[B, 1 + K, D]`, the CLS token first.
+        """patches `[B, K, P]` at ids `[B, K]` -> `[B, 1 + K, D]`, the CLS token first; without one `[B, K, D]`.
 
         Or lists of them, for batches that keep other numbers of patches. scales: as of `Blocks`.
         """
@@ -37,3 +43,10 @@ class Encoder(nn.Module):
             return self.forward([patches], [ids], scales)[0]  # type: ignore[list-item]  # a tensor each
         embedded = [self.embed(*batch) for batch in zip(patches, ids, strict=True)]
         return [self.norm(x) for x in self.blocks(embedded, scales=scales)]
+
+    def each_block(self, patches: Tensor, ids: Tensor) -> Iterator[Tensor]:
+        """What each block gives, `[B, 1 + K, D]`, before the last LayerNorm; arguments as of `forward`, one batch."""
+        x = self.embed(patches, ids)
+        for block in self.blocks:
+            x = block(x)
+            yield x

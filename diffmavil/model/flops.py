@@ -57,21 +57,25 @@ def forward_flops(model: DiffMAViL, keep_video: int, keep_audio: int) -> Flops:
     parts = dict.fromkeys(Flops._fields, 0.0)
     for name, branch in model.branches.items():
         parts[f"{name}_encoder"] = _encoder(branch.encoder, keep[name])
-        parts[f"{name}_decoder"] = _decoder(branch.decoder, keep[name], branch.decode_count(keep[name]))
-    parts["fusion"] = _fusion(model.fusion, keep_video, keep_audio)
+        context = keep[name] + int(model.config.encoder.cls)
+        parts[f"{name}_decoder"] = _decoder(branch.decoder, context, branch.decode_count(keep[name]))
+    cls = int(model.config.encoder.cls)
+    parts["fusion"] = _fusion(model.fusion, keep_video + cls, keep_audio + cls)
     return Flops(**{name: model.config.views * part for name, part in parts.items()})
 
 
-def _fusion(fusion: Fusion, keep_video: int, keep_audio: int) -> float:
-    tokens = (keep_video + 1) + (keep_audio + 1)
-    return sum(_self_block(cast(SelfBlock, block), tokens) for block in fusion.blocks)
+def _fusion(fusion: Fusion, video: int, audio: int) -> float:
+    """Of so many tokens, CLS among them."""
+    return sum(_self_block(cast(SelfBlock, block), video + audio) for block in fusion.blocks)
 
 
 def classifier_flops(model: Classifier) -> float:
     """Cost of one training clip's forward."""
     kept = {name: model.kept(name) for name in model.branches}
     encoders = sum(_encoder(branch.encoder, kept[name]) for name, branch in model.branches.items())
-    return encoders + _fusion(model.fusion, kept.get("video", 0), kept.get("audio", 0)) + _linear(model.head, 1)
+    cls = int(model.config.encoder.cls)
+    fusion = _fusion(model.fusion, kept.get("video", 0) + cls, kept.get("audio", 0) + cls)
+    return encoders + fusion + _linear(model.head, 1)
 
 
 def mixed_flops(model: DiffMAViL, keep_video: int | tuple[int, ...], keep_audio: int | tuple[int, ...]) -> float:
@@ -99,12 +103,12 @@ def _cross_block(block: CrossBlock, queries: int, context: int) -> float:
 
 
 def _encoder(encoder: Encoder, keep: int) -> float:
-    blocks = sum(_self_block(cast(SelfBlock, block), keep + 1) for block in encoder.blocks)
+    tokens = keep + (encoder.embed.cls is not None)
+    blocks = sum(_self_block(cast(SelfBlock, block), tokens) for block in encoder.blocks)
     return _linear(encoder.embed, keep) + blocks
 
 
-def _decoder(decoder: Decoder, keep: int, decoded: int) -> float:
-    context = keep + 1
+def _decoder(decoder: Decoder, context: int, decoded: int) -> float:
     cost = _linear(decoder.context, context) + _linear(decoder.head, decoded)
     if isinstance(decoder.masked, DiffusedPatch):
         cost += _linear(decoder.masked.proj, decoded) + _linear(decoder.masked.time, 1)

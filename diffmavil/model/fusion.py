@@ -15,15 +15,22 @@ class Fusion(nn.Module):
     """`depth` joint blocks over [cls_a, audio, cls_v, video], each modality marked by a learnt type embedding.
 
     At depth 0 the tokens pass unchanged and there are no parameters.
+
+    Args:
+        types, norm: False leaves out the type embeddings, and the LayerNorm after the last block.
     """
 
-    def __init__(self, depth: int, config: EncoderConfig) -> None:
+    def __init__(self, depth: int, config: EncoderConfig, *, types: bool = True, norm: bool = True) -> None:
         super().__init__()
-        self.blocks = Blocks(SelfBlock(config.width, config.heads, config.mlp_ratio) for _ in range(depth))
-        if depth > 0:
+        self.blocks = Blocks(
+            SelfBlock(config.width, config.heads, config.mlp_ratio, config.norm_eps) for _ in range(depth)
+        )
+        self.types = types
+        if depth > 0 and types:
             self.audio_type = nn.Parameter(torch.empty(config.width))
             self.video_type = nn.Parameter(torch.empty(config.width))
-            self.norm = layer_norm(config.width)
+        if depth > 0:
+            self.norm = layer_norm(config.width, config.norm_eps) if norm else nn.Identity()
 
     def forward(
         self, audio: Tensor | Sequence[Tensor], video: Tensor | Sequence[Tensor], scales: Tensor | None = None
@@ -37,10 +44,13 @@ class Fusion(nn.Module):
         pairs = list(zip(audio, video, strict=True))
         if not self.blocks:
             return pairs
-        both = [torch.cat([a + self.audio_type, v + self.video_type], dim=1) for a, v in pairs]
+        both = [torch.cat(self._marked(a, v), dim=1) for a, v in pairs]
         joint = self.blocks(both, scales=scales)
         fused = []
         for x, (a, v) in zip(joint, pairs, strict=True):
             fused_audio, fused_video = self.norm(x).split([a.shape[1], v.shape[1]], dim=1)
             fused.append((fused_audio, fused_video))
         return fused
+
+    def _marked(self, audio: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
+        return (audio + self.audio_type, video + self.video_type) if self.types else (audio, video)

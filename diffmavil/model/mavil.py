@@ -20,8 +20,8 @@ from diffmavil.model.branch import Branch
 from diffmavil.model.contrast import inter_modal, intra_modal, pool
 from diffmavil.model.decoder import DiffusedPatch
 from diffmavil.model.draws import Drawn, Draws, Keep, check_keep, spans
-from diffmavil.model.embed import all_ids
 from diffmavil.model.fusion import Fusion
+from diffmavil.model.reading import read_clips
 from diffmavil.model.reconstruct import Pictures, Reconstruction, draw_pictures
 
 AUDIO_STREAM, VIDEO_STREAM = 0, 1
@@ -101,7 +101,8 @@ class DiffMAViL(nn.Module):
             self.audio = Branch(AUDIO_STREAM, config.audio, config)
         if config.sees:
             self.video = Branch(VIDEO_STREAM, config.video, config)
-        self.fusion = Fusion(config.fusion_depth if config.hears and config.sees else 0, config.encoder)
+        fusion_depth = config.fusion_depth if config.hears and config.sees else 0
+        self.fusion = Fusion(fusion_depth, config.encoder, types=config.fusion_types, norm=config.fusion_norm)
         self.apply(initialise)
         choose_kernels(self, config.attention, config.norm)
 
@@ -189,20 +190,12 @@ class DiffMAViL(nn.Module):
         pooled. None: all are.
         """
         self._check_inputs(video, spec)
-        tokens = {
-            name: branch.encode(x, all_ids(len(x), 1, branch.tokens, x.device))
-            for name, branch, x in self._present(spec, video)
-        }
-        real = {"audio": None if heard is None or not self.config.hears else self.audio.reached(heard), "video": None}
-        pooled = {name: pool(x, real[name]) for name, x in tokens.items()}
-        if len(tokens) == 2:
-            both = zip(tokens, self.fusion(tokens["audio"], tokens["video"]), strict=True)
-            pooled["fused"] = torch.cat([pool(x, real[name]) for name, x in both], dim=1)
+        pooled, tokens, *_ = read_clips(self.branches, self.fusion, {"audio": spec, "video": video}, heard)
         none = next(iter(tokens.values()))[:, :0]
         return Features(
             **{kind: pooled.get(kind, none.flatten(1).float()) for kind in ("audio", "video", "fused")},
-            audio_tokens=tokens["audio"][:, 1:] if "audio" in tokens else none,
-            video_tokens=tokens["video"][:, 1:] if "video" in tokens else none,
+            audio_tokens=tokens.get("audio", none),
+            video_tokens=tokens.get("video", none),
         )
 
     @torch.no_grad()
@@ -300,9 +293,9 @@ class DiffMAViL(nn.Module):
         return {"audio": [audio for audio, _ in pairs], "video": [video for _, video in pairs]}
 
     def _pool(self, tokens: dict[str, list[Tensor]], clips: Tensor | None) -> Pooled:
-        views = self.config.views
+        views, cls = self.config.views, self.config.encoder.cls
         found = {
-            name: rearrange(torch.cat([pool(span) for span in spans_of]), "(b v) d -> b v d", v=views)
+            name: rearrange(torch.cat([pool(span, cls=cls) for span in spans_of]), "(b v) d -> b v d", v=views)
             for name, spans_of in tokens.items()
         }
         one = next(iter(found.values()))

@@ -21,6 +21,7 @@ from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
 
 WEIGHTS_FILE = "model.safetensors"
+_OWN_METADATA = ("format", "diffmavil_version", "config")
 
 
 def export_weights(model: nn.Module, config: Config, path: Path, notes: Mapping[str, str] | None = None) -> None:
@@ -30,7 +31,10 @@ def export_weights(model: nn.Module, config: Config, path: Path, notes: Mapping[
     weights = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
     metadata = {"format": "pt", "diffmavil_version": __version__, "config": config_to_yaml(config), **(notes or {})}
     partial = path.with_name(f".{path.name}.partial")
+    partial.touch()
+    mode = partial.stat().st_mode
     save_file(weights, partial, metadata=metadata)
+    partial.chmod(mode)  # safetensors makes files that nobody else can read
     partial.rename(path)
 
 
@@ -45,7 +49,7 @@ def load_weights(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMA
     weights, config = read_weights(path, device)
     if isinstance(config, FinetuneConfig):
         raise UsageError(f"{path}: holds a fine-tuned classifier, where a pretrained model is needed")
-    return _filled(DiffMAViL(_here(config, device)), weights, path, device), config
+    return _filled(DiffMAViL(runs_here(config, device)), weights, path, device), config
 
 
 def load_classifier(path: Path, device: torch.device | str = "cpu") -> tuple[Classifier, FinetuneConfig]:
@@ -53,7 +57,15 @@ def load_classifier(path: Path, device: torch.device | str = "cpu") -> tuple[Cla
     weights, config = read_weights(path, device)
     if not isinstance(config, FinetuneConfig):
         raise UsageError(f"{path}: holds a pretrained model, where a fine-tuned classifier is needed")
-    return _filled(Classifier(_here(config, device), config.head), weights, path, device), config
+    return _filled(Classifier(runs_here(config, device), config.head), weights, path, device), config
+
+
+def load_any(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMAViL | Classifier, Config]:
+    """What `load_weights` or `load_classifier` gives, as the file has it; errors as of theirs."""
+    weights, config = read_weights(path, device)
+    if isinstance(config, FinetuneConfig):
+        return _filled(Classifier(runs_here(config, device), config.head), weights, path, device), config
+    return _filled(DiffMAViL(runs_here(config, device)), weights, path, device), config
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -67,9 +79,28 @@ def _filled(model: M, weights: dict[str, torch.Tensor], path: Path, device: torc
     return model.to(device).eval()
 
 
-def _here(config: Config, device: torch.device | str) -> ModelConfig:
+def runs_here(config: Config, device: torch.device | str) -> ModelConfig:
+    """The model of a config without kernels that training forced and that run on CUDA alone, where that is not."""
     on_cpu = torch.device(device).type == "cpu"
     return replace(config.model, attention="auto", norm="torch") if on_cpu else config.model
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file was written by `export_weights`; False for one that cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "diffmavil_version" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def notes_of(path: Path) -> dict[str, str]:
+    """The notes that `export_weights` was given. Raises `UsageError` for a file that cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: text for name, text in (file.metadata() or {}).items() if name not in _OWN_METADATA}
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path}: cannot be read as exported weights: {error}") from error
 
 
 def read_weights(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, torch.Tensor], Config]:

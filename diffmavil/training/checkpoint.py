@@ -187,6 +187,26 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
         value.copy_(tree["counters"][name])
 
 
+def load_model(path: Path, model: nn.Module) -> None:
+    """Fill a model alone, without its optimisers, from a checkpoint that `complaint` finds nothing wrong with.
+
+    Raises:
+        RunError: the checkpoint does not fit the model.
+    """
+    tree = {"model": model.state_dict()}
+    try:
+        with _quietly():
+            if is_old(path):
+                load_old(tree, path)
+            else:
+                tensors, _ = _split(tree)
+                load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
+                _fill(tree, tensors, {})
+    except (CheckpointException, SafetensorError, RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
+        raise RunError(f"{path}: cannot be loaded into this model: {error}") from error
+    model.load_state_dict(tree["model"])
+
+
 def _split(tree: Any, prefix: str = "") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The leaves of nested dicts and lists by their path: tensors, which safetensors holds, and what JSON does.
 

@@ -8,8 +8,7 @@ from diffmavil.data.clips import ClipSet
 from diffmavil.data.loader import make_loader
 from diffmavil.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from diffmavil.training.distributed import World
-from diffmavil.training.orders import Orders, batches_of_steps
-from diffmavil.training.planner import plan, timetable
+from diffmavil.training.planner import Orders, plan, timetable
 from diffmavil.training.run import Run, StopSignals
 from diffmavil.training.step import TrainStep
 from diffmavil.training.task import Task
@@ -36,7 +35,7 @@ def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World, moni
     if config.train.compile or config.train.cuda_graph:
         run = run.noting(step.warm_up())
     with StopSignals() as stop, Telemetry(run, config, peers, step, loader, done, monitor) as telemetry, loader:
-        for batch in batches_of_steps(loader, orders):
+        for batch in loader:
             now = plan(config, done)
             result = step(batch, now, offset=now.position + peers.rank * (now.batch_size // peers.size))
             done += 1

@@ -1,19 +1,20 @@
-"""What a run says: metrics.jsonl, TensorBoard events, and one live line (plain lines when not on a terminal)."""
+"""What a run says: metrics.jsonl, boards for curves, and one live line (plain lines when not on a terminal)."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from diffmavil.config.progress import format_seconds
+from diffmavil.training.boards import Board, Boards
 
 METRICS_FILE = "metrics.jsonl"
 Metrics = dict[str, float]
@@ -42,12 +43,12 @@ def _line(metrics: Metrics) -> str:
 class RunLog:
     """Writes each record to every place; on resume, records past the checkpoint are dropped first."""
 
-    def __init__(self, run_dir: Path, *, resumed_step: int, total_steps: int) -> None:
+    def __init__(self, run_dir: Path, boards: Sequence[Board], *, resumed_step: int, total_steps: int) -> None:
         kept = [r for r in read_metrics(run_dir) if r["step"] <= resumed_step]
         path = run_dir / METRICS_FILE
         path.write_text("".join(map(_line, kept)))
         self._file = path.open("a")
-        self._board = SummaryWriter(run_dir / "tensorboard", purge_step=resumed_step + 1 if resumed_step else None)
+        self._boards = Boards(boards)
         self._total = total_steps
         self.console = Console()
         self._live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
@@ -63,7 +64,8 @@ class RunLog:
         if self._live:
             self._live.stop()
         self._file.close()
-        self._board.close()
+        for line in self._boards.close(failed=kind is not None):
+            self.say(line)
 
     def say(self, message: str) -> None:
         """One line above the live line."""
@@ -73,10 +75,8 @@ class RunLog:
         self._file.write(_line(metrics))
         self._file.flush()
         os.fsync(self._file.fileno())
-        step = int(metrics["step"])
-        for name, value in metrics.items():
-            if name != "step" and math.isfinite(value):
-                self._board.add_scalar(name, value, step)
+        for line in self._boards.record(metrics, int(metrics["step"])):
+            self.say(line)
         line = progress_line(metrics, self._total, eta_seconds)
         if self._live:
             self._live.update(Text(line))

@@ -13,7 +13,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
@@ -146,16 +146,6 @@ def plan(config: Config, step: int) -> Plan:
     )
 
 
-def group_of(config: Config, step: int) -> range:
-    """The steps, `step` among them, that use the same decoded clips: `data.repeat`, unless the batch changes."""
-    table = timetable(config)
-    index = bisect.bisect_right([s.first_step for s in table.stretches], step) - 1
-    begin = table.stretches[index].first_step
-    end = table.stretches[index + 1].first_step if index + 1 < len(table.stretches) else table.steps
-    first = step - (step - begin) % config.data.repeat
-    return range(first, min(first + config.data.repeat, end))
-
-
 def lr_scale(config: Config, batch_size: int) -> float:
     """How much faster a step of this size learns than one of `train.batch_size`."""
     power = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[config.batch.lr_rule]
@@ -201,6 +191,29 @@ def continued(old: Config, new: C, step: int, position: int | None) -> C:
     if not to_be_planned and new.batch.begin[0] <= step and plan(new, step).position == position:
         return new
     return replace(new, batch=replace(new.batch, begin=(step, position)))
+
+
+@dataclass(frozen=True)
+class Orders:
+    """Positions of one rank's clips for the steps from `first_step` to the last; starts anew each time."""
+
+    config: Config
+    first_step: int
+    rank: int
+    processes: int
+
+    def __iter__(self) -> Iterator[range]:
+        for step in range(self.first_step, timetable(self.config).steps):
+            now = plan(self.config, step)
+            local = now.batch_size // self.processes
+            first = now.position + self.rank * local
+            yield range(first, first + local)
+
+    @property
+    def largest(self) -> int:
+        """Most clips of one step on this rank."""
+        sizes = [stretch.batch_size for stretch in timetable(self.config).stretches]
+        return max(sizes, default=self.config.train.batch_size) // self.processes
 
 
 def changes(config: Config) -> list[tuple[int, Plan]]:

@@ -14,6 +14,7 @@ from diffmavil.config.cli import RunOptions
 from diffmavil.config.errors import UsageError, usage_errors
 from diffmavil.config.files import CONFIG_FILE, differences, load_config, save_config
 from diffmavil.config.folders import check_writable
+from diffmavil.training.boards import check_boards
 from diffmavil.training.checkpoint import Progress, checkpoints, newest_whole, read_progress
 from diffmavil.training.distributed import World
 from diffmavil.training.metrics import read_metrics
@@ -47,6 +48,7 @@ def open_run(preset: str, config: C, options: RunOptions, world: World) -> tuple
     default = Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = world.from_main(options.run_dir or default)
     with usage_errors():
+        world.main_only(lambda: check_boards(config.train.log))
         world.main_only(lambda: check_writable("--run-dir", folder))
     run = _resumed(folder, world) if options.resume else _new(folder, world)
     if run.checkpoint is not None:

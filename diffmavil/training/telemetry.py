@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
 import torch
 
 from diffmavil.config import Config
-from diffmavil.config.errors import RunError
+from diffmavil.config.errors import RunError, usage_errors
 from diffmavil.data.loader import Loader
 from diffmavil.model.flops import FORWARDS
+from diffmavil.training.boards import open_boards
 from diffmavil.training.distributed import World
 from diffmavil.training.metrics import Metrics, RunLog
 from diffmavil.training.planner import Plan, timetable
@@ -49,12 +51,20 @@ class Telemetry:
         monitor: Monitor | None = None,
     ) -> None:
         self.config, self.world, self.step, self.loader = config, world, step, loader
-        self._log = RunLog(run.folder, resumed_step=done, total_steps=timetable(config).steps) if world.main else None
+        self._log: RunLog | None = None
+        with usage_errors():
+            world.main_only(lambda: self._open_log(run.folder, done))
         self._notes = run.notes
         self._monitor = monitor if config.train.probe_every else None
         self._sums = torch.zeros(len(step.task.names) + 2, device=world.device)
         self._named_bad: set[str] = set()
         self._reset(done)
+
+    def _open_log(self, folder: Path, done: int) -> None:
+        if not self.world.main:
+            return
+        boards = open_boards(self.config.train.log, folder, self.config, done)
+        self._log = RunLog(folder, boards, resumed_step=done, total_steps=timetable(self.config).steps)
 
     def _reset(self, done: int) -> None:
         self._sums.zero_()

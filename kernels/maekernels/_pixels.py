@@ -9,7 +9,7 @@ VideoMAE.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import triton.language as tl
 
 MAX_CHANNELS = 4
+NormPix = bool | Literal["channel"]
+"""How a target patch is normalised: not, by its own mean and deviation (MAE), or each channel by its own (VideoMAE)."""
+PLAIN, PATCH, CHANNEL = 0, 1, 2
+"""The same, as the registered ops and the kernels take it."""
 _CHUNK = 2**17
 
 
@@ -64,7 +68,7 @@ def check_pixels(
     mean: Sequence[float],
     std: Sequence[float],
     channels_first: bool,
-    norm_pix: bool = False,
+    norm_pix: NormPix = False,
 ) -> Grid:
     """The grid of valid arguments; `ValueError` naming the argument otherwise."""
     check(len(patch) in (2, 3) and all(p > 0 for p in patch), "patch", tuple(patch), "2 or 3 positive sizes")
@@ -80,10 +84,17 @@ def check_pixels(
     for name, values in (("mean", mean), ("std", std)):
         check(len(values) == c, name, tuple(values), f"one value for each of the {c} channels of x={describe(x)}")
     check(all(s > 0 for s in std), "std", tuple(std), "positive")
-    variance = grid.patch_dim > 1 or not norm_pix
+    normed = grid.patch_dim // (c if norm_mode(norm_pix) == CHANNEL else 1)
+    variance = normed > 1 or not norm_pix
     check(variance, "patch", tuple(patch), "of at least 2 elements with norm_pix, which divides by their deviation")
     check_ids(ids, x.shape[0], x.device)
     return grid
+
+
+def norm_mode(norm_pix: NormPix) -> int:
+    """PLAIN, PATCH or CHANNEL; `ValueError` for anything else."""
+    check(norm_pix in (False, True, "channel"), "norm_pix", repr(norm_pix), "False, True or 'channel'")
+    return CHANNEL if norm_pix == "channel" else int(norm_pix)
 
 
 def scale_and_shift(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -146,12 +157,42 @@ def sample_chunks(batch: int, elements: int) -> Iterator[slice]:
     return (slice(b, min(b + step, batch)) for b in range(0, batch, step))
 
 
-def normalise_patches(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(v - mean) / sqrt(var + 1e-6) over the last axis, var unbiased as in MAE; and 1 / sqrt(var + 1e-6)."""
+class Normalised(NamedTuple):
+    """Patches of mean 0 and deviation 1, and what their gradient needs: both broadcast against `values`."""
+
+    values: Tensor
+    rstd: Tensor
+    """What (v - mean) was multiplied by."""
+    slope: Tensor
+    """What the part of the gradient along the values is multiplied by: rstd for PATCH, 1 / sqrt(var) for CHANNEL."""
+
+
+def normalise_patches(values: Tensor, mode: int, channels: int) -> Normalised:
+    """(v - mean) / deviation of [B, K, P], var unbiased.
+
+    PATCH: over all of a patch, deviation sqrt(var + 1e-6). CHANNEL: over each channel, sqrt(var) + 1e-6.
+    """
+    if mode == CHANNEL:
+        values = values.unflatten(-1, (-1, channels)).mT
     centred = values - values.mean(-1, keepdim=True)
     variance = torch.linalg.vector_norm(centred, dim=-1, keepdim=True).square() / (values.shape[-1] - 1)
-    rstd = (variance + 1e-6).rsqrt()
-    return centred * rstd, rstd
+    if mode == PATCH:
+        rstd = (variance + 1e-6).rsqrt()
+        return Normalised(centred * rstd, rstd, rstd)
+    deviation = variance.sqrt()
+    rstd = 1 / (deviation + 1e-6)
+    slope = torch.where(deviation > 0, 1 / deviation, 0.0)
+    # Back from [B, K, C, P / C] to the order of the patch.
+    return Normalised(*(x.expand_as(values).mT.flatten(-2) for x in (centred * rstd, rstd, slope)))
+
+
+def normalise_backward(grad: Tensor, normal: Normalised, mode: int, channels: int) -> Tensor:
+    """The gradient before the normalisation from that after it, [B, K, P]."""
+    apart = (lambda x: x.unflatten(-1, (-1, channels)).mT) if mode == CHANNEL else (lambda x: x)
+    g, v, rstd, slope = apart(grad), *map(apart, normal)
+    along = (g * v).sum(-1, keepdim=True) / (v.shape[-1] - 1)
+    found = rstd * (g - g.mean(-1, keepdim=True)) - slope * v * along
+    return found.mT.flatten(-2) if mode == CHANNEL else found
 
 
 def pixel_args(
@@ -247,3 +288,34 @@ def normalise_rows(v, inside, P: tl.constexpr):
     variance = tl.sum(centred * centred, axis=1) / (P - 1)
     rstd = (1.0 / tl.sqrt(variance + 1e-6))[:, None]
     return centred * rstd, rstd
+
+
+@jit
+def normalise_channels(v, p, inside, P: tl.constexpr, C: tl.constexpr):
+    """Each channel of each row of the tile minus its mean over sqrt(var) + 1e-6; elements outside are 0."""
+    SIZE: tl.constexpr = P // C
+    found = tl.zeros_like(v)
+    for c in tl.static_range(C):
+        mine = inside & (p % C == c)[None, :]
+        centred = tl.where(mine, v - (tl.sum(tl.where(mine, v, 0.0), axis=1) / SIZE)[:, None], 0.0)
+        deviation = tl.sqrt(tl.sum(centred * centred, axis=1) / (SIZE - 1))
+        found += centred * (1.0 / (deviation + 1e-6))[:, None]
+    return found
+
+
+@jit
+def normalise_channels_backward(grad, v, p, inside, P: tl.constexpr, C: tl.constexpr):
+    """The gradient of the tile `v` before `normalise_channels` from that after it."""
+    SIZE: tl.constexpr = P // C
+    found = tl.zeros_like(v)
+    for c in tl.static_range(C):
+        mine = inside & (p % C == c)[None, :]
+        centred = tl.where(mine, v - (tl.sum(tl.where(mine, v, 0.0), axis=1) / SIZE)[:, None], 0.0)
+        deviation = tl.sqrt(tl.sum(centred * centred, axis=1) / (SIZE - 1))
+        rstd = 1.0 / (deviation + 1e-6)
+        slope = tl.where(deviation > 0, 1.0 / deviation, 0.0)
+        value = centred * rstd[:, None]
+        along = tl.sum(grad * value, axis=1) / (SIZE - 1) * slope
+        mean = tl.sum(tl.where(mine, grad, 0.0), axis=1) / SIZE
+        found += tl.where(mine, (grad - mean[:, None]) * rstd[:, None] - value * along[:, None], 0.0)
+    return found

@@ -2,6 +2,7 @@
 
     v[b, q, :]   = the normalised patch ids[b, q] of x[b]                      (as `patchify`)
     norm_pix:  v = (v - mean(v)) / sqrt(var(v) + 1e-6)                         over the P elements, var unbiased
+    "channel": v = (v - mean(v)) / (sqrt(var(v)) + 1e-6)                       over each channel of the patch
     out          = sqrt(alpha_bar[b]) v + sqrt(1 - alpha_bar[b]) eps
 
 eps is keyed by (seed, sample offset + b, element ids[b, q] * P + p): the noise of a patch does not depend on which
@@ -38,10 +39,16 @@ from maekernels._checks import (
 )
 from maekernels._native import PYTHON_CPU
 from maekernels._pixels import (
+    PLAIN,
+    NormPix,
     as_video,
     check_pixels,
     gather_patches,
     load_patches,
+    norm_mode,
+    normalise_backward,
+    normalise_channels,
+    normalise_channels_backward,
     normalise_patches,
     normalise_rows,
     patch_tile,
@@ -65,7 +72,7 @@ def diffuse_patches(
     alpha_bar: Tensor,
     seed: int | Tensor,
     offset: int = 0,
-    norm_pix: bool = False,
+    norm_pix: NormPix = False,
     dtype: torch.dtype = torch.float32,
     *,
     channels_first: bool = False,
@@ -78,7 +85,8 @@ def diffuse_patches(
         alpha_bar: float32 [B] in [0, 1].
         seed: int in [0, 2^63) or a 0-d int64 tensor on the device.
         offset: index of the first sample.
-        norm_pix: normalise each patch by its own mean and standard deviation before the noise.
+        norm_pix: normalise each patch by its own mean and standard deviation before the noise; 'channel': each channel
+            of it by its own, as VideoMAE's target.
         dtype: of the result.
         backend: for tests and benchmarks only: 'torch', 'native' or 'triton'.
 
@@ -92,7 +100,8 @@ def diffuse_patches(
     check_backend(backend, x.device)
     op = _reference if backend == "torch" else _diffuse_patches
     seed = philox.as_seed(seed, x.device)
-    args = (list(patch), list(mean), list(std), alpha_bar, seed, offset, norm_pix, dtype, channels_first)
+    mode = norm_mode(norm_pix)
+    args = (list(patch), list(mean), list(std), alpha_bar, seed, offset, mode, dtype, channels_first)
     return run_op(op, x, ids, *args)
 
 
@@ -105,13 +114,13 @@ def _reference(
     alpha_bar: Tensor,
     seed: Tensor,
     offset: int,
-    norm_pix: bool,
+    norm_pix: int,
     dtype: torch.dtype,
     channels_first: bool,
 ) -> Tensor:
     values = gather_patches(x, ids, patch, mean, std, channels_first)
-    if norm_pix:
-        values = normalise_patches(values)[0]
+    if norm_pix != PLAIN:
+        values = normalise_patches(values, norm_pix, len(mean)).values
     noise = patch_noise(seed, ids, values.shape[2], offset)
     signal, sigma = alpha_bar[:, None, None].sqrt(), (1 - alpha_bar[:, None, None]).sqrt()
     return (signal * values + sigma * noise).to(dtype)
@@ -125,13 +134,13 @@ def _reference_backward(
     mean: Sequence[float],
     std: Sequence[float],
     alpha_bar: Tensor,
+    norm_pix: int,
     channels_first: bool,
 ) -> Tensor:
     """d loss / d v before the patch normalisation, [B, Q, P] in the dtype of `grad`; for norm_pix."""
-    values, rstd = normalise_patches(gather_patches(x, ids, patch, mean, std, channels_first))
-    g = alpha_bar[:, None, None].sqrt() * grad
-    along = (g * values).sum(-1, keepdim=True) / (values.shape[-1] - 1)
-    return (rstd * (g - g.mean(-1, keepdim=True) - values * along)).to(grad.dtype)
+    values = gather_patches(x, ids, patch, mean, std, channels_first)
+    normal = normalise_patches(values, norm_pix, len(mean))
+    return normalise_backward(alpha_bar[:, None, None].sqrt() * grad, normal, norm_pix, len(mean)).to(grad.dtype)
 
 
 def patch_noise(seed: Tensor, ids: Tensor, patch_dim: int, offset: int) -> Tensor:
@@ -164,8 +173,10 @@ def _diffuse_kernel(
     value, token = load_patches(
         x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED, True
     )
-    if NORM:
+    if NORM == 1:
         value, _ = normalise_rows(value, inside, P)
+    elif NORM == 2:
+        value = normalise_channels(value, p, inside, P, C)
     seed = tl.load(seed_ptr)
     sample = (offset + (row // K).to(tl.int64))[:, None]
     if P % 8 == 0:
@@ -195,32 +206,15 @@ def _diffuse_backward_kernel(
     grad *= tl.sqrt(tl.load(alpha_bar_ptr + row // K, mask=row < rows, other=1.0))[:, None]
     if NORM:
         value, _ = load_patches(
-            x_ptr,
-            ids_ptr,
-            row,
-            rows,
-            p,
-            inside,
-            K,
-            scale,
-            shift,
-            sb,
-            st,
-            sh,
-            sw,
-            sc,
-            GH,
-            GW,
-            PT,
-            PH,
-            PW,
-            C,
-            PACKED,
+            x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED,
             False,
-        )
-        value, rstd = normalise_rows(value, inside, P)
-        along = tl.sum(grad * value, axis=1) / (P - 1)
-        grad = rstd * (grad - (tl.sum(grad, axis=1) / P)[:, None] - value * along[:, None])
+        )  # fmt: skip
+        if NORM == 1:
+            value, rstd = normalise_rows(value, inside, P)
+            along = tl.sum(grad * value, axis=1) / (P - 1)
+            grad = rstd * (grad - (tl.sum(grad, axis=1) / P)[:, None] - value * along[:, None])
+        else:
+            grad = normalise_channels_backward(grad, value, p, inside, P, C)
     tl.store(out_ptr + place, grad.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -233,7 +227,7 @@ def _launch_diffuse(
     alpha_bar: Tensor,
     seed: Tensor,
     offset: int,
-    norm_pix: bool,
+    norm_pix: int,
     dtype: torch.dtype,
     channels_first: bool,
 ) -> Tensor:
@@ -241,7 +235,7 @@ def _launch_diffuse(
     dim, ids = cut.patch_dim, ids.contiguous()
     out = x.new_empty((*ids.shape, dim), dtype=dtype)
     check_kernel_dtype("dtype", out)
-    tile = patch_tile(dim, whole=norm_pix)
+    tile = patch_tile(dim, whole=norm_pix != PLAIN)
     if out.numel():
         fast = out.element_size() == 2 and not interpreted()
         _diffuse_kernel[(tile.programs(ids.numel(), dim),)](
@@ -259,13 +253,13 @@ def _launch_diffuse_backward(
     mean: Sequence[float],
     std: Sequence[float],
     alpha_bar: Tensor,
-    norm_pix: bool,
+    norm_pix: int,
     channels_first: bool,
 ) -> Tensor:
     cut, args = pixel_args(x, patch, mean, std, channels_first)
     dim, ids, grad = cut.patch_dim, ids.contiguous(), grad.contiguous()
     out = torch.empty_like(grad)
-    tile = patch_tile(dim, whole=norm_pix)
+    tile = patch_tile(dim, whole=norm_pix != PLAIN)
     if out.numel():
         _diffuse_backward_kernel[(tile.programs(ids.numel(), dim),)](
             grad, x, ids, alpha_bar.contiguous(), out, ids.numel(), ids.shape[1], **args,
@@ -284,7 +278,7 @@ def _diffuse_patches(
     alpha_bar: Tensor,
     seed: Tensor,
     offset: int,
-    norm_pix: bool,
+    norm_pix: int,
     dtype: torch.dtype,
     channels_first: bool,
 ) -> Tensor:
@@ -313,13 +307,13 @@ def _diffuse_patches_backward(
     mean: Sequence[float],
     std: Sequence[float],
     alpha_bar: Tensor,
-    norm_pix: bool,
+    norm_pix: int,
     channels_first: bool,
 ) -> Tensor:
     """d loss / d v, [B, Q, P]; `patchify_backward` takes it to the pixels."""
     grad = grad.contiguous()
-    if norm_pix:
-        return _reference_backward(grad, x, ids, patch, mean, std, alpha_bar, channels_first)
+    if norm_pix != PLAIN:
+        return _reference_backward(grad, x, ids, patch, mean, std, alpha_bar, norm_pix, channels_first)
     return (alpha_bar[:, None, None].sqrt() * grad).to(grad.dtype)
 
 

@@ -2,6 +2,7 @@
 
     v    = the normalised patch ids[b, q] of x[b]                        (as `patchify`)
     norm_pix:  v = (v - mean(v)) / sqrt(var(v) + 1e-6)                   over the P elements, var unbiased (MAE)
+    "channel": v = (v - mean(v)) / (sqrt(var(v)) + 1e-6)                 over each channel of the patch (VideoMAE)
     loss = mean over b, q, p of (pred[b, q, p] - v[b, q, p])^2,     d loss / d pred = 2 (pred - v) / (B Q P)
 
 Shapes: pred [B, Q, P], x as in `patchify`, ids [B, Q], loss a float32 scalar. The target is read from the stored
@@ -25,10 +26,14 @@ from torch import Tensor
 from maekernels._checks import check, check_backend, check_float, check_kernel_dtype, check_range, describe, run_op
 from maekernels._native import PYTHON_CPU
 from maekernels._pixels import (
+    PLAIN,
+    NormPix,
     as_video,
     check_pixels,
     gather_patches,
     load_patches,
+    norm_mode,
+    normalise_channels,
     normalise_patches,
     normalise_rows,
     patch_tile,
@@ -48,7 +53,7 @@ def masked_mse(
     patch: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
-    norm_pix: bool = True,
+    norm_pix: NormPix = True,
     *,
     channels_first: bool = False,
     backend: str | None = None,
@@ -58,7 +63,8 @@ def masked_mse(
     Args:
         pred: float [B, Q, P], P ordered (t, h, w, c).
         x, ids, patch, mean, std, channels_first: as in `patchify`; ids [B, Q]. No gradient flows to `x`.
-        norm_pix: normalise each target patch by its own mean and standard deviation.
+        norm_pix: normalise each target patch by its own mean and standard deviation; 'channel': each channel of it by
+            its own, which VideoMAE does on pixels in [0, 1] (mean 0 and std 1 for uint8).
         backend: for tests and benchmarks only: 'torch', 'native' or 'triton'.
 
     Returns:
@@ -70,7 +76,8 @@ def masked_mse(
     check(ok, "pred", describe(pred), f"[B, Q, P]={[*ids.shape, grid.patch_dim]} on {x.device}, from ids and patch")
     check_backend(backend, x.device)
     op = _reference if backend == "torch" else _masked_mse
-    return run_op(op, pred, x.detach(), ids, list(patch), list(mean), list(std), norm_pix, channels_first)
+    mode = norm_mode(norm_pix)
+    return run_op(op, pred, x.detach(), ids, list(patch), list(mean), list(std), mode, channels_first)
 
 
 def _difference(
@@ -80,13 +87,13 @@ def _difference(
     patch: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
-    norm_pix: bool,
+    norm_pix: int,
     channels_first: bool,
 ) -> Tensor:
     """Prediction minus target, float32 [B, Q, P]."""
     target = gather_patches(x, ids, patch, mean, std, channels_first)
-    if norm_pix:
-        target = normalise_patches(target)[0]
+    if norm_pix != PLAIN:
+        target = normalise_patches(target, norm_pix, len(mean)).values
     return pred - target.to(torch.promote_types(pred.dtype, torch.float32))
 
 
@@ -97,7 +104,7 @@ def _reference(
     patch: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
-    norm_pix: bool,
+    norm_pix: int,
     channels_first: bool,
 ) -> Tensor:
     return _difference(pred, x, ids, patch, mean, std, norm_pix, channels_first).square().mean()
@@ -121,8 +128,10 @@ def _masked_mse_kernel(
     target, _ = load_patches(
         x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED, False
     )
-    if NORM:
+    if NORM == 1:
         target, _ = normalise_rows(target, inside, P)
+    elif NORM == 2:
+        target = normalise_channels(target, p, inside, P, C)
     place = row.to(tl.int64)[:, None] * P + p[None, :]
     pred = tl.load(pred_ptr + place, mask=inside, other=0.0).to(tl.float32)
     difference = tl.where(inside, pred - target, 0.0)
@@ -140,13 +149,13 @@ def _launch_masked_mse(
     patch: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
-    norm_pix: bool,
+    norm_pix: int,
     channels_first: bool,
 ) -> Tensor:
     check_kernel_dtype("pred", pred)
     if not pred.numel():
         return pred.new_full((), float("nan"), dtype=torch.float32)
-    tile = patch_tile(pred.shape[2], whole=norm_pix)
+    tile = patch_tile(pred.shape[2], whole=norm_pix != PLAIN)
     share = pred.new_empty(tile.programs(ids.numel(), pred.shape[2]), dtype=torch.float32)
     args = (pred, x, ids, patch, mean, std, norm_pix, channels_first)
     _launch_tiles(*args, pred, share, 1.0 / pred.numel(), backward=False)
@@ -161,7 +170,7 @@ def _launch_masked_mse_backward(
     patch: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
-    norm_pix: bool,
+    norm_pix: int,
     channels_first: bool,
 ) -> Tensor:
     args = (pred, x, ids, patch, mean, std, norm_pix, channels_first)
@@ -178,7 +187,7 @@ def _launch_tiles(
     patch: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
-    norm_pix: bool,
+    norm_pix: int,
     channels_first: bool,
     grad_loss: Tensor,
     out: Tensor,
@@ -187,7 +196,7 @@ def _launch_tiles(
     backward: bool,
 ) -> None:
     cut, args = pixel_args(x, patch, mean, std, channels_first)
-    tile = patch_tile(cut.patch_dim, whole=norm_pix)
+    tile = patch_tile(cut.patch_dim, whole=norm_pix != PLAIN)
     _masked_mse_kernel[(tile.programs(ids.numel(), cut.patch_dim),)](
         pred.contiguous(), x, ids.contiguous(), grad_loss, out, factor, ids.numel(), ids.shape[1], **args,
         P=cut.patch_dim, NORM=norm_pix, BACKWARD=backward, **tile.meta,
@@ -202,7 +211,7 @@ def _masked_mse(
     patch: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
-    norm_pix: bool,
+    norm_pix: int,
     channels_first: bool,
 ) -> Tensor:
     check_range(ids, as_video(x, patch, channels_first)[1].tokens)
@@ -227,7 +236,7 @@ def _masked_mse_backward(
     patch: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
-    norm_pix: bool,
+    norm_pix: int,
     channels_first: bool,
 ) -> Tensor:
     """d loss / d pred in the dtype of `pred`."""

@@ -81,6 +81,7 @@ class Budget:
     narrow_loads: Mapping[str, int] = field(default_factory=dict)
     narrow_stores: Mapping[str, int] = field(default_factory=dict)
     narrow_cases: Sequence[str] = ()
+    more_registers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -211,9 +212,13 @@ def read_budgets(path: Path, version: str = triton.__version__) -> dict[str, Bud
 def over_budget(binary: Binary, budget: Budget, cases: Sequence[str] = ("",)) -> list[str]:
     """What is wrong with the binary of these cases, in words."""
     faults = []
-    for what in ("registers", "shared"):
-        if getattr(binary, what) > getattr(budget, what):
-            faults.append(f"{what} {getattr(binary, what)} > {getattr(budget, what)}")
+    registers = min(
+        max([budget.registers, *(most for part, most in budget.more_registers.items() if part in case)])
+        for case in cases
+    )
+    for what, most in (("registers", registers), ("shared", budget.shared)):
+        if getattr(binary, what) > most:
+            faults.append(f"{what} {getattr(binary, what)} > {most}")
     if binary.stack > budget.stack or (binary.spills and not budget.stack):
         faults.append(f"spills: {binary.stack} bytes of stack, {binary.spills} accesses to it")
     if not all(any(part in case for part in budget.narrow_cases) for case in cases):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -117,3 +118,14 @@ def test_layer_wants_the_configured_length_and_statistics() -> None:
         LogMel(CONFIG)(torch.zeros(1, SAMPLES + 1), torch.tensor([SAMPLES]))
     with pytest.raises(ValueError, match=r"audio\.mean"):
         LogMel(AudioConfig(frames=96, mels=64))
+
+
+def test_padding_with_a_log_mel_of_zero_is_normalised_like_the_rest() -> None:
+    config = replace(CONFIG, mean=-4.2677393, std=4.5689974, padding="zero")
+    valid = torch.tensor([SAMPLES, SAMPLES // 2])
+    wave = torch.randn(2, SAMPLES, generator=torch.Generator().manual_seed(0))
+    spec, zero = LogMel(config)(wave, valid), LogMel(replace(config, padding="mean"))(wave, valid)
+    padded = torch.arange(96) >= frames_in(valid, 16_000)[:, None]
+    assert spec[padded].unique().item() == pytest.approx(0.467, abs=1e-3)  # as MAViL's released code pads
+    assert not zero[padded].any()
+    assert torch.equal(spec[~padded], zero[~padded])

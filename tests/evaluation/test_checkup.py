@@ -152,8 +152,8 @@ def test_a_collapse_is_found_by_the_records_and_by_the_weights(tiny: Config, tmp
 
     model = untrained_model(tiny.model, seed=1)
     with torch.no_grad():
-        model.audio.encoder.norm.weight.zero_()  # every sound alike
-        model.audio.encoder.norm.bias.fill_(1.0)
+        model.audio.encoder.norm.get_parameter("weight").zero_()  # every sound alike
+        model.audio.encoder.norm.get_parameter("bias").fill_(1.0)
     export_weights(model, tiny, run / "model.safetensors")
     said = [finding.here for finding in examine(run, most=6).findings if finding.check == "features"]
     assert any(line.startswith("effective rank 1 of the audio") for line in said)

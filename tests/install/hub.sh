@@ -15,4 +15,4 @@ import site
 print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")
 EOP
 "$layer/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt kernels
-DIFFMAVIL_REQUIRE=kernels OMP_NUM_THREADS=1 "$layer/bin/python" -m pytest tests/packages/test_hub.py "$@"
+DIFFMAVIL_REQUIRE=kernels OMP_NUM_THREADS=1 "$layer/bin/python" -m pytest tests/packages/test_kernel_hub.py "$@"

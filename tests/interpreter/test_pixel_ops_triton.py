@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from maekernels._pixels import CHANNEL, PATCH, PLAIN
 from maekernels.diffuse_patches import (
     _diffuse_patches,
     _diffuse_patches_backward,
@@ -19,7 +20,7 @@ from tests.ops.mae_oracle import PIXELS, Pixels, assert_same, assert_within
 VIDEO = PIXELS[0]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CASES = pytest.mark.parametrize("case", PIXELS, ids=str)
-NORMS = pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm-pix"])
+NORMS = pytest.mark.parametrize("norm", [PLAIN, PATCH, CHANNEL], ids=["plain", "norm-pix", "norm-channel"])
 
 
 def layout(case: Pixels) -> tuple[list[int], list[float], list[float]]:

@@ -62,6 +62,7 @@ def test_unpatchify_refuses_mixed_axes() -> None:
 
 def test_patch_embedding_adds_the_position_of_the_id() -> None:
     embed = PatchEmbed((2, 3), patch_dim=5, width=8)
+    assert embed.cls is not None
     torch.nn.init.normal_(embed.cls)
     patches, ids = torch.randn(2, 2, 5), torch.tensor([[0, 4], [3, 5]], dtype=torch.int32)
     tokens = embed(patches, ids)

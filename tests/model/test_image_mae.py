@@ -146,6 +146,14 @@ def test_where_every_weight_comes_from(build: Build, small: ModelConfig, saved: 
     }
 
 
+def test_what_the_settings_leave_out_is_told(build: Build, small: ModelConfig, saved: Callable[..., Path]) -> None:
+    encoder = replace(small.encoder, cls=False, final_norm=False)
+    model = build(replace(small, modalities="video", encoder=encoder))
+    said = initialise_from_image_mae(model, saved(mae.random_state())).mapped[-1]
+    names = "video.encoder.embed.cls, video.encoder.norm.weight, video.encoder.norm.bias"
+    assert said == f"not taken, since the model's settings leave them out: {names}"
+
+
 def test_half_precision_becomes_float32(build: Build, small: ModelConfig, saved: Callable[..., Path]) -> None:
     model = build(small)
     initialise_from_image_mae(model, saved({name: value.bfloat16() for name, value in mae.random_state().items()}))

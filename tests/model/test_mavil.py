@@ -255,7 +255,7 @@ def test_initialisation_follows_mae(variant: ModelConfig, build: Build) -> None:
             bound = (6 / (module.in_features + module.out_features)) ** 0.5
             assert 0.9 * bound < module.weight.detach().abs().max() <= bound
             assert not module.bias.any()
-    assert 0.01 < model.video.encoder.embed.cls.std() < 0.03
+    assert 0.01 < model.video.encoder.embed.get_parameter("cls").std() < 0.03
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def calls(device: torch.device) -> Iterator[tuple[str, Callable[[], Tensor], lis
             layout = (patch, mean, std)
             pred = torch.randn(*ids.shape, pixels[0].numel() // tokens, device=device).to(dtype).requires_grad_()
             yield f"patchify {name} {shape}", lambda a=(wanted, ids, *layout, dtype): patchify(*a), [wanted]
-            for norm in (False, True):
+            for norm in (False, True, "channel"):
                 yield (
                     f"diffuse_patches {name} {shape}",
                     lambda a=(wanted, ids, *layout, alpha_bar, seed, 2**32 - 2, norm, dtype): diffuse_patches(*a),

@@ -98,6 +98,18 @@ def norm_pix(x: Tensor) -> Tensor:
     return (x - mean) / (var + 1e-6) ** 0.5
 
 
+def norm_channels(x: Tensor, channels: int) -> Tensor:
+    """VideoMAE's: each channel of a patch by its own mean and deviation, with its epsilon outside the root."""
+    x = rearrange(x, "b n (p c) -> b n p c", c=channels)
+    x = (x - x.mean(2, keepdim=True)) / (x.var(2, keepdim=True).sqrt() + 1e-6)
+    return rearrange(x, "b n p c -> b n (p c)")
+
+
+def normalised(x: Tensor, norm: bool | str, channels: int) -> Tensor:
+    """As the argument `norm_pix` of the ops says."""
+    return norm_channels(x, channels) if norm == "channel" else norm_pix(x) if norm else x
+
+
 def random_ids(batch: int, tokens: int, keep: int, dtype: torch.dtype = torch.int32) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     rows = [torch.randperm(tokens, generator=generator)[:keep] for _ in range(batch)]

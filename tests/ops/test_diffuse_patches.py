@@ -7,33 +7,35 @@ import torch
 from torch import Tensor
 
 from maekernels import add_noise, diffuse_patches, patchify
+from maekernels._pixels import NormPix, norm_mode
 from maekernels.diffuse_patches import _diffuse_patches, _diffuse_patches_backward
-from tests.ops.mae_oracle import MEAN, PIXELS, STD, Pixels, assert_same, assert_within, gather, noise_like, norm_pix
+from tests.ops.mae_oracle import MEAN, PIXELS, STD, Pixels, assert_same, assert_within, gather, noise_like, normalised
 
 VIDEO, FLOAT_VIDEO, SPECTROGRAM = PIXELS[0], PIXELS[2], PIXELS[7]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SEED, OFFSET = 91, 2**32 - 1
+NORMS = pytest.mark.parametrize("norm", [False, True, "channel"], ids=["plain", "norm-pix", "norm-channel"])
 
 
 def levels(case: Pixels) -> Tensor:
     return torch.tensor([0.6, 0.0, 1.0])[: case.shape[0]]
 
 
-def run(case: Pixels, x: Tensor, ids: Tensor, norm: bool = False, dtype: torch.dtype = torch.float32, **options):
+def run(case: Pixels, x: Tensor, ids: Tensor, norm: NormPix = False, dtype: torch.dtype = torch.float32, **options):
     args = (case.patch, *case.normal, levels(case), SEED, OFFSET, norm, dtype)
     return diffuse_patches(x, ids, *args, channels_first=case.channels_first, **options)
 
 
-def oracle(case: Pixels, x: Tensor, ids: Tensor, norm: bool = False) -> Tensor:
+def oracle(case: Pixels, x: Tensor, ids: Tensor, norm: NormPix = False) -> Tensor:
     """Noise for the whole sample, of which the patches are then picked."""
     clean = case.patches(x)
     noise = noise_like(clean.detach(), SEED, OFFSET)
     alpha_bar = levels(case).double()[:, None, None]
-    x_t = alpha_bar.sqrt() * (norm_pix(clean) if norm else clean) + (1 - alpha_bar).sqrt() * noise
+    x_t = alpha_bar.sqrt() * normalised(clean, norm, case.channels) + (1 - alpha_bar).sqrt() * noise
     return gather(x_t, ids)
 
 
-@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm-pix"])
+@NORMS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", PIXELS, ids=str)
 def test_forward(case, dtype, norm):
@@ -45,7 +47,7 @@ def test_forward(case, dtype, norm):
         assert_within(out, expected, ulps=32 if dtype == torch.float32 else 2)
 
 
-@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm-pix"])
+@NORMS
 @pytest.mark.parametrize("case", PIXELS, ids=str)
 def test_gradient(case, norm):
     x, ids = case.make(torch.float64).requires_grad_(), case.ids()
@@ -58,7 +60,7 @@ def test_gradient(case, norm):
     torch.testing.assert_close(found, plain)
 
 
-@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm-pix"])
+@NORMS
 def test_gradcheck(norm):
     x, ids = torch.rand(2, 8, 8, dtype=torch.float64, requires_grad=True), torch.tensor([[1], [3]])
 
@@ -108,23 +110,23 @@ def test_tensor_seed_and_autocast_change_nothing():
     assert_same(out, run(VIDEO, x, ids))
 
 
-@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm-pix"])
+@NORMS
 def test_few_tokens_and_empty_batch(norm):
     assert run(VIDEO, VIDEO.make(), VIDEO.ids(0), norm).shape == (3, 0, 144)
     out = diffuse_patches(VIDEO.make()[:0], VIDEO.ids()[:0], VIDEO.patch, MEAN, STD, torch.zeros(0), 1, 0, norm)
     assert out.shape == (0, VIDEO.ids().shape[1], 144)
 
 
-@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm-pix"])
+@NORMS
 @pytest.mark.parametrize("case", [VIDEO, SPECTROGRAM], ids=str)
 def test_opcheck(case, norm):
     x, ids = case.make(), case.ids()
     x = x.requires_grad_() if x.is_floating_point() else x
     args = (list(case.patch), *(list(v) for v in case.normal), levels(case))
-    torch.library.opcheck(_diffuse_patches, (x, ids, *args, torch.tensor(3), 1, norm, torch.float32, False))
+    torch.library.opcheck(_diffuse_patches, (x, ids, *args, torch.tensor(3), 1, norm_mode(norm), torch.float32, False))
     grad = run(case, x.detach(), ids)
     strided = grad.mT.contiguous().mT
-    torch.library.opcheck(_diffuse_patches_backward, (strided, x.detach(), ids, *args, norm, False))
+    torch.library.opcheck(_diffuse_patches_backward, (strided, x.detach(), ids, *args, norm_mode(norm), False))
 
 
 def test_compile():

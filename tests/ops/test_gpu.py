@@ -24,14 +24,14 @@ from maekernels import (
 )
 from maekernels.diffuse_patches import patch_noise
 from tests.gpu import DEVICE, THERE, cuda_alone, on_gpu
-from tests.ops.mae_oracle import MEAN, STD, assert_same, assert_within, gather, norm_pix, patches, random_ids
+from tests.ops.mae_oracle import MEAN, STD, assert_same, assert_within, gather, normalised, patches, random_ids
 
 pytestmark = on_gpu
 
 BATCH, SEED, OFFSET = 4, 2**40 + 5, 2**32 - 2
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-NORMS = pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm-pix"])
+NORMS = pytest.mark.parametrize("norm", [False, True, "channel"], ids=["plain", "norm-pix", "norm-channel"])
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Input:
     def ids(self) -> Tensor:
         return random_mask(BATCH, self.tokens, self.tokens // 5, seed=3).ids_mask
 
-    def clean(self, x: Tensor, norm: bool = False) -> Tensor:
+    def clean(self, x: Tensor, norm: bool | str = False) -> Tensor:
         chosen = gather(patches(x, self.patch, *self.normal, self.channels_first), self.ids())
-        return norm_pix(chosen) if norm else chosen
+        return normalised(chosen, norm, len(self.normal[0]))
 
     def __str__(self) -> str:
         return self.name

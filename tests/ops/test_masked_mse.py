@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from maekernels import masked_mse
+from maekernels._pixels import NormPix, norm_mode
 from maekernels.masked_mse import _masked_mse, _masked_mse_backward
-from tests.ops.mae_oracle import MEAN, PIXELS, STD, Pixels, assert_same, assert_within, gather, norm_pix
+from tests.ops.mae_oracle import MEAN, PIXELS, STD, Pixels, assert_same, assert_within, gather, normalised
 
 VIDEO, SPECTROGRAM = PIXELS[0], PIXELS[7]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-BOTH = pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm-pix"])
+NORMS = pytest.mark.parametrize("norm", [False, True, "channel"], ids=["plain", "norm-pix", "norm-channel"])
 
 
 def prediction(case: Pixels, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -20,17 +21,17 @@ def prediction(case: Pixels, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
 
 
-def run(case: Pixels, pred: Tensor, norm: bool = True, x: Tensor | None = None, **options) -> Tensor:
+def run(case: Pixels, pred: Tensor, norm: NormPix = True, x: Tensor | None = None, **options) -> Tensor:
     x, ids = case.make() if x is None else x, case.ids()
     return masked_mse(pred, x, ids, case.patch, *case.normal, norm, channels_first=case.channels_first, **options)
 
 
-def oracle(case: Pixels, pred: Tensor, norm: bool = True) -> Tensor:
+def oracle(case: Pixels, pred: Tensor, norm: NormPix = True) -> Tensor:
     target = gather(case.patches(), case.ids())
-    return ((pred.double() - (norm_pix(target) if norm else target)) ** 2).mean()
+    return ((pred.double() - normalised(target, norm, case.channels)) ** 2).mean()
 
 
-@BOTH
+@NORMS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", PIXELS, ids=str)
 def test_loss_and_gradient(case, dtype, norm):
@@ -47,7 +48,7 @@ def test_loss_and_gradient(case, dtype, norm):
     assert_within(run(case, pred, norm, backend="torch"), expected, ulps=16)
 
 
-@BOTH
+@NORMS
 def test_gradcheck(norm):
     x, ids = torch.rand(2, 4, 6), torch.tensor([[1, 2], [3, 0]])
     pred = torch.randn(2, 2, 6, dtype=torch.float64, requires_grad=True)
@@ -76,16 +77,17 @@ def test_target_has_no_gradient():
         assert x.grad is None
 
 
-def test_constant_patches_are_finite():
+@pytest.mark.parametrize("norm", [True, "channel"], ids=["norm-pix", "norm-channel"])
+def test_constant_patches_are_finite(norm):
     """Silence: variance 0 is held up by the 1e-6, and the target is 0."""
     pred = prediction(SPECTROGRAM).requires_grad_()
-    loss = run(SPECTROGRAM, pred, x=torch.full((3, 24, 16), -4.0))
+    loss = run(SPECTROGRAM, pred, norm, x=torch.full((3, 24, 16), -4.0))
     (grad,) = torch.autograd.grad(loss, pred)
     torch.testing.assert_close(loss, pred.detach().square().mean())
     torch.testing.assert_close(grad, 2 * pred.detach() / pred.numel())
 
 
-@BOTH
+@NORMS
 def test_mean_over_parts_is_the_mean(norm):
     pred = prediction(VIDEO)
     parts = [
@@ -129,10 +131,10 @@ def test_under_autocast_the_loss_is_float32():
     assert_same(loss, run(VIDEO, prediction(VIDEO, torch.bfloat16)))
 
 
-@BOTH
+@NORMS
 def test_opcheck(norm):
     pred = prediction(VIDEO).requires_grad_()
-    args = (VIDEO.make(), VIDEO.ids(), list(VIDEO.patch), list(MEAN), list(STD), norm, False)
+    args = (VIDEO.make(), VIDEO.ids(), list(VIDEO.patch), list(MEAN), list(STD), norm_mode(norm), False)
     torch.library.opcheck(_masked_mse, (pred, *args))
     strided = pred.detach().mT.contiguous().mT
     torch.library.opcheck(_masked_mse_backward, (torch.tensor(2.0), strided, *args))
@@ -168,6 +170,7 @@ def test_export():
         ({"ids": torch.full((3, 2), 8)}, r"ids=values in \[8, 8\]"),
         ({"patch": (2, 5, 6)}, r"patch=\(2, 5, 6\)"),
         ({"std": (0.5,)}, r"std=\(0.5,\)"),
+        ({"norm_pix": "patch"}, r"norm_pix='patch': must be False, True or 'channel'"),
         ({"backend": "triton"}, r"backend='triton'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -181,3 +184,9 @@ def test_bad_input(change, message):
 def test_norm_pix_of_one_element_has_no_variance():
     with pytest.raises(ValueError, match=r"patch=\(1, 1\): must be of at least 2 elements with norm_pix"):
         masked_mse(torch.zeros(1, 1, 1), torch.zeros(1, 4, 4), torch.zeros(1, 1, dtype=torch.int32), (1, 1), [0], [1])
+
+
+def test_channels_of_one_element_have_no_variance():
+    video, ids = torch.zeros(1, 2, 2, 3), torch.zeros(1, 1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"patch=\(1, 1\): must be of at least 2 elements with norm_pix"):
+        masked_mse(torch.zeros(1, 1, 3), video, ids, (1, 1), MEAN, STD, "channel")

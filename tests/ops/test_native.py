@@ -20,6 +20,7 @@ from torch import Tensor
 
 import maekernels
 from maekernels import _native, philox
+from maekernels._pixels import norm_mode
 from maekernels.diffuse_patches import _diffuse_patches_backward
 from tests.ops.mae_oracle import PIXELS, Pixels, assert_same, assert_within, random_ids
 
@@ -35,14 +36,14 @@ def pixel_results(case: Pixels, dtype: torch.dtype, backend: str | None) -> Iter
     alpha_bar = torch.tensor([0.6, 0.0, 1.0])[: len(x)]
     clean = maekernels.patchify(*args, dtype, **options)
     yield clean
-    for norm in (False, True):
+    for norm in (False, True, "channel"):
         yield maekernels.diffuse_patches(*args, alpha_bar, SEED, OFFSET, norm, dtype, **options)
         pred = (clean * 0.5).requires_grad_()
         loss = maekernels.masked_mse(pred, *args, norm, **options)
         yield from (loss.detach(), torch.autograd.grad(loss, pred)[0])
         pixels = (list(case.patch), *(list(v) for v in case.normal))
         if backend is None:
-            yield _diffuse_patches_backward(clean, x, ids, *pixels, alpha_bar, norm, case.channels_first)
+            yield _diffuse_patches_backward(clean, x, ids, *pixels, alpha_bar, norm_mode(norm), case.channels_first)
     if x.is_floating_point():
         leaf = x.detach().requires_grad_()
         out = maekernels.patchify(leaf, *args[1:], dtype, **options)

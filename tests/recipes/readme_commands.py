@@ -22,6 +22,7 @@ SHORT = (
 )
 SMALLER = {
     "diffmavil.prepare": ("--workers", "1"),
+    "diffmavil.extract": ("--workers", "0", "--part", "2"),
     "diffmavil.train": (*SMALL_MODEL, *SHORT, "--batch.rule", "fixed"),
     "diffmavil.report": ("--clips", "8"),
     "diffmavil.finetune": (*SHORT, "--head.epochs", "None", "--head.average", "0"),

@@ -14,8 +14,8 @@ from diffmavil.data.dataset import Batch
 from diffmavil.model.flops import meta_model, mixed_flops
 from diffmavil.training.budget import memory_bytes, plan_table, resolve_batches
 from diffmavil.training.distributed import World
-from diffmavil.training.orders import Orders
 from diffmavil.training.planner import (
+    Orders,
     changes,
     check_processes,
     continued,

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from diffmavil.config import EncoderConfig
 from diffmavil.model.exchange.names import KNOWN, ORIGINAL, Names, find_names
-from diffmavil.model.exchange.state import described, read_state, refusal
+from diffmavil.model.exchange.state import Tensors, described, refusal
+from diffmavil.model.exchange.vit import ENDS, depth_of, hidden_of, take_block
 
-_ENDS = ("weight", "bias")
 _A_PART = "attn.proj.weight"  # by which a block is known
 
 
@@ -62,36 +60,6 @@ class ImageEncoder:
             raise refusal(self.path, f"has {', '.join(wrong)}; {allowed}")
 
 
-class _State:
-    """Tensors of a file, and which of them were taken."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.tensors = read_state(path)
-        self.taken: set[str] = set()
-
-    def take(self, key: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        """float32; `ValueError` if it is not there, of another shape, or not finite."""
-        if key not in self.tensors:
-            raise refusal(self.path, f"lacks {key}; found: {described(self.tensors)}")
-        tensor = self.tensors[key]
-        if shape is not None and tensor.shape != shape:
-            raise refusal(self.path, f"{key} is {list(tensor.shape)}; must be {list(shape)} beside the other parts")
-        if not tensor.isfinite().all():
-            raise refusal(self.path, f"{key} is not finite")
-        self.taken.add(key)
-        return tensor.float()
-
-    def take_block(self, names: Names, number: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """Name -> parameter of our block, in the given shapes."""
-        block = {}
-        for ours, shape in shapes.items():
-            keys = names.keys(number, ours)
-            each = (shape[0] // len(keys), *shape[1:])
-            block[ours] = torch.cat([self.take(key, each) for key in keys])
-        return block
-
-
 def read_image_encoder(path: Path) -> ImageEncoder:
     """The encoder in a file.
 
@@ -99,39 +67,27 @@ def read_image_encoder(path: Path) -> ImageEncoder:
         ValueError: nothing that can be read there, not an image MAE, or one whose parts are missing, do not fit each
             other or are not finite.
     """
-    state = _State(path)
-    names = find_names(state.tensors)
+    state = Tensors(path)
+    names = find_names(state)
     if names is None:
         known = "; ".join(f"{one.patch}.weight with {one.keys(0, _A_PART)[0]}" for one in KNOWN)
-        raise refusal(path, f"is no image MAE; found: {described(state.tensors)}; must have {known}")
+        raise refusal(path, f"is no image MAE; found: {described(state.named)}; must have {known}")
     kernel = state.take(f"{names.patch}.weight")
     if kernel.dim() != 4 or kernel.shape[1] != 3:
         shape = f"{list(kernel.shape)}; must be [width, 3, height, width of a patch]"
         raise refusal(path, f"is not for pictures: {names.patch}.weight is {shape}")
-    width, depth = len(kernel), 0
-    while names.keys(depth, _A_PART)[0] in state.tensors:
-        depth += 1
-    shapes = _block_shapes(width, len(state.take(names.keys(0, "mlp.0.bias")[0])))
+    width, hidden = len(kernel), hidden_of(state, names)
     return ImageEncoder(
         path,
         names,
         kernel,
         bias=state.take(f"{names.patch}.bias", (width,)),
         cls=state.take(names.cls, (1, 1, width)),
-        norm={end: state.take(f"{names.norm}.{end}", (width,)) for end in _ENDS},
-        blocks=[state.take_block(names, number, shapes) for number in range(depth)],
+        norm={end: state.take(f"{names.norm}.{end}", (width,)) for end in ENDS},
+        blocks=[take_block(state, names, number, width, hidden) for number in range(depth_of(state, names))],
         heads=None if names is ORIGINAL else _heads(path),
-        left=[key for key in state.tensors if key not in state.taken],
+        left=state.left,
     )
-
-
-def _block_shapes(width: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    """Of the parameters of our `SelfBlock`."""
-    linears = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.0": (hidden, width)}
-    linears["mlp.2"] = (width, hidden)
-    shapes: dict[str, tuple[int, ...]] = {f"{part}.weight": shape for part, shape in linears.items()}
-    shapes |= {f"{part}.bias": shape[:1] for part, shape in linears.items()}
-    return shapes | {f"{part}.{end}": (width,) for part in ("norm1", "norm2") for end in _ENDS}
 
 
 def _heads(path: Path) -> int | None:

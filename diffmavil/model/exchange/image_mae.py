@@ -87,8 +87,11 @@ def initialise_from_image_mae(model: DiffMAViL | Classifier, path: Path) -> Init
         mapped.append(f"fusion: each block <- {image.names.block.format(depth - 1)}; norm <- {image.names.norm}")
     values |= fusion
     parameters = dict(model.named_parameters())
-    for name, value in values.items():
-        parameters[name].copy_(value)
+    absent = [name for name in values if name not in parameters]
+    if absent:
+        mapped.append(f"not taken, since the model's settings leave them out: {', '.join(absent)}")
+    for name in parameters.keys() & values.keys():
+        parameters[name].copy_(values[name])
     new = dict.fromkeys(".".join(name.split(".")[:2]) for name in parameters if name not in values)
     return InitReport(_source(image), tuple(mapped), _left(image, depth), tuple(new))
 

@@ -1,0 +1,166 @@
+"""Models to and from the Hugging Face Hub: `python -m diffmavil.hub push RUN owner/name`, `... pull owner/name OUT`.
+
+What is pushed: model.safetensors, config.json, config.yaml, and README.md, the model's card. Of the paths of data in
+them only the last names are told. `--local FOLDER` takes a folder in place of the Hub, in which owner/name is a folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Annotated, TypeVar
+
+import tyro
+
+from diffmavil.config import Config, FinetuneConfig, require
+from diffmavil.config.cli import parse_flags, run_main
+from diffmavil.config.errors import usage_errors
+from diffmavil.config.files import CONFIG_FILE, save_config
+from diffmavil.config.folders import check_writable, writing
+from diffmavil.config.progress import open_console
+from diffmavil.evaluation.classification import read_classification
+from diffmavil.evaluation.result import read_evaluation
+from diffmavil.model.classifier import Classifier
+from diffmavil.model.exchange.folder import write_folder
+from diffmavil.model.exchange.hub import fetch, looks_like_hub_id, upload
+from diffmavil.model.exchange.locate import locate
+from diffmavil.model.flops import count_parameters
+from diffmavil.model.weights import load_any, notes_of
+from diffmavil.reporting.card import Card
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Push:
+    """Upload a model with its card; the model is made on the Hub if it is not there."""
+
+    source: tyro.conf.Positional[Path]
+    """A run folder, or weights of ours."""
+    name: tyro.conf.Positional[str]
+    """owner/name."""
+    license: str | None = None
+    """Of the weights, as the Hub spells it: apache-2.0, cc-by-4.0 ... None: the card says that none was given."""
+    private: bool = False
+    """Make a model that only its owners see."""
+    message: str = "Upload by diffmavil"
+    """Of the commit."""
+    local: Path | None = None
+    """A folder in place of the Hub: the files go to FOLDER/owner/name, and nothing leaves this machine."""
+
+    def __post_init__(self) -> None:
+        require(looks_like_hub_id(self.name), "name", self.name, "owner/name")
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Fetch a model of ours."""
+
+    name: tyro.conf.Positional[str]
+    """owner/name."""
+    out: tyro.conf.Positional[Path]
+    """Folder that gets its files."""
+    revision: str | None = None
+    """Branch, tag or commit. None: the newest."""
+    local: Path | None = None
+    """A folder in place of the Hub."""
+
+    def __post_init__(self) -> None:
+        require(looks_like_hub_id(self.name), "name", self.name, "owner/name")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Models to and from the Hugging Face Hub."""
+
+    what: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[Push, tyro.conf.subcommand("push")] | Annotated[Pull, tyro.conf.subcommand("pull")]
+    ]
+
+
+def main(argv: Sequence[str]) -> None:
+    console = open_console()
+    with usage_errors():
+        options = parse_flags(Options, argv, prog="python -m diffmavil.hub").what
+        said = push(options) if isinstance(options, Push) else pull(options)
+    console.print(said)
+
+
+def push(options: Push) -> str:
+    """What was done, in a line."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        make_folder(options.source, folder, options.name, options.license)
+        if options.local is None:
+            return f"pushed: {upload(folder, options.name, private=options.private, message=options.message)}"
+        there = options.local / options.name
+        check_writable("--local", there)
+        with writing("--local", there):
+            shutil.copytree(folder, there, dirs_exist_ok=True)
+        return f"written: {there}, and nothing was uploaded"
+
+
+def pull(options: Pull) -> str:
+    """What was done, in a line. The weights are loaded once, to see that they are ours and whole."""
+    check_writable("OUT", options.out)
+    if options.local is None:
+        fetch(options.name, options.revision, options.out)
+    else:
+        there = options.local / options.name
+        require(there.is_dir(), "--local", str(there), "a folder: push has made none of this name")
+        with writing("OUT", options.out):
+            shutil.copytree(there, options.out, dirs_exist_ok=True)
+    model, _ = load_any(locate(options.out).weights)
+    return f"pulled: {options.out}, {count_parameters(model) / 1e6:.1f} M parameters"
+
+
+def make_folder(source: Path, folder: Path, name: str, licence: str | None) -> None:
+    """All files of a model. Raises `UsageError` for weights that are not ours."""
+    weights = locate(source).weights
+    model, config = load_any(weights)
+    public, run = without_paths(config), weights.parent
+    notes = {name: _last(text) for name, text in notes_of(weights).items()}
+    write_folder(model, public, folder, notes)
+    save_config(public, folder / CONFIG_FILE)
+    beside = source.is_dir()  # weights alone may lie beside the results of others
+    card = Card(
+        name,
+        public,
+        count_parameters(model),
+        read_evaluation(run) if beside and not isinstance(model, Classifier) else None,
+        read_classification(run) if beside and isinstance(model, Classifier) else None,
+        licence,
+        notes.get("converted_from"),
+    )
+    (folder / CARD).write_text(card.text())
+
+
+C = TypeVar("C", bound=Config)
+
+
+def without_paths(config: C) -> C:
+    """The config with the last names of its paths alone: what is pushed is public."""
+    data = config.data
+    data = replace(
+        data,
+        root=_last(data.root),
+        more=tuple(_last(one) for one in data.more),
+        eval_root=data.eval_root and _last(data.eval_root),
+        cache=type(data)().cache,
+    )
+    changed = {"data": data, "train": replace(config.train, init=config.train.init and _last(config.train.init))}
+    if isinstance(config, FinetuneConfig):
+        head = config.head
+        changed["head"] = replace(head, source=_last(head.source), val_root=head.val_root and _last(head.val_root))
+    return replace(config, **changed)
+
+
+def _last(path: str) -> str:
+    return PurePath(path).name or path
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,57 @@
+"""Blocks of a vision transformer in a file, as parameters of our `SelfBlock`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffmavil.model.exchange.names import Names
+from diffmavil.model.exchange.state import Tensors
+
+ENDS = ("weight", "bias")
+
+
+def depth_of(state: Tensors, names: Names) -> int:
+    """How many blocks there are."""
+    depth = 0
+    while names.keys(depth, "attn.proj.weight")[0] in state:
+        depth += 1
+    return depth
+
+
+def hidden_of(state: Tensors, names: Names) -> int:
+    """The width inside the MLPs."""
+    return len(state.take(names.keys(0, "mlp.0.bias")[0]))
+
+
+def take_block(state: Tensors, names: Names, number: int, width: int, hidden: int) -> dict[str, Tensor]:
+    """Name -> parameter of our block.
+
+    Raises:
+        ValueError: one that is missing, not finite, or of a shape that does not fit the others.
+    """
+    shapes = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.0": (hidden, width)}
+    shapes["mlp.2"] = (width, hidden)
+    block = {}
+    for part, shape in shapes.items():
+        block[f"{part}.weight"] = state.take_all(names.keys(number, f"{part}.weight"), shape)
+        block[f"{part}.bias"] = _bias(state, names, number, part, shape[0])
+    for part in ("norm1", "norm2"):
+        block |= {f"{part}.{end}": state.take_all(names.keys(number, f"{part}.{end}"), (width,)) for end in ENDS}
+    return block
+
+
+def _bias(state: Tensors, names: Names, number: int, part: str, length: int) -> Tensor:
+    """Zeros where the names or the whole file have none for queries, keys and values."""
+    keys = names.bias_keys(number, part)
+    if part == "attn.qkv" and without_bias(state, names):
+        keys = [None] * len(keys)
+    each = length // len(keys)
+    return torch.cat([torch.zeros(each) if key is None else state.take(key, (each,)) for key in keys])
+
+
+def without_bias(state: Tensors, names: Names) -> bool:
+    """Whether queries, keys and values have no bias at all in this file."""
+    depth = depth_of(state, names)
+    keys = [key for number in range(depth) for key in names.bias_keys(number, "attn.qkv") if key is not None]
+    return not any(key in state for key in keys)

@@ -1,0 +1,81 @@
+"""`attention` as one more attention function of transformers, for the modules of one model.
+
+transformers picks a function by the name in a module's config. The modules of a patched model see their config through
+`SeenConfig`, which gives our function's name where the model asks for "sdpa": the config itself, which other models may
+share and which is saved, stays as it is. A model that asks for "eager", "flash_attention_2" or another gets it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import Tensor, nn
+
+from maekernels import attention
+
+NAME = "maekernels"
+
+
+class SeenConfig:
+    """A config with our attention in the place of sdpa."""
+
+    def __init__(self, config: Any) -> None:
+        self.__dict__["config"] = config
+
+    @property
+    def _attn_implementation(self) -> str:
+        name = self.config._attn_implementation
+        return NAME if name == "sdpa" else name
+
+    def __getattr__(self, name: str) -> Any:
+        # Copying and pickling ask before there is a config.
+        if name == "config" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.config, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.config, name, value)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """In transformers' terms: query [B, H, N, D] and so on -> [B, N, H, D], and no weights, as its sdpa.
+
+    What the op does not have (masks, dropout, causality, another scale) is computed by transformers' own sdpa.
+    """
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    scale = query.shape[-1] ** -0.5
+    ours = attention_mask is None and not dropout and not causal and scaling in (None, scale)
+    if not ours or key.shape != value.shape or key.shape[1] != query.shape[1]:
+        sdpa = _functions()["sdpa"]
+        args = (module, query, key, value, attention_mask)
+        return sdpa(*args, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
+    return attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)), None
+
+
+def _functions() -> Any:
+    return importlib.import_module("transformers.modeling_utils").ALL_ATTENTION_FUNCTIONS
+
+
+def replace_attention(modules: list[nn.Module]) -> None:
+    """Let these modules of transformers, which choose a function by their config, take ours for sdpa."""
+    if NAME not in _functions():
+        _functions().register(NAME, attention_forward)
+    for module in modules:
+        module.__dict__["config"] = SeenConfig(module.config)  # as it was held, past nn.Module's own attributes
+
+
+def restore_attention(module: nn.Module) -> None:
+    seen = module.__dict__.get("config")
+    if isinstance(seen, SeenConfig):
+        module.__dict__["config"] = seen.config

@@ -1,0 +1,174 @@
+"""What a fork of MAE, AudioMAE, CrossMAE or VideoMAE calls where it had its own code.
+
+    random_masking       MAE's method of this name: same arguments, same three results
+    tube_mask            VideoMAE's boolean mask: one set of places, hidden in every frame
+    masked_ids           the token numbers behind a boolean mask, without waiting for the device
+    MaskedPatchEmbed     embeds the visible patches alone, by the weights of the convolution that embedded them all
+
+Shapes: B samples, N tokens of which K are visible, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maekernels import MaskIds, gather_tokens, patchify, random_mask
+from maekernels._checks import FLOATS, check, check_ids, describe
+from maekernels._pixels import MAX_CHANNELS
+
+
+def random_masking(
+    x: Tensor, mask_ratio: float, *, seed: int | Tensor | None = None, offset: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """MAE's `random_masking`: keep int(N (1 - mask_ratio)) tokens of each sample.
+
+    The kept tokens keep their order, where MAE shuffles them; `ids_restore` says where each token went, so that the
+    usual `gather` of kept tokens and mask tokens puts all of them back.
+
+    Args:
+        x: float [B, N, D].
+        mask_ratio: in [0, 1).
+        seed: as in `random_mask`. None takes one from torch's generator of the device, as MAE takes its noise.
+        offset: as in `random_mask`, with a seed of one's own.
+
+    Returns:
+        x_masked [B, K, D]; mask float32 [B, N], 0 kept and 1 removed; ids_restore int64 [B, N].
+    """
+    check(x.dim() == 3 and x.dtype in FLOATS, "x", describe(x), "a float tensor [B, N, D]")
+    check(0 <= mask_ratio < 1, "mask_ratio", mask_ratio, "in [0, 1)")
+    batch, length, _ = x.shape
+    keep = int(length * (1 - mask_ratio))
+    if seed is None:
+        seed = torch.randint(2**63 - 1, (), device=x.device)
+    ids = random_mask(batch, length, keep, seed=seed, offset=offset, device=x.device)
+    ids_shuffle = torch.cat(ids, dim=1).long()
+    mask = torch.ones(batch, length, device=x.device).scatter_(1, ids_shuffle[:, :keep], 0.0)
+    return gather_tokens(x, ids.ids_keep), mask, inverse(ids_shuffle)
+
+
+def inverse(ids: Tensor) -> Tensor:
+    """Where each token is in a permutation: int64 [B, N] -> int64 [B, N]. Its own inverse."""
+    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    return torch.empty_like(ids).scatter_(1, ids, places)
+
+
+def tube_mask(
+    batch: int,
+    frames: int,
+    patches: int,
+    mask_ratio: float,
+    *,
+    seed: int | Tensor,
+    offset: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """VideoMAE's tube masks: bool [B, frames * patches], True where hidden, the same places in every frame.
+
+    Args:
+        frames: of tokens, i.e. frames of the clip / tubelet size.
+        patches: of one frame.
+        mask_ratio: int(mask_ratio * patches) of them are hidden, as VideoMAE counts.
+        seed, offset, device: as in `random_mask`: the mask of a clip follows from (seed, its number) alone.
+    """
+    check(frames > 0 and patches > 0, "frames, patches", (frames, patches), "positive")
+    check(0 <= mask_ratio < 1, "mask_ratio", mask_ratio, "in [0, 1)")
+    keep = patches - int(mask_ratio * patches)
+    visible = random_mask(batch, patches, keep, seed=seed, offset=offset, device=device).ids_keep.long()
+    hidden = torch.ones(batch, patches, dtype=torch.bool, device=visible.device).scatter_(1, visible, False)
+    return hidden.repeat(1, frames)
+
+
+def masked_ids(mask: Tensor, masked: int | None = None) -> MaskIds:
+    """The token numbers of a boolean mask [B, N], True where hidden, as many in every sample.
+
+    Args:
+        masked: how many of each sample. None reads it from the mask, which waits for the device; a number that is given
+            is checked on the device, where a wrong one stops the process with an assertion.
+
+    Returns:
+        ids_keep and ids_mask, int64, each ascending.
+
+    Raises:
+        ValueError: not such a mask, or samples of unequal numbers, where that can be seen without waiting.
+    """
+    check(mask.dim() == 2 and mask.dtype == torch.bool, "mask", describe(mask), "bool [B, N], True where hidden")
+    length = mask.shape[1]
+    counts = mask.sum(1)
+    if masked is None:
+        low, high = (int(count) for count in counts.aminmax()) if len(mask) else (0, 0)
+        check(low == high, "mask", f"{low} to {high} masked tokens", "as many in every sample")
+        masked = low
+    check(0 <= masked <= length, "masked", masked, f"in [0, {length}]")
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        right = bool((counts == masked).all())
+        check(right, "mask", f"{counts.tolist()} masked tokens", f"masked={masked} of every sample")
+    else:
+        torch.ops.aten._assert_async.msg(
+            (counts == masked).all(), f"mask: must hide masked={masked} tokens of every sample"
+        )
+    # A stable sort of 0 and 1: the visible in order, then the masked in order.
+    order = mask.to(torch.uint8).argsort(dim=1, stable=True)
+    return MaskIds(*order.split([length - masked, masked], dim=1))
+
+
+class MaskedPatchEmbed(nn.Module):
+    """Embeds chosen patches: conv(x).flatten(2).mT[:, ids] without the others.
+
+    conv: the Conv2d or Conv3d that embeds all patches; it stays where it is and keeps its weights: the module holds no
+        parameters of its own, and nothing of it is in a state_dict.
+    mean, std: of the pixels, for each channel; needed for uint8 pixels, which are taken as x / 255 and so are never
+        stored as floats.
+    """
+
+    def __init__(
+        self, conv: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        problem = unknown_embedding(conv)
+        check(problem is None, "conv", conv, f"an embedding of patches by Conv2d or Conv3d: {problem}")
+        check((mean is None) == (std is None), "std", std, f"given with mean={mean}, or left out with it")
+        # In a tuple it is not registered: its owner saves, moves and trains it.
+        self.held = (conv,)
+        self.mean, self.std = mean, std
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        """x [B, C, H, W] or [B, C, T, H, W], ids [B, K] -> [B, K, D]."""
+        check(x.dtype != torch.uint8 or self.mean is not None, "x", describe(x), "float without mean and std")
+        return embed_patches(self.held[0], x, ids, self.mean, self.std, channels_first=True)
+
+
+def unknown_embedding(conv: nn.Module) -> str | None:
+    """Why `conv` is not a plain embedding of patches that do not overlap; None: it is."""
+    if type(conv) not in (nn.Conv2d, nn.Conv3d):
+        return f"it is a {type(conv).__name__}"
+    assert isinstance(conv, nn.Conv2d | nn.Conv3d)
+    if conv.stride != conv.kernel_size:
+        return f"its stride is {conv.stride}, its kernel {conv.kernel_size}"
+    if any(conv.padding) or any(d != 1 for d in conv.dilation) or conv.groups != 1:
+        return "it has padding, dilation or groups"
+    if conv.in_channels > MAX_CHANNELS:
+        return f"it has {conv.in_channels} channels of at most {MAX_CHANNELS}"
+    return None
+
+
+def embed_patches(
+    conv: nn.Module,
+    x: Tensor,
+    ids: Tensor,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    *,
+    channels_first: bool,
+) -> Tensor:
+    """The patches `ids` by the weights of `conv`, [B, K, D]. Differentiable in the weights and in a float `x`."""
+    assert isinstance(conv, nn.Conv2d | nn.Conv3d)
+    check_ids(ids, x.shape[0], x.device)
+    dtype = conv.weight.dtype if x.dtype == torch.uint8 else x.dtype
+    mean, std = mean or [0.0] * conv.in_channels, std or [1.0] * conv.in_channels
+    patches = patchify(x, ids, conv.kernel_size, mean, std, dtype, channels_first=channels_first)
+    # [D, C, t, h, w] in the order of a patch, (t, h, w, c).
+    return F.linear(patches, conv.weight.movedim(1, -1).flatten(1), conv.bias)

@@ -1,0 +1,48 @@
+"""timm's ViT blocks: `attention` instead of its call of scaled_dot_product_attention, in a whole model or a part of it.
+
+The same function on CUDA; on a CPU in half precision `attention` chooses the faster way back. Modules that were told
+not to fuse (`fused_attn` False, e.g. to look at the weights), a mask, causality or dropout of weights are computed by
+timm's own code, call by call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from maekernels import attention
+from maekernels.integrations._instance import check_known, check_untouched, replace_forward
+
+KNOWN = ("eb6c9d13474199eb", "2c66a1038259e02a")
+"""timm 0.9 to 1.0.9 | 1.0.31."""
+MODULES = ("timm.models.vision_transformer", "timm.layers.attention")
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """timm's plain attention modules in the model."""
+    return [m for m in model.modules() if type(m).__name__ == "Attention" and type(m).__module__ in MODULES]
+
+
+def replace(model: nn.Module) -> None:
+    found = blocks(model)
+    for module in found:
+        check_known(type(module), "forward", KNOWN, "timm 0.9.16 to 1.0.31")
+        check_untouched(module)
+    for module in found:
+        replace_forward(module, _forward)
+
+
+def _forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    if attn_mask is not None or is_causal or not self.fused_attn or (self.training and self.attn_drop.p):
+        extra = () if attn_mask is None and not is_causal else (attn_mask, is_causal)
+        return type(self).forward(self, x, *extra)
+    batch, tokens, _ = x.shape
+    q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).unbind(2)
+    out = attention(self.q_norm(q), self.k_norm(k), v).reshape(batch, tokens, -1)
+    # From 1.0 on, where asked for.
+    if getattr(self, "norm", None) is not None:
+        out = self.norm(out)
+    if getattr(self, "gate", None) is not None:
+        out = out * self.gate(x).sigmoid()
+    return self.proj_drop(self.proj(out))

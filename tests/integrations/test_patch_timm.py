@@ -1,0 +1,116 @@
+"""timm's ViT blocks with our attention: the same numbers; what it does not have is left to timm."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from maekernels.integrations import patch, unpatch
+from tests.integrations.small_models import assert_alike, assert_same_bits, package
+
+
+class AnyName(type):
+    def __getattr__(cls, name: str) -> str:
+        return name
+
+
+class StandIn(ModuleType):
+    """Any name of torchvision: timm's data and norms want some of them, its ViT none."""
+
+    __path__ = ()  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return AnyName(name, (), {})
+
+
+class Finder(MetaPathFinder, Loader):
+    def find_spec(self, fullname: str, *rest: Any) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname.partition(".")[0] == "torchvision" else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return StandIn(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_torchvision() -> None:
+    """PyPI's torchvision does not load beside a CPU-only torch: timm gets a stand-in for its import."""
+    if importlib.util.find_spec("torchvision") is None:
+        finder = Finder()
+        sys.meta_path.append(finder)
+        try:
+            package("timm.models.vision_transformer")
+        finally:
+            sys.meta_path.remove(finder)
+            for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+                del sys.modules[name]
+
+
+def make(**settings: Any) -> nn.Module:
+    vision = package("timm.models.vision_transformer")
+    torch.manual_seed(0)
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
+    return vision.VisionTransformer(**sizes | settings)
+
+
+def run(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    model.zero_grad()
+    out = model(torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)))
+    out.square().sum().backward()
+    return {"out": out}, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("settings", [{}, {"qk_norm": True}, {"qkv_bias": False}], ids=["plain", "qk-norm", "no bias"])
+def test_outputs_and_gradients(settings):
+    model = make(**settings)
+    expected = run(model)
+    patch(model)
+    for mine, theirs in zip(run(model), expected, strict=True):
+        assert_alike(mine, theirs)
+    unpatch(model)
+    for mine, theirs in zip(run(model), expected, strict=True):
+        assert_same_bits(mine, theirs)
+
+
+def test_one_block():
+    """What a fork of MAE built of timm's blocks has."""
+    block = package("timm.models.vision_transformer").Block(32, 4, qkv_bias=True)
+    x = torch.randn(2, 7, 32)
+    expected = block(x)
+    assert_alike({"x": patch(block)(x)}, {"x": expected})
+
+
+@pytest.mark.parametrize("settings", [{"attn_drop_rate": 0.5}, {"fused": False}], ids=["dropout", "not fused"])
+def test_left_to_timm(settings):
+    fused = settings.pop("fused", True)
+    model = make(**settings).train()
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused
+    found = []
+    for _ in range(2):
+        torch.manual_seed(4)
+        found.append(run(model)[0])
+        if len(found) == 1:
+            patch(model)
+    assert_same_bits(found[1], found[0])
+
+
+def test_masks_are_left_to_timm():
+    attention = package("timm.models.vision_transformer").Attention(32, 4)
+    x, mask = torch.randn(2, 7, 32), torch.rand(7, 7) < 0.7
+    mask.fill_diagonal_(True)
+    expected = attention(x, mask)
+    assert_same_bits({"x": patch(attention)(x, mask)}, {"x": expected})

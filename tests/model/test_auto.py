@@ -1,0 +1,110 @@
+"""transformers' Auto classes give what our own model gives, in the transformers that is installed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffmavil.config import Config, DiffusionConfig, FinetuneConfig, HeadConfig, ModelConfig
+from diffmavil.model import DiffMAViL
+from diffmavil.model.classifier import Classifier
+from diffmavil.model.exchange.folder import write_folder
+from tests.model.peers import transformers
+from tests.model.small import SMALL
+from tests.model.test_foreign_settings import bare
+from tests.model.test_graphs import inputs
+
+VARIANTS = {
+    "diffused": replace(SMALL, diffusion=DiffusionConfig()),
+    "mask tokens": SMALL,
+    "sequence": bare(SMALL),
+    "stored": bare(SMALL, "stored"),
+}
+
+
+@pytest.fixture
+def auto() -> Any:
+    """transformers, with our classes registered, twice."""
+    package = transformers()
+    from diffmavil.model.auto import register_auto_classes
+
+    register_auto_classes()
+    register_auto_classes()
+    return package
+
+
+def read(read_it: Callable[[], Any]) -> Any:
+    with warnings.catch_warnings():  # of transformers' own
+        warnings.simplefilter("ignore")
+        return read_it()
+
+
+def same(ours: torch.nn.Module, theirs: torch.nn.Module) -> bool:
+    """Parameters and buffers, those too that no file holds."""
+    for kind in ("named_parameters", "named_buffers"):
+        one, other = dict(getattr(ours, kind)()), dict(getattr(theirs, kind)())
+        if one.keys() != other.keys() or not all(torch.equal(one[name], other[name]) for name in one):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("config", list(VARIANTS.values()), ids=list(VARIANTS))
+def test_auto_model(auto: Any, tmp_path: Path, config: ModelConfig) -> None:
+    torch.manual_seed(0)
+    model = DiffMAViL(config).eval()
+    if config.encoder.positions == "stored":
+        model.video.encoder.embed.positions.normal_()
+    write_folder(model, Config(model=config), tmp_path / "ours")
+    found = read(lambda: auto.AutoModel.from_pretrained(tmp_path / "ours"))
+    assert same(model, found.model)
+    video, spec = inputs(2)
+    features = model.features(video, spec)
+    with torch.no_grad():
+        out = found(video=video, spec=spec)
+    for name, value in features._asdict().items():
+        assert torch.equal(value, out[name])
+    found.save_pretrained(tmp_path / "theirs")
+    assert same(model, read(lambda: auto.AutoModel.from_pretrained(tmp_path / "theirs")).model)
+
+
+def test_one_modality_needs_no_other_input(auto: Any, tmp_path: Path) -> None:
+    config = replace(SMALL, modalities="audio")
+    model = DiffMAViL(config).eval()
+    write_folder(model, Config(model=config), tmp_path)
+    found = read(lambda: auto.AutoModel.from_pretrained(tmp_path))
+    _, spec = inputs(2)
+    out = found(spec=spec)
+    assert out.video is None
+    assert out.fused is None
+    assert torch.equal(out.audio, model.features(torch.empty(2, 0, 0, 0, 3), spec).audio)
+    with pytest.raises(ValueError, match="video, spec: both None"):
+        found()
+
+
+def test_a_classifier(auto: Any, tmp_path: Path) -> None:
+    config = FinetuneConfig(model=SMALL, head=HeadConfig(classes=("cat", "dog", "owl"), labels="one", fusion_depth=1))
+    torch.manual_seed(0)
+    model = Classifier(SMALL, config.head).eval()
+    write_folder(model, config, tmp_path)
+    found = read(lambda: auto.AutoModelForVideoClassification.from_pretrained(tmp_path))
+    assert found.classes == ("cat", "dog", "owl")
+    video, spec = inputs(2)
+    with torch.no_grad():
+        scores = model.scores(video, spec, torch.tensor([64, 64]))
+        torch.testing.assert_close(found(video=video, spec=spec).logits.softmax(dim=1), scores)
+
+
+def test_from_config_starts_as_ours(auto: Any, tmp_path: Path) -> None:
+    config = VARIANTS["diffused"]
+    write_folder(DiffMAViL(config), Config(model=config), tmp_path)
+    told = auto.AutoConfig.from_pretrained(tmp_path)
+    torch.manual_seed(3)
+    ours = DiffMAViL(config)
+    torch.manual_seed(3)
+    assert same(ours, read(lambda: auto.AutoModel.from_config(told)).model)
