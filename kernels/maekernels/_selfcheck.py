@@ -14,6 +14,7 @@ from torch import Tensor
 
 from maekernels import _native
 from maekernels._native_cuda import native_ops
+from maekernels._pixels import NormPix
 from maekernels.add_noise import add_noise
 from maekernels.attention import Segments, attention
 from maekernels.diffuse_patches import diffuse_patches
@@ -31,6 +32,7 @@ Case = Callable[..., tuple[Tensor, list[Tensor]]]
 """(device, dtype, backend) -> what the op gives, and the leaves that have a gradient."""
 
 PATCH, MEAN, STD = (2, 4, 4), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+NORMS: tuple[NormPix, ...] = (False, True, "channel")
 BATCH, TOKENS, VISIBLE, WIDTH = 3, 64, 13, 48
 SEED, OFFSET = 2**40 + 5, 7
 
@@ -152,13 +154,13 @@ def _add_noise(device: torch.device, dtype: torch.dtype, backend: str) -> tuple[
 
 def _diffuse(device: torch.device, dtype: torch.dtype, backend: str) -> tuple[Tensor, list[Tensor]]:
     args = (_pixels(device), _ids(device), PATCH, MEAN, STD, _alpha_bar(device), SEED, OFFSET)
-    return torch.stack([diffuse_patches(*args, norm, dtype, backend=backend) for norm in (False, True)]), []
+    return torch.stack([diffuse_patches(*args, norm, dtype, backend=backend) for norm in NORMS]), []
 
 
 def _masked_mse(device: torch.device, dtype: torch.dtype, backend: str) -> tuple[Tensor, list[Tensor]]:
     pred = _leaf((BATCH, VISIBLE, 96), 7, device, dtype)
     args = (pred, _pixels(device), _ids(device), PATCH, MEAN, STD)
-    return torch.stack([masked_mse(*args, norm, backend=backend) for norm in (False, True)]), [pred]
+    return torch.stack([masked_mse(*args, norm, backend=backend) for norm in NORMS]), [pred]
 
 
 def _info_nce(device: torch.device, dtype: torch.dtype, backend: str) -> tuple[Tensor, list[Tensor]]:

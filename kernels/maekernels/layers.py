@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from maekernels._pixels import NormPix
 from maekernels.masked_mse import masked_mse
 from maekernels.patchify import patchify
 from maekernels.scatter_tokens import scatter_tokens
@@ -48,7 +49,7 @@ class MaskedMSE(nn.Module):
     patch: Sequence[int]
     mean: Sequence[float]
     std: Sequence[float]
-    norm_pix: bool
+    norm_pix: NormPix
 
     def forward(self, pred: Tensor, x: Tensor, ids: Tensor) -> Tensor:
         return masked_mse(pred, x, ids, self.patch, self.mean, self.std, self.norm_pix)
