@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
 .PHONY: help install check format test test-plain test-reference test-interpreter test-aot test-asan test-builds \
-	test-versions test-dali test-torchcodec test-transformers aot cuda-report demo clean
+	test-versions test-dali test-torchcodec test-transformers test-hub aot cuda-report wheel hub demo clean
 
 help:
 	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: 9 to 10 minutes)"
@@ -21,18 +21,20 @@ help:
 	@echo "make test-versions TORCH=2.15.0   the suite beside another torch, in .venv-2.15.0 (gigabytes)"
 	@echo "make test-dali, test-torchcodec   the optional decoders, which are installed for it (DALI: 700 MB)"
 	@echo "make test-transformers   with transformers in both its generations, timm, ONNX, wandb, MLflow and parquet"
+	@echo "make test-hub  the kernel Hub's repository, loaded by Hugging Face's package kernels, which is installed for it"
+	@echo "make wheel, make hub   sdists and wheels into dist/; the repository for the kernel Hub into dist/hub"
 	@echo "make install  only the virtual environment ($(VENV))"
 
 # torch comes first, from the constraints file: what follows then finds it satisfied, and compiles against its headers;
 # an isolated build would download it once more.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
+SOURCES := pyproject.toml kernels/pyproject.toml kernels/setup.py constraints.txt $(wildcard csrc/*/*)
 
 $(STAMP): $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch setuptools wheel ninja
-	$(PIP) --no-build-isolation -e '.[train]'
+	$(PIP) --no-build-isolation -e kernels -e '.[train]'
 	@touch $@
 
 # What tests and checks need, and the demo does not. `pip install -e '.[dev]'` would build the package once more.
@@ -82,6 +84,9 @@ test-torchcodec: $(DEV)
 test-transformers: $(DEV)
 	PYTHON=$(BIN)/python tests/install/transformers.sh
 
+test-hub: $(DEV)
+	PYTHON=$(BIN)/python tests/install/hub.sh
+
 # Triton decides at import whether kernels are interpreted, and the gate replaces its driver: own processes.
 test-interpreter: $(DEV)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
@@ -95,6 +100,12 @@ aot: $(DEV)
 cuda-report: $(DEV)
 	$(BIN)/python tests/csrc/resources.py
 
+wheel: $(STAMP)
+	PYTHON=$(BIN)/python .ci/wheel dist
+
+hub: $(STAMP)
+	$(BIN)/python kernels/hub/make.py dist/hub $(if $(REPOSITORY),--repository $(REPOSITORY))
+
 demo: $(STAMP)
 	$(BIN)/python -m diffmavil.train $(DEMO_PRESET) --run-dir $(DEMO_DIR) --resume --train.steps 875 \
 		--train.no-report
@@ -103,4 +114,4 @@ demo: $(STAMP)
 	$(BIN)/python -m diffmavil.evaluate --run-dir $(DEMO_DIR)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info kernels/build kernels/*.egg-info .pytest_cache .ruff_cache

@@ -42,7 +42,8 @@ if [ "${#stages[@]}" = 0 ]; then
 fi
 python="${PYTHON:-python3}"
 if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
-export PYTHONPATH="kernels:.${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+python="$(realpath -s "$(command -v "$python")")" # one step runs in another folder
+export PYTHONPATH="$PWD/kernels:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
@@ -85,7 +86,7 @@ if "$python" -c 'import xdist' 2> /dev/null; then side_by_side=(-n "$((cores < 8
 gpu_tests=(tests/ops/test_gpu.py tests/csrc/test_cuda_gpu.py tests/training/test_step_on_gpu.py tests/data/test_augment.py)
 
 correctness() {
-    run_step build 200 "$python" setup.py -q build_ext --inplace
+    run_step build 200 env -C kernels "$python" setup.py -q build_ext --inplace
     if [ "$rehearse" = 1 ]; then
         run_step tests-gpu 560 env GPU_TESTS_ON=cpu "${tests[@]}" "${side_by_side[@]}" "${gpu_tests[@]}" -m gpu
         run_step tests-cpu 120 "${tests[@]}" tests/ops/test_gather_tokens.py -m "not gpu and not slow"

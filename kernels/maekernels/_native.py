@@ -17,7 +17,7 @@ def _load() -> str:
     if os.environ.get("MAEKERNELS_NATIVE", "1") == "0":
         return "MAEKERNELS_NATIVE=0 switches the native kernels off"
     try:
-        importlib.import_module("maekernels._C")
+        importlib.import_module(f"{__package__}._C")
     except ModuleNotFoundError:
         return "the native kernels were not built with this package"
     except ImportError as error:

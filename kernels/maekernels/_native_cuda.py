@@ -26,9 +26,9 @@ def native_ops() -> Any | None:
 @cache
 def _load() -> Any | None:
     """A library that is there but does not load is an error: silence would hide a broken install."""
-    if importlib.util.find_spec("maekernels._C_cuda") is None:
+    if importlib.util.find_spec(f"{__package__}._C_cuda") is None:
         return None
-    importlib.import_module("maekernels._C_cuda")
+    importlib.import_module(f"{__package__}._C_cuda")
     return torch.ops.maekernels_cuda
 
 

@@ -38,9 +38,9 @@ Run = Callable[..., bytes]
 
 
 def setup_flags(name: str) -> list[str]:
-    """A list of flags of setup.py, which is a script and cannot be imported."""
-    found = re.search(rf"^{name} = (\[.*?\])", (ROOT / "setup.py").read_text(), re.M | re.S)
-    assert found, f"setup.py has no {name}"
+    """A list of flags of kernels/setup.py, which is a script and cannot be imported."""
+    found = re.search(rf"^{name} = (\[.*?\])", (ROOT / "kernels" / "setup.py").read_text(), re.M | re.S)
+    assert found, f"kernels/setup.py has no {name}"
     return ast.literal_eval(found[1])
 
 

@@ -7,7 +7,7 @@
 # Python itself keeps memory until the end.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-python="${PYTHON:-.venv/bin/python}"
+python="$(realpath -s "${PYTHON:-.venv/bin/python}")"
 build="$(mktemp -d)"
 trap 'rm -rf "$build"' EXIT
 
@@ -15,7 +15,7 @@ cp -r kernels/maekernels "$build/"
 rm -f "$build"/maekernels/_C*.so
 flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1"
 CFLAGS="$flags" LDFLAGS="$flags" MAEKERNELS_SKIP_CUDA=1 MAX_JOBS="${MAX_JOBS:-2}" PATH="$(dirname "$python"):$PATH" \
-    "$python" setup.py -q build_ext --build-lib "$build" --build-temp "$build/temp"
+    env -C kernels "$python" setup.py -q build_ext --build-lib "$build" --build-temp "$build/temp"
 
 # libstdc++ too: the sanitizer looks for its exceptions when the process starts, before torch has loaded it.
 export LD_PRELOAD="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libstdc++.so)"

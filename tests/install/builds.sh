@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The ways to build the package: each must end with a package that imports, with native kernels where they can be.
+# The ways to build maekernels: each must end with a package that imports, with native kernels where they can be; and what
+# is published, installed into an environment that has nothing.
 #
 #     tests/install/builds.sh        PYTHON names an interpreter with the installed project (default .venv/bin/python)
 #     OLD_TORCH=/path/to/python tests/install/builds.sh        also load the wheel there, beside an older torch
 #
-# The isolated build downloads torch (constraints.txt) and compiles everything; the others reuse what is installed.
+# The isolated build and the empty environment download torch (constraints.txt); the others reuse what is installed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python="$(realpath -s "${PYTHON:-.venv/bin/python}")"
@@ -52,23 +53,35 @@ wheel() {
     uses "$work/$name/unpacked" "$clean" "$expected" "$work/$name/unpacked"
 }
 
-echo "== sdist"
-"$python" setup.py -q sdist --dist-dir "$work/sdist" > sdist.log 2>&1 || { cat sdist.log; exit 1; }
+echo "== what is published"
+PYTHON="$python" .ci/wheel "$work/dist"
 
-wheel isolated-from-sdist native "$work"/sdist/*.tar.gz
+echo "== an empty environment"
+"$python" -m venv empty
+empty="$work/empty/bin/python"
+"$empty" -m pip install --quiet "$work"/dist/maekernels-*.whl
+uses "$work/empty" "$empty" native ""
+(cd / && "$empty" -m maekernels)
+"$empty" -c 'import importlib.util as u; found = [n for n in ("numpy", "einops") if u.find_spec(n)]; assert not found, found'
+# diffmavil asks for it, and gets it without an index.
+"$empty" -m pip install --quiet --no-deps "$work"/dist/diffmavil-*.whl
+"$empty" -m pip check
+
+wheel isolated-from-sdist native "$work"/dist/maekernels-*.tar.gz
 if [ -n "${OLD_TORCH:-}" ]; then uses "$work/isolated-from-sdist/unpacked" "$OLD_TORCH" native "$work/isolated-from-sdist/unpacked"; fi
 
-MAEKERNELS_SKIP_CPU=1 wheel skipped torch --no-build-isolation .
+MAEKERNELS_SKIP_CPU=1 wheel skipped torch --no-build-isolation ./kernels
 
-rm -rf build
-CC=false CXX=false wheel no-compiler torch --no-build-isolation .
+rm -rf kernels/build
+CC=false CXX=false wheel no-compiler torch --no-build-isolation ./kernels
 grep -q "the native CPU kernels are not built" "$work/no-compiler.log"
 
-rm -rf build
-CFLAGS="-include missing.h" wheel failing-compile torch --no-build-isolation .
+rm -rf kernels/build
+CFLAGS="-include missing.h" wheel failing-compile torch --no-build-isolation ./kernels
 grep -q "the native CPU kernels are not built" "$work/failing-compile.log"
 
 echo "== editable"
-rm -rf build
-"$clean" -m pip install --quiet --no-deps --no-build-isolation -e .
+rm -rf kernels/build
+"$clean" -m pip install --quiet --no-deps --no-build-isolation -e kernels -e .
 uses "$work/kernels" "$clean" native ""
+(cd / && "$clean" -c 'import diffmavil; assert diffmavil.__file__.startswith("'"$work"'"), diffmavil.__file__')

@@ -25,24 +25,24 @@ echo "torch==$torch" > constraints.txt
 case "$torch" in 2.1[123].*) echo 'numpy<2.4' >> constraints.txt ;; esac # triton 3.6 and 3.7 interpret kernels with no later one
 export PIP_CONSTRAINT="$work/constraints.txt"
 
-# native NAME INTERPRETER: build a wheel, and put its extension under the tests.
+# native NAME INTERPRETER: build the wheels, and put the extension under the tests.
 native() {
-    rm -rf build kernels/maekernels/*.so
-    env -u PIP_CONSTRAINT "$2" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work/$1" .
-    "$2" -m zipfile -e "$work/$1"/*.whl "$work/$1/unpacked"
+    rm -rf kernels/build kernels/maekernels/*.so
+    env -u PIP_CONSTRAINT "$2" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$work/$1" ./kernels .
+    "$2" -m zipfile -e "$work/$1"/maekernels-*.whl "$work/$1/unpacked"
     cp "$work/$1"/unpacked/maekernels/*.so kernels/maekernels/
 }
 
 echo "== the wheel, built on torch $("$builder" -c 'import torch; print(torch.__version__)')"
 native elsewhere "$builder"
-wheel="$(echo "$work"/elsewhere/*.whl)"
+wheels=("$work"/elsewhere/maekernels-*.whl "$work"/elsewhere/diffmavil-*.whl)
 
 echo "== torch $torch in $venv"
 test -x "$venv/bin/python" || "${PYTHON:-python3}" -m venv "$venv"
 python="$venv/bin/python"
 "$python" -m pip install --quiet "torch==$torch" setuptools wheel ninja
-"$python" -m pip install --quiet --upgrade --upgrade-strategy eager "$wheel[train,dev]"
-"$python" -m pip install --quiet --force-reinstall --no-deps "$wheel"
+"$python" -m pip install --quiet --upgrade --upgrade-strategy eager "${wheels[0]}" "${wheels[1]}[train,dev]"
+"$python" -m pip install --quiet --force-reinstall --no-deps "${wheels[@]}"
 "$python" -m pip check
 "$python" --version
 "$python" -m pip list --format freeze | grep -iE '^(torch|triton|av|numpy|torchaudio|torchmetrics|torchcodec)=='

@@ -1,5 +1,7 @@
 """The native kernels of csrc/. All else is in pyproject.toml.
 
+csrc/ lies beside this folder in a checkout, and in this folder in an sdist, which takes it along.
+
 MAEKERNELS_SKIP_CPU=1 and MAEKERNELS_SKIP_CUDA=1 leave one out. What cannot be built is named and left out too: the
 install succeeds, and the ops run on torch and Triton.
 
@@ -14,10 +16,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from glob import glob
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.sdist import sdist
 
 try:
     from torch.utils import cpp_extension
@@ -31,9 +33,17 @@ HIDDEN = ["-fvisibility=hidden"]
 NVCC = ["-std=c++20", "-O3", "--cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden", "-DUSE_CUDA"]
 ARCHITECTURES = ("80", "90a", "100")
 
+HERE = Path(__file__).resolve().parent
+CSRC = (HERE if (HERE / "PKG-INFO").exists() else HERE.parent) / "csrc"
+
 
 def say(what: str, why: object) -> None:
     print(f"maekernels: the native {what} kernels are not built: {why}", file=sys.stderr, flush=True)
+
+
+def sources_of(pattern: str) -> list[str]:
+    """Absolute: the object files of relative ones above this folder would lie above the build's."""
+    return sorted(str(path) for path in CSRC.glob(pattern))
 
 
 def extensions() -> list:
@@ -41,27 +51,28 @@ def extensions() -> list:
         say("CPU and CUDA", "torch is not in the build's environment")
         return []
     found = []
-    cuda = sorted(glob("csrc/cuda/*.cu"))
-    for what, name, sources, missing in (
-        ("CPU", "maekernels._C", sorted(glob("csrc/cpu/*.cpp")), None),
-        ("CUDA", "maekernels._C_cuda", sorted(glob("csrc/cuda/*.cpp")), None if shutil.which("nvcc") else "no nvcc"),
+    for what, name, missing in (
+        ("CPU", "maekernels._C", None),
+        ("CUDA", "maekernels._C_cuda", None if shutil.which("nvcc") else "no nvcc"),
     ):
+        sources = sources_of(f"{what.lower()}/*.cpp")
         if os.environ.get(f"MAEKERNELS_SKIP_{what}", "0") not in ("", "0"):
             say(what, f"MAEKERNELS_SKIP_{what} is set")
         elif missing:
             say(what, missing)
-        elif sources:
+        elif not sources:
+            say(what, f"{CSRC / what.lower()} has no sources")
+        else:
             flags = {"cxx": [*CXX, *HIDDEN, *DEFINES]}
-            ext = cpp_extension.CppExtension(name, sources, extra_compile_args=flags, py_limited_api=True)
-            ext.what, ext.cuda = what, cuda if what == "CUDA" else []
-            found.append(ext)
+            found.append(cpp_extension.CppExtension(name, sources, extra_compile_args=flags, py_limited_api=True))
     return found
 
 
 def compile_cuda(source: str, folder: str) -> str:
     """The object file of a .cu."""
-    target = Path(folder, source).with_suffix(".o")
+    target = Path(folder, "cuda", Path(source).name).with_suffix(".o")
     target.parent.mkdir(parents=True, exist_ok=True)
+    assert cpp_extension is not None
     include = [f"-I{path}" for path in cpp_extension.include_paths()]
     archs = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
     subprocess.run(["nvcc", "-c", *NVCC, *DEFINES, *archs, *include, source, "-o", str(target)], check=True)
@@ -75,24 +86,39 @@ def cuda_runtime() -> list[str]:
     return [*shlex.split(folders), "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
 
 
-commands = {}
+class SourcesToo(sdist):
+    """An sdist with a copy of csrc."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        shutil.copytree(CSRC, Path(base_dir, "csrc"), ignore=shutil.ignore_patterns("__pycache__", "*.o"))
+
+
+commands: dict[str, type] = {"sdist": SourcesToo}
 if cpp_extension is not None:
 
     class BuildEach(cpp_extension.BuildExtension):
         """Build each extension by itself, and go on without one that fails."""
 
+        def get_source_files(self) -> list[str]:
+            """None for the manifest: absolute names do not belong into an sdist, which copies csrc itself."""
+            return []
+
         def build_extensions(self) -> None:
             wanted, built = self.extensions, []
             for ext in wanted:
                 self.extensions = [ext]
+                what = "CUDA" if ext.name.endswith("_cuda") else "CPU"
                 try:
-                    if ext.cuda:
-                        ext.extra_objects = [compile_cuda(source, self.build_temp) for source in ext.cuda]
+                    if what == "CUDA":
+                        ext.extra_objects = [
+                            compile_cuda(source, self.build_temp) for source in sources_of("cuda/*.cu")
+                        ]
                         ext.extra_link_args = cuda_runtime()
                     super().build_extensions()
                     built.append(ext)
                 except (Exception, SystemExit) as error:
-                    say(ext.what, str(error).strip().partition("\n")[0] or type(error).__name__)
+                    say(what, str(error).strip().partition("\n")[0] or type(error).__name__)
             self.extensions = built
 
     commands["build_ext"] = BuildEach
