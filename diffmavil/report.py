@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> None:
     folders = [*options.runs, *([options.run_dir] if options.run_dir else [])]
     path = options.out or (folders[0] / REPORT_FILE if len(folders) == 1 else Path(COMPARISON_FILE))
     with usage_errors():
-        check_writable("--out", path.absolute().parent)
+        inside = options.out is None and len(folders) == 1
+        check_writable("RUN" if inside else "--out", path.absolute().parent)
     console = open_console()
     console.print(f"report: {write_comparison(folders, path, options.clips, console)}")
 

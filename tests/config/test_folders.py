@@ -82,7 +82,7 @@ def test_every_command_looks_at_home(home: Path, capsys, monkeypatch: pytest.Mon
     cases = [
         (evaluate.main, ["--run-dir=~/run"], f"--run-dir {home}/run: holds no model.safetensors yet"),
         (evaluate.main, ["--run-dir=~/run", "--weights=~/w"], f"error: {home}/w: cannot be read as exported weights"),
-        (report.main, ["--run-dir=~/none"], f"--run-dir {home}/none: no such folder"),
+        (report.main, ["--run-dir=~/none"], f"RUN {home}/none: holds no run"),
         (prepare.main, ["~/none", "~/out"], f"SRC='{home}/none'"),
         (prepare.main, ["~/clips", "~/file"], f"OUT='{home}/file': cannot be written: Not a directory"),
         (prepare.main, ["~/clips", "~/out", "--csv=~/none"], f"--csv='{home}/none'"),
@@ -133,9 +133,9 @@ def test_a_run_folder_that_cannot_be_written(home: Path, capsys, monkeypatch: py
 
     (home / "run" / "model.safetensors").touch()
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    for main in (report.main, evaluate.main, train.main):
+    for main, name in ((report.main, "RUN"), (evaluate.main, "--run-dir"), (train.main, "--run-dir")):
         text = said(main, ["--run-dir", str(home / "run")], capsys, monkeypatch)
-        assert f"--run-dir='{home}/run': cannot be written: Read-only file system" in text
+        assert f"{name}='{home}/run': cannot be written: Read-only file system" in text
 
 
 def test_features_are_refused_before_they_are_computed(home: Path) -> None:
