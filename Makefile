@@ -12,7 +12,7 @@ DEV := $(VENV)/.installed-dev
 	test-versions test-dali test-torchcodec test-transformers test-hub aot cuda-report wheel hub demo clean
 
 help:
-	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: 9 to 10 minutes)"
+	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: 8 minutes)"
 	@echo "make test     the whole test suite"
 	@echo "make check    lint, format and type checks"
 	@echo "make aot      compile every Triton kernel for sm_80, sm_90, sm_100 and check its budget (no GPU needed)"
