@@ -32,6 +32,8 @@ from gate import (
 
 FUSED = {"enable_fp_fusion": True}
 """Triton 3.9 warns where a launch leaves it open."""
+SPILT = {"masked_mse backward odd video norm=2"}
+"""The moments of each channel of a patch whose sizes are no powers of two, which no model here has."""
 SPILT_SINCE_3_9 = {"random_mask odd 1x2049x33 torch.int64 False"}
 """Sorting 4,096 numbers in one block, which no preset does."""
 ARCHS = [pytest.param(arch, id=f"sm_{arch}") for arch in SHARED_LIMIT]
@@ -53,7 +55,7 @@ def test_odd_sizes_and_types_compile() -> None:
     assert not report.problems, "\n".join(report.problems)
     assert {binary.kernel for binary, _ in report.binaries.values()} == kernels_of("maekernels")
     spilt = [case for binary, cases in report.binaries.values() if binary.stack or binary.spills for case in cases]
-    assert set(spilt) <= (SPILT_SINCE_3_9 if version_of(triton.__version__) >= (3, 9) else set())
+    assert set(spilt) <= SPILT | (SPILT_SINCE_3_9 if version_of(triton.__version__) >= (3, 9) else set())
 
 
 # Planted faults
