@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import tyro
 from rich import box
@@ -40,9 +40,9 @@ class Options:
     """Weights of others to ours, and ours to others'. What was mapped, reshaped, interpolated and left over is printed;
     nothing in a file is ever run."""
 
-    source: tyro.conf.Positional[str]
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="IN")]]
     """A file, a folder with config.json, or owner/name on the Hub."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """NAME.safetensors, or a folder."""
     to: Format | None = None
     """diffmavil (of others' weights the default): one file that every command takes. transformers: a video branch as

@@ -7,7 +7,6 @@ gradients of a head that knows nothing change encoders more than they teach them
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from einops import rearrange
@@ -23,7 +22,7 @@ from diffmavil.model.classifier import Classifier
 from diffmavil.training.step import use_bf16
 
 MOST_CLIPS = 20_000
-"""That a probe is fitted to, evenly chosen: it is solved in float64 from all of them at once."""
+"""That a probe is fitted to, evenly spread over the set: it is solved in float64 from all of them at once."""
 
 
 def start_with_probe(
@@ -39,10 +38,7 @@ def start_with_probe(
     Raises:
         TooManyBadClips: no clip could be decoded.
     """
-    step = -(-len(clips) // MOST_CLIPS)
-    x, target = _seen(
-        model, config, replace(clips, clips=clips.clips[::step], parts=(), often=()), batch_size, progress
-    )
+    x, target = _seen(model, config, clips.spread(MOST_CLIPS), batch_size, progress)
     probe = fit_probe(x, target, "accuracy" if config.head.labels == "one" else "mAP", seed=config.train.seed)
     weight = probe.weight / rearrange(probe.standardise.std, "d -> d 1")
     bias = probe.bias - probe.standardise.mean @ weight

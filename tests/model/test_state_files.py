@@ -27,6 +27,18 @@ def test_torch_files(tmp_path: Path, nested: bool, old: bool) -> None:
     assert all(torch.equal(read[name], value) for name, value in STATE.items())
 
 
+def test_a_newer_pickle_that_torch_reads_is_read_without_a_word(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "x.pth", pickle_protocol=3)
+    assert read_state(tmp_path / "x.pth").keys() == STATE.keys()  # a warning would be an error here
+
+
+@pytest.mark.parametrize("whole", [STATE, {"extra": os.mkdir}], ids=["tensors", "code"])
+def test_a_pickle_of_a_newer_protocol_is_not_called_damaged(tmp_path: Path, whole: dict[str, object]) -> None:
+    torch.save(whole, tmp_path / "x.pth", pickle_protocol=4)
+    with pytest.raises(ValueError, match="is a pickle of a newer protocol than torch reads without running code"):
+        read_state(tmp_path / "x.pth")
+
+
 def test_content_and_not_the_name_tells_safetensors(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "x.pth")
     assert torch.equal(read_state(tmp_path / "x.pth")["a"], STATE["a"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -121,7 +122,9 @@ def _read_safetensors(path: Path, argument: str) -> dict[str, Tensor]:
 
 def _read_torch(path: Path, head: bytes, argument: str) -> object:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # Whether another protocol can be read shows when it is read.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
             # Mapped: of a training checkpoint with an optimiser in it, no more is read than is used.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle may raise any kind
@@ -129,6 +132,11 @@ def _read_torch(path: Path, head: bytes, argument: str) -> object:
         if code:
             # torch's own message advises to load it all the same.
             why = f"holds more than tensors ({code[1]}): code in a file is never run; save its tensors alone"
+            raise refusal(path, why, argument) from error
+        if "Unsupported operand" in str(error) and head.startswith(
+            (b"\x80", b"PK")
+        ):  # a pickle, alone or in torch's zip
+            why = "is a pickle of a newer protocol than torch reads without running code: torch.save its tensors again"
             raise refusal(path, why, argument) from error
         why = f"is damaged, or neither safetensors nor torch's: it begins with {head!r} ({type(error).__name__})"
         raise refusal(path, why, argument) from error
