@@ -53,6 +53,9 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Area of the random spatial crop relative to the frame, the same crop for all frames."""
     flip: bool = True
+    crops_kept: int = 0
+    """Random crops of each training clip; a clip's epochs take them in turn. Each is decoded once and then kept in
+    memory, the same in all decoding processes of a rank. 0: another crop each time, and nothing is kept."""
     augment: AugmentConfig = AugmentConfig()
     max_bad_share: float = 0.2
     """The run stops when more than this share of the clips tried could not be used."""
@@ -68,6 +71,7 @@ class DataConfig:
         require(0 < low <= high <= 1, "data.crop_scale", self.crop_scale, "two shares, 0 < low <= high <= 1")
         require(self.workers >= 0, "data.workers", self.workers, ">= 0")
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, ">= 1")
+        require(self.crops_kept >= 0, "data.crops_kept", self.crops_kept, ">= 0")
         require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "in [0, 1]")
         require(self.stats_clips >= 1, "data.stats_clips", self.stats_clips, ">= 1")
         sets = 1 + len(self.more)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffmavil.config import Config, DecoderName
+from diffmavil.config import Config, DecoderName, require
 from diffmavil.config.folders import expand
 from diffmavil.data.clips import Clip, ClipSet
 from diffmavil.data.decode import BadClip, Decoded, decode_clip
 from diffmavil.data.decoders import Later
+from diffmavil.data.kept import kept_crops
 from diffmavil.data.shards.store import Reader, StoreError
 from diffmavil.data.stream import ClipStream
 from diffmavil.data.table import ClipTable
@@ -106,8 +107,11 @@ class NothingUsable:
 
 
 class _Row(NamedTuple):
+    """A place of a batch, whose picture and sound are in the canvas already."""
+
     clip: Clip
-    decoded: Decoded
+    wave_valid: int
+    later: Later | None
     position: int
     number: int
 
@@ -127,20 +131,21 @@ class _Canvas:
         """Where the picture of a row is drawn; None when that is done later, or never."""
         return self._video[row] if self.drawn else None
 
+    def sound(self, row: int) -> np.ndarray:
+        """Where the sound of a row is written."""
+        return self._wave[row]
+
     def batch(self, rows: list[_Row], opened: Opened) -> Batch:
-        """The batch of `rows`, whose pictures are drawn already."""
-        for i, row in enumerate(rows):
-            self._wave[i] = row.decoded.wave
         return Batch(
             video=self.video[: len(rows)],
             wave=self.wave[: len(rows)],
-            wave_valid=torch.tensor([row.decoded.wave_valid for row in rows], dtype=torch.int64),
+            wave_valid=torch.tensor([row.wave_valid for row in rows], dtype=torch.int64),
             labels=[row.clip.labels for row in rows],
             position=torch.tensor([row.position for row in rows], dtype=torch.int64),
             paths=[row.clip.path for row in rows],
             clip=torch.tensor([row.number for row in rows], dtype=torch.int64),
             opened=opened,
-            later=[row.decoded.later for row in rows if row.decoded.later is not None],
+            later=[row.later for row in rows if row.later is not None],
         )
 
 
@@ -175,6 +180,13 @@ class TrainClips(Dataset):
         """Set when nobody waits for the batch any more."""
         self.shared = False
         """Whether batches are made in shared memory, for another process."""
+        require(
+            decoder != "dali" or not config.data.crops_kept,
+            "data.crops_kept",
+            config.data.crops_kept,
+            "0 with data.decoder='dali', which decodes whole batches on the device",
+        )
+        self.kept = kept_crops(len(clipset), config)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -185,7 +197,7 @@ class TrainClips(Dataset):
         canvas = _Canvas(self.config, len(positions), shared=self.shared, later=self.decoder == "dali")
         for place, position in enumerate(positions):
             try:
-                row = None if _stopped(self.stop) else self._decode(position, opened, canvas.picture(place))
+                row = None if _stopped(self.stop) else self._place(position, opened, canvas, place)
             except StoreError as error:
                 return NothingUsable(opened, str(error))
             if row is None:
@@ -193,32 +205,45 @@ class TrainClips(Dataset):
             rows.append(row)
         return canvas.batch(rows, opened)
 
-    def _decode(self, position: int, opened: Opened, out: np.ndarray | None) -> _Row | None:
-        model, data = self.config.model, self.config.data
+    def _place(self, position: int, opened: Opened, canvas: _Canvas, place: int) -> _Row | None:
+        """The clip at a position, or its first substitute that can be used, in its place of the canvas."""
+        video, wave = canvas.picture(place), canvas.sound(place)
         for attempt, index in enumerate(self.stream.candidates(position)):
             clip = self.clips[index]
-            rng = self.stream.crop_rng(position, attempt)
-            framing = random_framing(model.video.size, data.crop_scale, data.flip, rng)
             opened.tried.append(index)
+            crop = self.stream.kept_crop(position, self.kept.crops) if self.kept else 0
+            valid = self.kept.get(index, crop, video, wave) if self.kept else None
+            if valid is not None:
+                return _Row(clip, valid, None, position, index)
+            rng = self.stream.kept_rng(index, crop) if self.kept else self.stream.crop_rng(position, attempt)
             try:
-                decoded = decode_clip(
-                    self.reader(clip),
-                    model.video,
-                    model.audio,
-                    modalities=model.modalities,
-                    start=clip.start,
-                    duration=clip.duration,
-                    rng=rng,
-                    framing=framing,
-                    deadline=data.deadline,
-                    decoder=self.decoder,
-                    out=out,
-                )
+                decoded = self._decode(clip, rng, video)
             except BadClip as error:
                 opened.fail(index, error)
-            else:
-                return _Row(clip, decoded, position, index)
+                continue
+            wave[:] = decoded.wave
+            if self.kept:
+                self.kept.put(index, crop, video, wave, decoded.wave_valid)
+            return _Row(clip, decoded.wave_valid, decoded.later, position, index)
         return None
+
+    def _decode(self, clip: Clip, rng: np.random.Generator, out: np.ndarray | None) -> Decoded:
+        """A random crop, its picture drawn into `out`."""
+        model, data = self.config.model, self.config.data
+        framing = random_framing(model.video.size, data.crop_scale, data.flip, rng)
+        return decode_clip(
+            self.reader(clip),
+            model.video,
+            model.audio,
+            modalities=model.modalities,
+            start=clip.start,
+            duration=clip.duration,
+            rng=rng,
+            framing=framing,
+            deadline=data.deadline,
+            decoder=self.decoder,
+            out=out,
+        )
 
 
 class EvalClips(Dataset):
@@ -275,5 +300,6 @@ class EvalClips(Dataset):
             except BadClip as error:
                 opened.fail(index, error)
             else:
-                done.append(_Row(clip, decoded, row, index))
+                canvas.sound(len(done))[:] = decoded.wave
+                done.append(_Row(clip, decoded.wave_valid, decoded.later, row, index))
         return canvas.batch(done, opened)

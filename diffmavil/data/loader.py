@@ -19,13 +19,13 @@ from diffmavil.config.errors import TooManyBadClips
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.dataset import Batch, EvalClips, NothingUsable, TrainClips
 from diffmavil.data.decoders import Later, choose_decoder
+from diffmavil.data.kept import crop_bytes
 from diffmavil.data.stream import batches
 from diffmavil.data.tally import Tally
 from diffmavil.data.workers import (
     Event,
     Unshared,
     as_is,
-    batch_bytes,
     end_processes,
     fits_shared_memory,
     process_context,
@@ -187,6 +187,9 @@ def make_loader(
     `steps` ends the stream; None: it never ends. `orders`: instead, the positions of each step, of which the longest
     has `batch_size`.
 
+    Raises:
+        ValueError: a decoder that cannot be used here, or more kept crops than memory holds.
+
     Raises (while iterating):
         TooManyBadClips: more than `data.max_bad_share` of the clips tried are bad, or no clip is usable.
         RuntimeError: a decoding process died.
@@ -241,7 +244,7 @@ def _data_loader(
 ) -> DataLoader:
     workers, prefetch = config.data.workers, config.data.prefetch
     # +2: the batch in use and the one on its way.
-    needed = batch_bytes(config, batch_size) * (workers * prefetch + 2)
+    needed = batch_size * crop_bytes(config) * (workers * prefetch + 2)
     needed *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     fits = fits_shared_memory(needed)
     hand_over: Any = as_is if not workers or fits else unshared

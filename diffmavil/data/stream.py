@@ -16,7 +16,7 @@ import numpy as np
 from diffmavil.config import require
 
 # Domains of the Philox counter, so that order, crops and substitutes never share random numbers.
-_ORDER, _CROP, _SUBSTITUTE, _MIX, _RESAMPLE = range(5)
+_ORDER, _CROP, _SUBSTITUTE, _MIX, _RESAMPLE, _KEPT = range(6)
 MIX_BLOCK = 1000
 """Positions in which several sets have exactly their shares, rounded to this."""
 MAX_ATTEMPTS = 256
@@ -104,6 +104,15 @@ class ClipStream:
     def crop_rng(self, position: int, attempt: int = 0) -> np.random.Generator:
         """Random numbers for the crops of the clip tried at `position`."""
         return generator(self.seed, position, _CROP, attempt)
+
+    def kept_crop(self, position: int, crops: int) -> int:
+        """Which of a clip's `crops` kept crops is taken at `position`: the epochs of its set take them in turn."""
+        part, inside = self._part(position)
+        return inside // self.sizes[part] % crops
+
+    def kept_rng(self, clip: int, crop: int) -> np.random.Generator:
+        """Random numbers for a kept crop of the clip of that index."""
+        return generator(self.seed, clip, _KEPT, crop)
 
 
 def _slots(weights: Sequence[float]) -> tuple[int, ...]:

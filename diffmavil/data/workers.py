@@ -19,13 +19,11 @@ from typing import Any
 import torch
 from torch.utils.data import get_worker_info
 
-from diffmavil.config import Config
 from diffmavil.data.dataset import Batch, NothingUsable
 
 __all__ = [
     "Event",
     "as_is",
-    "batch_bytes",
     "end_processes",
     "fits_shared_memory",
     "process_context",
@@ -74,12 +72,6 @@ def _leave_with_main() -> None:
     assert main is not None
     main.join()
     os._exit(1)
-
-
-def batch_bytes(config: Config, batch_size: int) -> int:
-    model = config.model
-    picture = model.video.frames * model.video.size**2 * 3 if model.sees else 0
-    return batch_size * (picture + (model.audio.samples * 4 if model.hears else 0))
 
 
 def fits_shared_memory(size: int) -> bool:

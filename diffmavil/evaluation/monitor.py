@@ -31,8 +31,8 @@ from diffmavil.config import Config
 from diffmavil.config.errors import TooManyBadClips
 from diffmavil.data.clips import ClipSet, Split
 from diffmavil.data.dataset import Batch
+from diffmavil.data.kept import crop_bytes
 from diffmavil.data.loader import eval_batches
-from diffmavil.data.workers import batch_bytes
 from diffmavil.evaluation.features import Look
 from diffmavil.evaluation.labels import make_targets, score
 from diffmavil.evaluation.neighbours import knn_scores, neighbour_count
@@ -156,7 +156,7 @@ class _Clips:
     def __init__(self, clips: ClipSet, config: Config, device: torch.device) -> None:
         self.clips, self._config, self._device = clips, config, device
         self._kept: list[Batch] | None = None
-        self._keep = batch_bytes(config, len(clips)) <= KEEP_BYTES / 2  # there are two sets
+        self._keep = len(clips) * crop_bytes(config) <= KEEP_BYTES / 2  # there are two sets
 
     def __iter__(self) -> Iterator[Batch]:
         if not len(self.clips):

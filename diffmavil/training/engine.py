@@ -30,7 +30,8 @@ def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World, moni
         load_checkpoint(run.checkpoint, step.state)
     done, steps = run.progress.step, timetable(config).steps
     orders = Orders(config, done, peers.rank, peers.size)
-    loader = make_loader(config, clips, orders=orders, batch_size=orders.largest, device=peers.device)
+    with usage_errors():
+        loader = make_loader(config, clips, orders=orders, batch_size=orders.largest, device=peers.device)
     loader.tally.add(run.progress.clips)
     if config.train.compile or config.train.cuda_graph:
         run = run.noting(step.warm_up())
