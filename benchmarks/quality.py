@@ -73,6 +73,7 @@ def settings(study: str) -> dict[str, Config]:
         planned = replace(paper.batch, rule="flops", lr_rule="sqrt")
         for name in ("diffmavil-tiny", "diffmavil-tiny-fast"):
             found[f"{name}, adaptive batch"] = replace(found[name], batch=planned)
+        found["diffmavil-tiny-fast, 8 crops kept"] = replace(fast, data=replace(fast.data, crops_kept=8))
     return found
 
 
@@ -119,6 +120,7 @@ def _flags(config: Config) -> list[str]:
         *("--model.diffusion.first-step", str(config.model.diffusion.first_step)),
         *("--mask.video.kind", config.mask.video.kind, "--mask.video.start", str(config.mask.video.start)),
         *("--mask.audio.kind", config.mask.audio.kind, "--mask.audio.start", str(config.mask.audio.start)),
+        *("--data.crops-kept", str(config.data.crops_kept)),
         *("--batch.rule", config.batch.rule, "--batch.lr-rule", config.batch.lr_rule),
     ]
 
