@@ -50,6 +50,10 @@ def test_by_path_from_anywhere_it_writes_a_line_for_each_provider_and_mode(tmp_p
         assert row["gbps"] == pytest.approx(row["bytes"] / row["median_ms"] * 1e-6, rel=2e-3)
         moving, drawing = row["bytes"] / row["copy_gbps"], row["philox_blocks"] / row["philox_gblocks"]
         assert row["share_of_limit"] == pytest.approx(max(moving, drawing) * 1e-6 / row["median_ms"], rel=5e-3)
+        assert row["share_of_copy"] == pytest.approx(row["gbps"] / row["copy_gbps"], rel=5e-3)
+        assert row["share_of_equal_copy"] == pytest.approx(row["equal_copy_ms"] / row["median_ms"], rel=5e-3)
+        assert (row["package"], row["cache"]) == (None, "warm")
+        assert row["launches"] >= 1
         assert row["peak_mib"] is None
         assert row["batch"] == 2
         assert {"python", "torch"} <= set(row["versions"])
@@ -123,7 +127,11 @@ def test_bad_arguments_end_with_code_2_and_say_what_is_allowed(argv, said, capsy
 @needs_no_gpu
 @pytest.mark.parametrize(
     ("argument", "said"),
-    [(("kernels",), "sees no CUDA device"), (("--fast",), "unknown stage '--fast'"), (("--rehearse",), "no stage")],
+    [
+        (("peers", "kernels"), "sees no CUDA device"),
+        (("--fast",), "unknown stage '--fast'"),
+        (("--rehearse",), "no stage"),
+    ],
     ids=["no GPU", "bad", "none"],
 )
 def test_the_gpu_entry_refuses_clearly(argument: tuple[str, ...], said: str, tmp_path: Path):
