@@ -72,8 +72,8 @@ class CudaClock:
     """
 
     shortest = 5e-4
-    """Seconds of one reading. Events are off by about a microsecond; but the device's queue of launches is finite, and
-    a host that waits for a place in it cannot keep ahead."""
+    """Seconds of one reading: a thousand times the half microsecond to which CUDA's manual says events resolve. Not
+    more, for the queue of launches is finite, and a host that waits for a place in it cannot keep ahead."""
     spin_rate = 2e9
     """Clock cycles a second, or more than the device makes: the spin is then longer, which does no harm."""
 
