@@ -143,6 +143,21 @@ def test_the_gpu_entry_refuses_clearly(argument: tuple[str, ...], said: str, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_peers_that_cannot_be_loaded_are_named_and_fail_no_rehearsal(tmp_path: Path):
+    broken = tmp_path / "path" / "transformers"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('built for another torch')")
+    out = tmp_path / "out"
+    env = {**os.environ, "PYTHON": sys.executable, "OUT": str(out), "PYTHONPATH": str(broken.parent)}
+    command = [str(ROOT / "benchmarks" / "gpu.sh"), "--rehearse", "peers"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (said,) = (out / "peers.log").read_text().splitlines()
+    assert said.startswith("transformers cannot be used: no peer was measured (ImportError")
+    assert "built for another torch" in said
+    assert [path.name for path in out.iterdir()] == ["peers.log"]
+
+
 def test_the_commit_is_told_where_git_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(identity, "ROOT", tmp_path)
     monkeypatch.delenv("BENCHMARK_COMMIT", raising=False)
