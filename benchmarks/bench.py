@@ -13,10 +13,12 @@ import torch
 from benchmarks.cases import Case
 from benchmarks.check import Expected, Provider, complaint, expected, leaves_of, outputs_of
 from benchmarks.counts import Count, count
-from benchmarks.measure import Call, Clock, Limits, Timing, interleave
+from benchmarks.measure import Call, Clock, Limits, Timing, equal_copy, interleave
 from benchmarks.problems import PROBLEMS, Output, Problem
+from benchmarks.row_ops import ROW_OPS, Package
 from maekernels import _native
 
+OPS: dict[str, type[Problem]] = {**PROBLEMS, **ROW_OPS}
 MODES = ("fwd", "bwd", "both")
 KEYS = (
     "op",
@@ -27,6 +29,8 @@ KEYS = (
     "gbps",
     "gflops",
     "share_of_limit",
+    "share_of_copy",
+    "share_of_equal_copy",
     "speedup",
     "peak_mib",
     "device",
@@ -37,30 +41,38 @@ KEYS = (
 """Of every row, in this order; what is needed to read them follows."""
 
 Row = dict[str, Any]
-MOST_SETS = 8
+MOST_SETS = 16
+COPY = "copy"
+"""Among the providers that take turns: a copy of the op's bytes."""
 
 
-def providers(compiled: bool, native: bool) -> dict[str, Provider]:
+def providers(op: str, compiled: bool, native: bool, packages: Sequence[Package]) -> dict[str, Provider]:
     """Who answers: eager code, base of every speed-up, comes first. native: there is a kernel in C++ to ask for."""
-    found: dict[str, Provider] = {"eager": lambda problem: problem.eager()}
+    found: dict[str, Provider] = {"eager": _eager}
     if compiled:
-        found["compiled"] = _compiled()
+        found["compiled"] = _compiled(_eager if op in ROW_OPS else _reference)
+    if op in ROW_OPS:
+        return found | {package.provider: package.kernels[op] for package in packages if op in package.kernels}
     found["reference"] = _reference
     if native:
         found["native"] = lambda problem: problem.ours("native")
     return found | {"ours": lambda problem: problem.ours()}
 
 
+def _eager(problem: Problem) -> Output:
+    return problem.eager()
+
+
 def _reference(problem: Problem) -> Output:
     return problem.ours("torch")
 
 
-def _compiled() -> Provider:
+def _compiled(run: Provider) -> Provider:
     import torch._functorch.config
 
     torch.compiler.reset()  # one shape at a time: dynamo gives up after a few versions of one function
     torch._functorch.config.donated_buffer = False  # or a backward could not be timed twice
-    return torch.compile(_reference, fullgraph=True, dynamic=False)
+    return torch.compile(run, fullgraph=True, dynamic=False)
 
 
 @dataclass
@@ -72,6 +84,7 @@ class Bench:
         load: runnable processes of the machine before the run; more than its cores disturb times on a CPU.
         seconds: of measuring for one op, case and mode, all providers together.
         report: told in words of each provider that is wrong.
+        packages: of other people, whose row ops stand beside torch's.
     """
 
     device: torch.device
@@ -83,10 +96,11 @@ class Bench:
     seconds: float
     compiled: bool
     report: Callable[[str], None]
+    packages: Sequence[Package] = ()
     wrong: int = 0
 
     def rows(self, op: str, case: Case, modes: Sequence[str], batch: int | None = None) -> Iterator[Row]:
-        kind = PROBLEMS[op]
+        kind = OPS[op]
         modes = [mode for mode in modes if mode == "fwd" or kind.leaves]
         if not modes:
             return
@@ -98,16 +112,18 @@ class Bench:
         counts = {mode: count(op, case, batch, self.dtype, mode) for mode in modes}
         sets = [problem, *(make(seed=seed) for seed in range(1, self.sets_needed(counts[modes[0]])))]
         for mode in modes:
+            work, state = counts[mode], self.cache(counts[mode], len(sets))
             calls = {name: [bind(run, one, mode, right) for one in sets] for name, run in good.items()}
-            timings = interleave(self.clock, calls, self.seconds)
-            base = timings.get("eager")
-            for name, timing in timings.items():
-                yield self.row(op, problem, mode, name, timing, base, counts[mode], self.clock.peak_mib(calls[name][0]))
+            copies = {COPY: [equal_copy(work.bytes, self.device) for _ in sets]}
+            timings = interleave(self.clock, copies | calls, self.seconds)
+            for name in calls:
+                row = self.row(op, problem, mode, name, timings, work, self.clock.peak_mib(calls[name][0]))
+                yield row | {"cache": state}
 
     def only_right(self, op: str, case: Case, problem: Problem, right: Expected) -> dict[str, Provider]:
         good = {}
         native = self.device.type == "cpu" and problem.native and not _native.ABSENT
-        for name, run in providers(self.compiled, native).items():
+        for name, run in providers(op, self.compiled, native, self.packages).items():
             try:
                 said = complaint(problem, run, right, draws_its_own=name == "eager")
             except Exception as error:  # no answer is a wrong answer, and the others are measured all the same
@@ -123,8 +139,19 @@ class Bench:
         """Sets of inputs that together outgrow a GPU's L2 cache twice, as far as a few sets can."""
         if self.device.type != "cuda":
             return 1
-        l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
-        return min(MOST_SETS, math.ceil(2 * l2 / max(work.bytes, 1)))
+        return min(MOST_SETS, math.ceil(2 * self.l2_bytes / max(work.bytes, 1)))
+
+    def cache(self, work: Count, sets: int) -> str:
+        """ "cold": a set was driven out of a GPU's L2 cache before it comes again. "warm": it may still lie in a cache.
+
+        Always warm on a CPU, where the same inputs come every time.
+        """
+        outgrown = self.device.type == "cuda" and sets * work.bytes >= 2 * self.l2_bytes
+        return "cold" if outgrown else "warm"
+
+    @property
+    def l2_bytes(self) -> int:
+        return torch.cuda.get_device_properties(self.device).L2_cache_size
 
     def row(
         self,
@@ -132,36 +159,43 @@ class Bench:
         problem: Problem,
         mode: str,
         provider: str,
-        timing: Timing,
-        base: Timing | None,
+        timings: dict[str, Timing],
         work: Count,
         peak_mib: float | None,
     ) -> Row:
+        timing, base, copy = timings[provider], timings.get("eager"), timings[COPY]
         seconds = timing.median_ms * 1e-3
+        gbps = work.bytes / seconds * 1e-9
         found = {
             "op": op,
             "case": problem.case.name,
             "mode": mode,
             "provider": provider,
             "median_ms": timing.median_ms,
-            "gbps": work.bytes / seconds * 1e-9,
+            "gbps": gbps,
             "gflops": work.flops / seconds * 1e-9,
             "share_of_limit": self.limits.seconds(work) / seconds,
+            "share_of_copy": gbps / self.limits.copy_gbps,
+            "share_of_equal_copy": copy.median_ms / timing.median_ms,
             "speedup": base.median_ms / timing.median_ms if base else None,
             "peak_mib": peak_mib,
             **self.identity,
         }
         assert tuple(found) == KEYS
+        titles = {package.provider: package.title for package in self.packages}
         return found | {
+            "package": titles.get(provider),
             "low_ms": timing.low_ms,
             "high_ms": timing.high_ms,
             "readings": timing.readings,
+            "launches": timing.launches,
             "batch": problem.batch,
             "dtype": str(self.dtype).removeprefix("torch."),
             "bytes": work.bytes,
             "flops": work.flops,
             "philox_blocks": work.philox_blocks,
             "copy_gbps": self.limits.copy_gbps,
+            "equal_copy_ms": copy.median_ms,
             "matmul_gflops": self.limits.matmul_gflops,
             "philox_gblocks": self.limits.philox_gblocks,
             "load": self.load,

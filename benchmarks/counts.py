@@ -20,6 +20,7 @@ from benchmarks.cases import CASES, Case
 
 SECTOR = 32
 ID_BYTES = 4
+TARGET_BYTES = 8  # of a class, as torch wants it
 
 # For one element of a patch.
 _NORMALISE = 2  # scale and shift of a channel
@@ -57,7 +58,7 @@ def pixel_bytes(case: Case, tokens: int) -> int:
 
 def count(op: str, case: Case, batch: int, dtype: torch.dtype, mode: str) -> Count:
     """The work of `op` on `batch` samples (`info_nce`: rows) in mode 'fwd', 'bwd' or 'both'."""
-    fwd, bwd, both = _COUNTS[op](case, batch, dtype.itemsize)
+    fwd, bwd, both = (_COUNTS | _ROW_COUNTS)[op](case, batch, dtype.itemsize)
     found = {"fwd": fwd, "bwd": bwd, "both": both}[mode]
     if found is None:
         raise ValueError(f"mode={mode!r}: {op} has no backward")
@@ -134,6 +135,36 @@ _COUNTS: dict[str, Callable[[Case, int, int], Modes]] = {
     "masked_mse": _masked_mse,
     "info_nce": _info_nce,
 }
+
+
+def _softmax(case: Case, batch: int, item: int) -> Modes:
+    elements = batch * case.masked * case.patch_dim
+    return Count(2 * elements * item, 4 * elements), None, None  # centre, exponential, sum, scale
+
+
+def _rms_norm(case: Case, batch: int, item: int) -> Modes:
+    elements = batch * case.kept * case.width
+    return Count(2 * elements * item + case.width * item, 4 * elements), None, None  # square, sum, scale, weight
+
+
+def _layer_norm(case: Case, batch: int, item: int) -> Modes:
+    elements = batch * case.kept * case.width
+    return Count(2 * elements * item + 2 * case.width * item, (_NORM_PIX + 2) * elements), None, None
+
+
+def _cross_entropy(case: Case, batch: int, item: int) -> Modes:
+    rows = batch * case.masked
+    moved = rows * (case.patch_dim * item + TARGET_BYTES + item)
+    return Count(moved, 3 * rows * case.patch_dim), None, None  # centre, exponential, sum
+
+
+_ROW_COUNTS: dict[str, Callable[[Case, int, int], Modes]] = {
+    "softmax": _softmax,
+    "rms_norm": _rms_norm,
+    "layer_norm": _layer_norm,
+    "cross_entropy": _cross_entropy,
+}
+"""Of `row_ops.py`: not ours, and so not in the table."""
 
 
 def limit_table(case: Case, dtype: torch.dtype, pairs: int) -> str:

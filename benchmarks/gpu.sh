@@ -6,21 +6,24 @@
 #
 #     correctness    builds csrc in place; every op against float64, opcheck, compile, graphs; a training as on a CPU
 #     sanitize       compute-sanitizer on every kernel, where it is installed
-#     kernels        each op against the limits of the device, eager and compiled code; pictures
+#     kernels        each op against the limits of the device, eager and compiled code, and beside row ops of other
+#                    packages; pictures
 #     step           the training step technique by technique, 8 and 16 frames, peers; a profile with its gaps
 #     data           decoders and loaders
+#     peers          a step of transformers' ViTMAE and VideoMAE, patched and not, eager and compiled
 #     train          short pretrainings: probe accuracy, and the hours that AudioSet would take
 #     all            all of them, in this order
 #
 # Runs from source and needs no network: python3 (PYTHON=... names another) with the packages of the extras train, gpu
-# and peers, pytest and pytest-timeout; setuptools 77 and nvcc to build csrc. PYTHONPATH is kept, for packages that were
-# carried there. BUDGET: seconds for all of it (570 for each stage). BENCHMARK_COMMIT: the commit, where the copy has no
-# git. A stage leaves at most 8 files. Exit code 0 only if every step was right; a step that failed does not keep the
-# next from running, since the machine is costly.
+# and peers, pytest and pytest-timeout; setuptools 77 and nvcc to build csrc; if you like liger-kernel and quack-kernels,
+# whose row ops then stand beside ours. Where transformers or one of those two is lacking, a line says so, and what needs
+# it is left out. PYTHONPATH is kept, for packages that were carried there. BUDGET: seconds for all of it (570 for each
+# stage). BENCHMARK_COMMIT: the commit, where the copy has no git. A stage leaves at most 8 files. Exit code 0 only if
+# every step was right; a step that failed does not keep the next from running, since the machine is costly.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-every=(correctness sanitize kernels step data train)
+every=(correctness sanitize kernels step data peers train)
 rehearse=0
 stages=()
 for argument in "$@"; do
@@ -122,7 +125,7 @@ kernels() {
         run+=(--device cuda)
         rm -f "$results"
         # The kernels of every op and case are compiled, and checked, before anything is timed.
-        "$python" -c 'from benchmarks.problems import PROBLEMS; print(*PROBLEMS, sep="\n")' > "$scratch/ops"
+        "$python" -c 'from benchmarks.bench import OPS; print(*OPS, sep="\n")' > "$scratch/ops"
         run_step compile 200 xargs -a "$scratch/ops" -P 4 -I{} "${run[@]}" --op {} --seconds 0
         run_step kernels 200 "${run[@]}" --seconds 0.3 --json "$results"
         # Compiling every reference takes seconds each: two cases, measured again beside the others.
@@ -162,6 +165,24 @@ data() {
         rm -f "$OUT/data-cuda.jsonl"
         run_step data 400 "$python" benchmarks/data.py --json "$OUT/data-cuda.jsonl"
     fi
+}
+
+peers() {
+    local run=("$python" benchmarks/peers.py) results="$OUT/peers-cuda.jsonl"
+    if ! "$python" -W ignore -c 'from benchmarks.peer_models import load_transformers; load_transformers()' \
+        > "$scratch/peers" 2>&1; then
+        echo "transformers cannot be used: no peer was measured ($(tail -n 1 "$scratch/peers"))" | tee -a "$log"
+        return
+    fi
+    if [ "$rehearse" = 1 ]; then
+        run_step peers 240 "${run[@]}" --device cpu --threads 1 --size tiny --batch 2 --seconds 0.5 \
+            --json "$OUT/peers-rehearsal.jsonl"
+        return
+    fi
+    rm -f "$results"
+    # Compiling both versions of both models takes longer than measuring them.
+    run_step peers 180 "${run[@]}" --device cuda --seconds 25 --json "$results"
+    run_step peers-compiled 380 "${run[@]}" --device cuda --seconds 25 --compile --json "$results"
 }
 
 train() {

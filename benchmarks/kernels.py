@@ -3,6 +3,7 @@
     python benchmarks/kernels.py                                    # every op and case on this machine
     python benchmarks/kernels.py --op masked_mse --case tiny --mode both
     python benchmarks/kernels.py --device cuda --compile --case base-16-frames --json results.jsonl
+    python benchmarks/kernels.py --device cuda --op softmax --op rms_norm     # Liger's and quack's, for their bandwidth
 
 A provider whose answer is wrong is named, not timed, and the exit code is 1. `README.md` beside this file tells how
 the numbers are made and read.
@@ -26,18 +27,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bench import MODES, Bench, Row
+from benchmarks.bench import MODES, OPS, Bench, Row
 from benchmarks.cases import CASES
 from benchmarks.identity import identity
 from benchmarks.measure import make_clock, measure_limits
-from benchmarks.problems import PROBLEMS
+from benchmarks.row_ops import ROW_OPS, find_packages
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks/kernels.py", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--op", action="append", choices=PROBLEMS, help="repeat for several; default all")
+    add("--op", action="append", choices=OPS, help="repeat for several; default all")
     add("--case", action="append", choices=CASES, help="repeat for several; default all")
     add(
         "--mode",
@@ -64,13 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=132)
-    device = torch.device(args.device)
+        console = Console(width=152)
+    device, ops = torch.device(args.device), args.op or list(OPS)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    packages = list(find_packages(device, dtype)) if ROW_OPS.keys() & set(ops) else []
     clock = make_clock(device, args.threads)
     limits = measure_limits(device, clock)
     bench = Bench(
         device=device,
-        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        dtype=dtype,
         clock=clock,
         limits=limits,
         identity=identity(device),
@@ -78,9 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds=args.seconds,
         compiled=args.compile,
         report=lambda words: console.print(words, style="bold red"),
+        packages=packages,
     )
     console.print(heading(bench), highlight=False)
-    for op in args.op or PROBLEMS:
+    for op in ops:
         rows: list[Row] = []
         for name in args.case or CASES:
             for row in bench.rows(op, CASES[name], args.mode or MODES, args.batch):
@@ -89,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     write(args.json, row)
         if rows:
             console.print(table(op, rows))
+    if clock.late:
+        console.print(f"{clock.late} readings are too long: the host launched more slowly than the device worked")
     return 1 if bench.wrong else 0
 
 
@@ -97,10 +103,15 @@ def heading(bench: Bench) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in of["versions"].items())
     philox = "" if limits.philox_gblocks is None else f", Philox {limits.philox_gblocks:,.3g}e9 blocks/s"
     load = f", load {bench.load:.1f} on {os.cpu_count()} cores" if bench.device.type == "cpu" else ""
-    return (
-        f"{of['device']}; commit {of['commit']}; {versions}{load}\n"
-        f"limits measured now: copy {limits.copy_gbps:,.1f} GB/s, "
-        f"matmul {limits.matmul_gflops:,.0f} GFLOP/s in {limits.matmul_dtype}{philox}"
+    others = [package.title for package in bench.packages if package.kernels]
+    return "\n".join(
+        [
+            f"{of['device']}; commit {of['commit']}; {versions}{load}",
+            f"limits measured now: copy {limits.copy_gbps:,.1f} GB/s, "
+            f"matmul {limits.matmul_gflops:,.0f} GFLOP/s in {limits.matmul_dtype}{philox}",
+            *([f"row ops of other packages: {', '.join(others)}"] if others else []),
+            *(line for package in bench.packages for line in package.missing),
+        ]
     )
 
 
@@ -116,7 +127,8 @@ def table(op: str, rows: Sequence[Row]) -> Table:
     shown = Table(title=f"{op} ({rows[0]['dtype']})", title_justify="left")
     for name in ("case", "batch", "mode", "provider"):
         shown.add_column(name, no_wrap=True)
-    for name in ("median ms", "20-80 %", "GB/s", "GFLOP/s", "of limit", "speed-up", "peak MiB"):
+    measured = ("median ms", "20-80 %", "GB/s", "GFLOP/s", "of\nlimit", "of\ncopy", "of equal\ncopy", "speed-up")
+    for name in (*measured, "peak\nMiB"):
         shown.add_column(name, justify="right", no_wrap=True)
     last: tuple[str, str] | None = None
     for row in rows:
@@ -128,12 +140,14 @@ def table(op: str, rows: Sequence[Row]) -> Table:
             row["case"],
             str(row["batch"]),
             row["mode"],
-            row["provider"],
+            row["package"] or row["provider"],
             f"{row['median_ms']:.3f}",
             f"{row['low_ms']:.3f}-{row['high_ms']:.3f}",
             f"{row['gbps']:.2f}",
             f"{row['gflops']:.2f}",
             f"{row['share_of_limit']:.0%}",
+            f"{row['share_of_copy']:.0%}",
+            f"{row['share_of_equal_copy']:.0%}",
             "" if row["speedup"] is None else f"{row['speedup']:.2f}x",
             "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
         )

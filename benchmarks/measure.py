@@ -20,6 +20,9 @@ Call = Callable[[], object]
 class Clock(Protocol):
     """Times calls that were warmed up. `region` calls follow one another within one reading, to get above its error."""
 
+    late: int
+    """Readings in which the device may have waited for the host to launch: longer than the device needs."""
+
     def region(self, call: Call) -> int: ...
 
     def read(self, calls: Sequence[Call]) -> float:
@@ -36,6 +39,7 @@ class CpuClock:
 
     shortest = 2e-3
     """Seconds of one reading."""
+    late = 0
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -57,16 +61,24 @@ class CpuClock:
 class CudaClock:
     """Device time between two events, on a device that is kept busy until the host has queued every launch.
 
-    Before each reading the L2 cache is overwritten and a spin kernel started that outlasts the host's queueing, so that
-    neither a warm cache nor Python's launch overhead is measured.
+    Launches follow back to back: at least `shortest` of them between two events, so five or more of what lasts under
+    100 us, divided by their number. Before each reading the L2 cache is overwritten and a spin kernel started that
+    outlasts the host's queueing, so that Python's launch overhead is not measured. Whether it did is checked; a reading
+    that the host was late for is taken once more, and counted in `late` if it still was.
+
+    What the cache holds: the flush makes the first launch cold. The next ones find their inputs in the cache if all
+    sets of inputs that a reading goes round fit in; the caller knows (`Bench.cache`). Outputs go where the allocator
+    puts them, most often where the last launch's were, so writes of less than the cache may meet there.
     """
 
-    shortest = 2e-4
+    shortest = 5e-4
+    """Seconds of one reading: a thousand times the half microsecond to which CUDA's manual says events resolve. Not
+    more, for the queue of launches is finite, and a host that waits for a place in it cannot keep ahead."""
     spin_rate = 2e9
     """Clock cycles a second, or more than the device makes: the spin is then longer, which does no harm."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self.late = device, 0
         self.l2_bytes: int = torch.cuda.get_device_properties(device).L2_cache_size
         self.flush = torch.empty(max(4 * self.l2_bytes, 2**26), dtype=torch.uint8, device=device)
 
@@ -79,16 +91,25 @@ class CudaClock:
         started = time.perf_counter()
         calls[0]()  # returns when all of it is queued
         queueing = (time.perf_counter() - started) * len(calls)
+        seconds, in_time = self._between_events(calls, 1.5 * queueing + 1e-4)
+        if not in_time:
+            seconds, in_time = self._between_events(calls, 4 * queueing + 1e-3)
+            self.late += not in_time
+        return seconds / len(calls)
+
+    def _between_events(self, calls: Sequence[Call], spin: float) -> tuple[float, bool]:
+        """Seconds of all calls, and whether all were queued before the first began."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self.device)
         self.flush.zero_()
-        torch.cuda._sleep(int((1.5 * queueing + 1e-4) * self.spin_rate))
+        torch.cuda._sleep(int(spin * self.spin_rate))
         start.record()
         for call in calls:
             call()
         end.record()
+        in_time = not start.query()
         end.synchronize()
-        return start.elapsed_time(end) * 1e-3 / len(calls)
+        return start.elapsed_time(end) * 1e-3, in_time
 
     def peak_mib(self, call: Call) -> float | None:
         call()
@@ -124,12 +145,13 @@ def make_clock(device: torch.device, threads: int) -> Clock:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds: the median of `readings`, and the 20th and 80th percentile."""
+    """Milliseconds: the median of `readings` of `launches` calls each, and the 20th and 80th percentile."""
 
     median_ms: float
     low_ms: float
     high_ms: float
     readings: int
+    launches: int
 
 
 def interleave(
@@ -157,12 +179,19 @@ def interleave(
         orders.shuffle(order)
         for name in order:
             found[name].append(clock.read(rounds[name]))
-    return {name: _summary(times) for name, times in found.items()}
+    return {name: _summary(times, len(rounds[name])) for name, times in found.items()}
 
 
-def _summary(times: list[float]) -> Timing:
+def _summary(times: list[float], launches: int) -> Timing:
     fifths = statistics.quantiles(times, n=5, method="inclusive")
-    return Timing(statistics.median(times) * 1e3, fifths[0] * 1e3, fifths[-1] * 1e3, len(times))
+    return Timing(statistics.median(times) * 1e3, fifths[0] * 1e3, fifths[-1] * 1e3, len(times), launches)
+
+
+def equal_copy(bytes: int, device: torch.device) -> Call:
+    """A copy that moves as many bytes as an op does, read and written together, into new memory as the op's output."""
+    # Written once: memory that nobody has written is the same page of zeros over and over.
+    source = torch.ones(max(1, bytes // 2), dtype=torch.uint8, device=device)
+    return source.clone
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     python benchmarks/plot.py benchmarks/results/kernels-cpu.jsonl --out benchmarks/results --case base-16-frames
 
 Reads lines written by `benchmarks/kernels.py --json`; of several lines for the same thing the last one counts. Writes
-`<name of the file>-roofline` and `<name of the file>-bars`.
+`<name of the file>-roofline` and `<name of the file>-bars`. Row ops, which are not ours, stand in grey beside the copy.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from matplotlib.lines import Line2D
 Row = dict[str, Any]
 
 PROVIDERS = {"eager": "#b0b0b0", "compiled": "#e69f00", "reference": "#56b4e9", "native": "#009e73", "ours": "#0072b2"}
-MARKERS = {"eager": "x", "compiled": "s", "reference": "^", "native": "D", "ours": "o"}
+MARKERS = {"eager": "x", "compiled": "s", "reference": "^", "native": "D", "ours": "o", "liger": "P", "quack": "*"}
+ROW_OPS = "#c8c8c8"
 OPS = {  # Okabe and Ito's palette: told apart by colour-blind readers too
     "random_mask": "#999999",
     "patchify": "#e69f00",
@@ -72,7 +73,7 @@ def draw_roofline(rows: Sequence[Row]) -> Figure:
     """Left: FLOP/s over FLOPs per byte, under the limits. Right: bytes per second, for ops without arithmetic too."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.2), width_ratios=(3, 2), layout="constrained")
     copy, matmul = rows[0]["copy_gbps"], rows[0]["matmul_gflops"]
-    computing = [row for row in rows if row["flops"]]
+    computing = [row for row in rows if row["flops"] and row["op"] in OPS]
     intensity = [row["flops"] / row["bytes"] for row in computing] or [1.0]
     low, high = min(*intensity, 0.1) / 2, max(*intensity, matmul / copy) * 4
     xs = [low, matmul / copy, high]
@@ -94,6 +95,8 @@ def draw_roofline(rows: Sequence[Row]) -> Figure:
     handles = [
         Line2D([], [], color=colour, marker="o", linestyle="", label=op) for op, colour in OPS.items() if op in ops
     ]
+    if ops - OPS.keys():
+        handles.append(Line2D([], [], color=ROW_OPS, marker="o", linestyle="", label="row ops, not ours"))
     handles += [
         Line2D([], [], color="grey", marker=mark, linestyle="", label=name)
         for name, mark in MARKERS.items()
@@ -105,14 +108,14 @@ def draw_roofline(rows: Sequence[Row]) -> Figure:
 
 
 def _point(axes: Axes, row: Row, x: float, y: float) -> None:
-    axes.plot(x, y, color=OPS[row["op"]], marker=MARKERS[row["provider"]], markersize=6, linestyle="")
+    axes.plot(x, y, color=OPS.get(row["op"], ROW_OPS), marker=MARKERS[row["provider"]], markersize=6, linestyle="")
 
 
 def draw_bars(rows: Sequence[Row]) -> Figure:
     """Above: times faster than eager code, with the 20th to 80th percentile. Below: share of the limit."""
     figure, (above, below) = plt.subplots(2, 1, figsize=(11, 6.5), sharex=True, layout="constrained")
     ops = [op for op in OPS if any(row["op"] == op for row in rows)]
-    names = [name for name in PROVIDERS if any(row["provider"] == name for row in rows)]
+    names = [name for name in PROVIDERS if any(row["provider"] == name and row["op"] in OPS for row in rows)]
     by = {(row["op"], row["provider"]): row for row in rows}
     width = 0.8 / len(names)
     for i, name in enumerate(names):
@@ -171,8 +174,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     chosen = training(rows, args.case)
-    if not chosen:
-        parser.error(f"--case {args.case}: {args.results} holds {sorted({row['case'] for row in rows})}")
+    if not any(row["op"] in OPS for row in chosen):
+        cases = sorted({row["case"] for row in rows if row["op"] in OPS})
+        parser.error(f"--case {args.case}: {args.results} holds our ops for {cases}")
     out = args.out or args.results.parent
     out.mkdir(parents=True, exist_ok=True)
     for name, figure in (("roofline", draw_roofline(chosen)), ("bars", draw_bars(chosen))):

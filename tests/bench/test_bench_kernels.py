@@ -50,6 +50,10 @@ def test_by_path_from_anywhere_it_writes_a_line_for_each_provider_and_mode(tmp_p
         assert row["gbps"] == pytest.approx(row["bytes"] / row["median_ms"] * 1e-6, rel=2e-3)
         moving, drawing = row["bytes"] / row["copy_gbps"], row["philox_blocks"] / row["philox_gblocks"]
         assert row["share_of_limit"] == pytest.approx(max(moving, drawing) * 1e-6 / row["median_ms"], rel=5e-3)
+        assert row["share_of_copy"] == pytest.approx(row["gbps"] / row["copy_gbps"], rel=5e-3)
+        assert row["share_of_equal_copy"] == pytest.approx(row["equal_copy_ms"] / row["median_ms"], rel=5e-3)
+        assert (row["package"], row["cache"]) == (None, "warm")
+        assert row["launches"] >= 1
         assert row["peak_mib"] is None
         assert row["batch"] == 2
         assert {"python", "torch"} <= set(row["versions"])
@@ -123,7 +127,11 @@ def test_bad_arguments_end_with_code_2_and_say_what_is_allowed(argv, said, capsy
 @needs_no_gpu
 @pytest.mark.parametrize(
     ("argument", "said"),
-    [(("kernels",), "sees no CUDA device"), (("--fast",), "unknown stage '--fast'"), (("--rehearse",), "no stage")],
+    [
+        (("peers", "kernels"), "sees no CUDA device"),
+        (("--fast",), "unknown stage '--fast'"),
+        (("--rehearse",), "no stage"),
+    ],
     ids=["no GPU", "bad", "none"],
 )
 def test_the_gpu_entry_refuses_clearly(argument: tuple[str, ...], said: str, tmp_path: Path):
@@ -133,6 +141,21 @@ def test_the_gpu_entry_refuses_clearly(argument: tuple[str, ...], said: str, tmp
     assert done.returncode == 2
     assert said in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_peers_that_cannot_be_loaded_are_named_and_fail_no_rehearsal(tmp_path: Path):
+    broken = tmp_path / "path" / "transformers"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('built for another torch')")
+    out = tmp_path / "out"
+    env = {**os.environ, "PYTHON": sys.executable, "OUT": str(out), "PYTHONPATH": str(broken.parent)}
+    command = [str(ROOT / "benchmarks" / "gpu.sh"), "--rehearse", "peers"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (said,) = (out / "peers.log").read_text().splitlines()
+    assert said.startswith("transformers cannot be used: no peer was measured (ImportError")
+    assert "built for another torch" in said
+    assert [path.name for path in out.iterdir()] == ["peers.log"]
 
 
 def test_the_commit_is_told_where_git_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

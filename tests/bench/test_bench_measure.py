@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from benchmarks import philox_cpu
+from benchmarks.bench import OPS
 from benchmarks.cases import CASES, Case
 from benchmarks.counts import Count, count, pixel_bytes
-from benchmarks.measure import CudaClock, Limits, interleave, measure_limits
-from benchmarks.problems import PROBLEMS
+from benchmarks.measure import CudaClock, Limits, equal_copy, interleave, measure_limits
 from maekernels import philox
 
 LIMITS = Limits(copy_gbps=10.0, matmul_gflops=100.0, matmul_dtype="float32", philox_gblocks=2.0)
@@ -22,6 +22,8 @@ LIMITS = Limits(copy_gbps=10.0, matmul_gflops=100.0, matmul_dtype="float32", phi
 
 class ScriptedClock:
     """Notes who is called; reading number i lasts i milliseconds."""
+
+    late = 0
 
     def __init__(self, log: list[str]) -> None:
         self.log, self.readings = log, itertools.count(1)
@@ -51,7 +53,7 @@ def test_providers_take_turns_over_their_sets_and_each_comes_after_every_other()
     assert {a + b for a, b in itertools.pairwise(names) if a != b} == {"ab", "ac", "ba", "bc", "ca", "cb"}
     for name, timing in timings.items():  # the n-th reading takes n
         assert timing.median_ms == pytest.approx(statistics.median(n + 1 for n, x in enumerate(names) if x == name))
-        assert timing.readings == 24
+        assert (timing.readings, timing.launches) == (24, 4)
 
 
 def test_the_spread_is_the_20th_and_80th_percentile():
@@ -105,8 +107,25 @@ class _Constant(ScriptedClock):
         return 0.5
 
 
+@pytest.mark.parametrize(("moved", "copied"), [(1000, 500), (7, 3), (1, 1)])
+def test_an_equal_copy_reads_and_writes_the_bytes_of_the_op_together(moved: int, copied: int):
+    call = equal_copy(moved, torch.device("cpu"))
+    first, second = call(), call()
+    assert isinstance(first, torch.Tensor)
+    assert isinstance(second, torch.Tensor)
+    assert first.nbytes == copied
+    assert first.data_ptr() != second.data_ptr()
+    assert first.all()
+
+
 @pytest.fixture
-def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def hurry() -> list[bool]:
+    """Whether the next spins end before the host has queued everything; none left: they do not."""
+    return []
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch, hurry: list[bool]) -> list[str]:
     """A CUDA device that only writes down what it is told."""
     log: list[str] = []
 
@@ -119,6 +138,9 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         def synchronize(self) -> None:
             log.append("wait")
+
+        def query(self) -> bool:
+            return hurry.pop(0) if hurry else False
 
         def elapsed_time(self, end) -> float:
             return 12.0
@@ -149,6 +171,26 @@ def test_device_time_is_read_between_events_behind_a_flush_and_a_spin(fake_cuda:
     assert measured == ["flush", "spin", "event", "call", "call", "call", "event", "wait"]
     assert fake_cuda[fake_cuda.index("flush") - 1] == "wait"
     assert seconds == pytest.approx(0.004)  # 12 ms for three calls
+
+
+@pytest.mark.parametrize(
+    ("too_short", "readings", "late"),
+    [([], 1, 0), ([True, False], 2, 0), ([True, True], 2, 1)],
+    ids=["in time", "in time at the second try", "late"],
+)
+def test_a_host_that_is_late_is_given_one_longer_spin(fake_cuda, hurry, too_short, readings, late):
+    hurry += too_short
+    clock = CudaClock(torch.device("cuda"))
+    assert clock.read([lambda: None] * 3) == pytest.approx(0.004)
+    assert fake_cuda.count("flush") == readings
+    assert clock.late == late
+
+
+def test_what_lasts_under_100_us_is_launched_at_least_five_times_in_a_reading(fake_cuda, monkeypatch):
+    clock = CudaClock(torch.device("cuda"))
+    for seconds, least in ((99e-6, 5), (2e-6, 250)):
+        monkeypatch.setattr(clock, "read", lambda calls, seconds=seconds: seconds)
+        assert clock.region(lambda: None) >= least
 
 
 def test_peak_memory_is_that_above_what_was_allocated(fake_cuda: list[str]):
@@ -184,9 +226,22 @@ def test_counts_of_a_small_case_by_hand():
     assert count("add_noise", case, 1, bf16, "fwd") == Count(2 * 3 * 768 * 2 + 4, 8 * 3 * 768, 3 * 768 // 4)
     assert count("info_nce", case, 10, bf16, "fwd").flops == 2 * 10 * 10 * 8 + 5 * 100 + 6 * 80
     assert count("random_mask", case, 2, bf16, "fwd") == Count(2 * 4 * 4, 0, 2)
+    assert count("softmax", case, 1, bf16, "fwd") == Count(2 * 3 * 768 * 2, 4 * 3 * 768)
+    assert count("rms_norm", case, 1, bf16, "fwd") == Count(2 * 8 * 2 + 8 * 2, 4 * 8)
+    assert count("layer_norm", case, 1, bf16, "fwd") == Count(2 * 8 * 2 + 2 * 8 * 2, 7 * 8)
+    assert count("cross_entropy", case, 1, bf16, "fwd") == Count(3 * (768 * 2 + 8 + 2), 3 * 3 * 768)
 
 
-@pytest.mark.parametrize("op", PROBLEMS)
+@pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
+def test_row_ops_move_the_bytes_of_ours_but_for_ids_and_weights(case: Case):
+    norm, gather, softmax, noise = (
+        count(op, case, 8, torch.bfloat16, "fwd").bytes for op in ("rms_norm", "gather_tokens", "softmax", "add_noise")
+    )
+    assert norm == pytest.approx(gather, rel=0.01)
+    assert softmax == pytest.approx(noise, rel=0.001)
+
+
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
 def test_work_grows_with_the_batch(op: str, case: Case):
     one, two = (count(op, case, batch, torch.bfloat16, "fwd") for batch in (1, 2))

@@ -46,6 +46,7 @@ def written(path: Path, rows: list[dict]) -> Path:
 def test_roofline_and_bars_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = [row("gather_tokens", name, mode) for name in ("eager", "ours") for mode in ("fwd", "both")]
     rows += [row("patchify", "ours"), row("info_nce", "ours", speedup=None)]
+    rows += [row("softmax", name) for name in ("eager", "liger", "quack")]
     results = written(tmp_path / "kernels-test.jsonl", rows)
     assert plot.main([str(results), "--case", "tiny", "--out", str(tmp_path / "pictures")]) == 0
     names = ["kernels-test-roofline.png", "kernels-test-bars.png"]
@@ -61,6 +62,16 @@ def test_of_several_lines_for_one_thing_the_last_counts(tmp_path: Path):
     assert [r["gbps"] for r in plot.read(results)] == [2.0]
 
 
+def test_row_ops_of_other_packages_stand_in_the_roofline_and_not_in_the_bars():
+    rows = [row("patchify", "ours"), row("softmax", "liger", gbps=7.0)]
+    left, right = plot.draw_roofline(rows).axes
+    assert [line.get_ydata() for line in right.lines if line.get_marker() == "P"] == [[7.0]]
+    assert not any(line.get_marker() == "P" for line in left.lines)
+    _, below = plot.draw_bars(rows).axes
+    assert [label.get_text() for label in below.get_xticklabels()] == ["patchify\nfwd"]
+    plot.plt.close("all")
+
+
 def test_an_op_with_a_gradient_is_shown_with_it():
     rows = [row("patchify", "ours"), row("info_nce", "ours", "fwd"), row("info_nce", "ours", "both")]
     assert [(r["op"], r["mode"]) for r in plot.training(rows, "tiny")] == [("patchify", "fwd"), ("info_nce", "both")]
@@ -72,7 +83,12 @@ def test_an_op_with_a_gradient_is_shown_with_it():
         pytest.param("{}\n", [], "line 1: not a result", id="other JSON"),
         pytest.param("a,b\n", [], "line 1: not a result", id="no JSON"),
         pytest.param("", [], "holds no results", id="empty"),
-        pytest.param(json.dumps(row("patchify", "ours")), ["--case", "large"], "holds ['tiny']", id="no such case"),
+        pytest.param(
+            json.dumps(row("patchify", "ours")), ["--case", "large"], "our ops for ['tiny']", id="no such case"
+        ),
+        pytest.param(
+            json.dumps(row("softmax", "liger")), ["--case", "tiny"], "our ops for []", id="row ops of others alone"
+        ),
         pytest.param(None, [], "no such file", id="missing"),
     ],
 )
