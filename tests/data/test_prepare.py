@@ -296,6 +296,8 @@ def test_parts_give_the_same_as_one(
 def test_it_refuses_what_it_cannot_continue(clips: Path, whole: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds other settings"):
         layout_of(clips, whole, per_shard=4)
+    with pytest.raises(ValueError, match="holds other settings"):
+        layout_of(clips, whole, per_shard=3, region=(0.0, 0.0, 1.0, 0.5))
     with pytest.raises(ValueError, match="holds other rows"):
         layout_of(clips / "class0", whole, per_shard=3)
     with pytest.raises(ValueError, match="must be a new or empty folder"):
@@ -307,6 +309,10 @@ def test_wrong_flags_say_what_is_allowed(clips: Path, tmp_path: Path, capsys: py
         ([clips], "SRC and OUT are needed"),
         ([clips, tmp_path / "out", "--shard", "2/2"], r"--shard='2/2': must be i/n with 0 <= i < n"),
         ([clips, tmp_path / "out", "--short-side", "15"], r"--short-side=15: must be even"),
+        (
+            [clips, tmp_path / "out", "--region", "0", "0.5", "1", "0.5"],
+            r"--region=.*: must be left, top, right, bottom",
+        ),
         ([tmp_path / "absent", tmp_path / "out"], r"must be a folder of videos or a \.csv file"),
     ):
         with pytest.raises((UsageError, SystemExit)) as caught:

@@ -22,7 +22,7 @@ from odd_clips import (
 )
 
 from diffmavil.config import AudioConfig, VideoConfig
-from diffmavil.data.decode import decode_clip
+from diffmavil.data.decode import BadClip, decode_clip
 from diffmavil.data.prepare.transcode import Piece
 from diffmavil.data.transforms import Framing
 
@@ -51,6 +51,32 @@ def test_all_eight_orientations(tmp_path: Path, matrix: tuple[int, int, int, int
     (piece,) = prepared(path)
     assert {corners(frame) for frame in pictures(piece)} == {shown}
     assert pictures(piece)[0].shape == ((96, 64, 3) if matrix[0] == 0 else (64, 96, 3))
+
+
+@pytest.mark.parametrize(("matrix", "shown"), ORIENTATIONS.values(), ids=list(ORIENTATIONS))
+def test_a_region_is_one_of_the_upright_picture(tmp_path: Path, matrix: tuple[int, int, int, int], shown: str) -> None:
+    path = set_matrix(write_clip(tmp_path / "a.mp4", paint=quarters, seconds=1.0), *matrix)
+    high, wide = (96, 64) if matrix[0] == 0 else (64, 96)
+    for index, (left, top) in enumerate(((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5))):
+        (piece,) = prepared(path, region=(left, top, left + 0.5, top + 0.5))
+        assert {corners(frame) for frame in pictures(piece)} == {4 * shown[index]}
+        assert pictures(piece)[0].shape == (high // 2, wide // 2, 3)
+    (piece,) = prepared(path, region=(0.25, 0.0, 0.75, 1.0))  # its middle is the boundary of the colours
+    assert {corners(frame) for frame in pictures(piece)} == {shown}
+
+
+def test_the_short_side_is_the_regions(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", paint=quarters, seconds=1.0)  # 96 x 64
+    (piece,) = prepared(path, region=(0.0, 0.0, 0.5, 1.0), short_side=24)
+    assert pictures(piece)[0].shape == (32, 24, 3)
+    assert {corners(frame) for frame in pictures(piece)} == {"rrbb"}
+
+
+def test_a_region_that_is_too_small(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", paint=quarters, seconds=1.0)
+    (bad,) = prepared(path, region=(0.0, 0.0, 0.5, 0.2))
+    assert isinstance(bad, BadClip)
+    assert bad.reason == "a region of 48x13 pixels: both sides must have 16 at least"
 
 
 @needs_ffmpeg

@@ -64,7 +64,7 @@ class Layout:
             CannotWrite: it cannot be written.
         """
         plan = self.state / "plan.json"
-        wanted = {"settings": asdict(self.settings), "rows": len(self.catalog.items), "list": self._digest()}
+        wanted = {"settings": _written(self.settings), "rows": len(self.catalog.items), "list": self._digest()}
         if not plan.exists():
             # A first start that was killed has left the folder of states alone.
             if self.out.exists() and (not self.out.is_dir() or set(self.out.iterdir()) - {self.state}):
@@ -72,7 +72,7 @@ class Layout:
             write_whole(plan, to_json(wanted))
         found = json.loads(plan.read_bytes())
         # An older version did not know all settings, and did what their defaults say.
-        found["settings"] = {**asdict(Settings()), **found.get("settings", {})}
+        found["settings"] = {**_written(Settings()), **found.get("settings", {})}
         for name, value in wanted.items():
             if found.get(name) != value:
                 what = "a list of other rows" if name == "list" else f"other {name}: {found.get(name)}, now {value}"
@@ -83,6 +83,11 @@ class Layout:
         for item in self.catalog.items:
             digest.update(to_json([item.source, item.start, item.duration, item.labels]))
         return digest.hexdigest()
+
+
+def _written(settings: Settings) -> dict[str, Any]:
+    """As they come back from a file."""
+    return json.loads(to_json(asdict(settings)))
 
 
 def pack_shard(layout: Layout, shard: int) -> None:

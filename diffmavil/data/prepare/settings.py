@@ -23,6 +23,8 @@ class Settings:
     """Longer clips are cut evenly into pieces of about this many seconds."""
     short_side: int = 256
     """Pixels of the shorter side; smaller pictures keep their size."""
+    region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    """Part of the upright picture that is kept: left, top, right and bottom, as shares of its width and height."""
     gop: int = 15
     """Frames from one keyframe to the next: what a random window decodes in vain."""
     crf: int = 23
@@ -39,6 +41,9 @@ class Settings:
         require(self.cut >= 1, "--cut", self.cut, ">= 1 second")
         even = self.short_side >= SMALLEST and self.short_side % 2 == 0
         require(even, "--short-side", self.short_side, f"even, and at least {SMALLEST}")
+        left, top, right, bottom = self.region
+        inside = 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+        require(inside, "--region", self.region, "left, top, right, bottom: shares that grow")
         require(self.gop >= 1, "--gop", self.gop, ">= 1")
         require(0 <= self.crf <= 51, "--crf", self.crf, "in [0, 51]")
         require(self.per_shard >= 1, "--per-shard", self.per_shard, ">= 1")

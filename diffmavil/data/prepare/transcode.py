@@ -275,7 +275,7 @@ class _Encoder:
     """Frames to H.264 in mp4, as `Canvas` draws them."""
 
     def __init__(self, first: VideoFrame, shape: Shape, settings: Settings) -> None:
-        self.canvas = Canvas(first, shape, settings.short_side)
+        self.canvas = Canvas(first, shape, settings)
         self.size = self.canvas.size
         self.file = io.BytesIO()
         self.container = av.open(self.file, "w", format="mp4")
