@@ -117,8 +117,9 @@ wheel: $(STAMP)
 hub: $(STAMP)
 	$(BIN)/python kernels/hub/make.py dist/hub $(if $(REPOSITORY),--repository $(REPOSITORY))
 
+# Not --quiet: warnings that are not shown are not counted, and only counted ones end a strict build.
 docs: $(SITE)
-	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict
 
 demo: $(STAMP)
 	$(BIN)/python -m diffmavil.train $(DEMO_PRESET) --run-dir $(DEMO_DIR) --resume --train.steps 875 \

@@ -281,7 +281,7 @@ def test_what_cannot_be_understood_is_noticed(place: None) -> None:
             check(shlex.split(wrong))
 
 
-def settings(options: type, before: str = "") -> Iterator[str]:
+def settings(options: Any, before: str = "") -> Iterator[str]:
     """Dotted names of all settings, as flags have them; what is on has a `no-` name besides."""
     hints = get_type_hints(options, include_extras=True)
     for field in fields(options):
