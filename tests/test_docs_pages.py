@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import torch
@@ -56,7 +57,7 @@ def test_shapes_of_the_picture_are_those_of_the_model() -> None:
     v, d = config.video, config.encoder.width
     video = torch.randint(256, (b, v.frames, v.size, v.size, 3), dtype=torch.uint8)
     spec = torch.randn(b, config.audio.frames, config.audio.mels)
-    asked = {"seed": 0, "offset": 0, "keep_video": k, "keep_audio": ka}
+    asked: dict[str, Any] = {"seed": 0, "offset": 0, "keep_video": k, "keep_audio": ka}
     draws = model.draw(video, spec, **asked)
     masks, (x_t, t) = draws.video[0]
     branch = model.video
