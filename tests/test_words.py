@@ -49,6 +49,7 @@ HISTORY = {"CHANGELOG.md", "benchmarks/LOG.md"}
 RECIPE = "tests/recipes/test_recipes.py::test_a_recipe_by_its_own_commands"
 FEATURES = "tests/evaluation/test_features_page.py::test_the_page_of_features"
 RUN_COMMANDS = {
+    "docs/data.md": "tests/recipes/test_data_page.py::test_preparing_as_the_page_does",
     "docs/exchange.md": "tests/recipes/test_exchange_page.py::done",
     "docs/features.md": FEATURES,
     "docs/report.md": "tests/reporting/test_report_docs.py::test_the_commands_of_the_page",
