@@ -19,11 +19,7 @@ def test_preparing_as_the_page_does(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     run_page(ROOT / "docs" / "data.md", data)
-    for name, clips, classes in (
-        ("prepared", 2, "bark"),
-        ("prepared-audioset", 3, "Dog"),
-        ("prepared-vggsound", 6, "dog barking"),
-    ):
-        found = Description.from_bytes((data / name / "dataset.json").read_bytes())
+    for name, clips, label in (("", 2, "bark"), ("-audioset", 3, "Dog"), ("-vggsound", 6, "dog barking")):
+        found = Description.from_bytes((data / f"prepared{name}" / "dataset.json").read_bytes())
         assert (found.facts["clips"], found.facts["skipped"]) == (clips, 0)
         assert label in found.classes
