@@ -7,9 +7,10 @@ DEMO_DIR ?= runs/demo
 DEMO_PRESET = $(if $(wildcard $(DEMO_DIR)/config.yaml),,diffmavil-tiny-fast)
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+SITE := $(VENV)/docs/.installed
 
 .PHONY: help install check format test test-plain test-reference test-interpreter test-aot test-asan test-builds \
-	test-versions test-dali test-torchcodec test-transformers test-hub aot cuda-report wheel hub demo clean
+	test-versions test-dali test-torchcodec test-transformers test-hub aot cuda-report wheel hub docs demo clean
 
 help:
 	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: 8 minutes)"
@@ -23,11 +24,15 @@ help:
 	@echo "make test-transformers   with transformers in both its generations, timm, ONNX, wandb, MLflow and parquet"
 	@echo "make test-hub  the kernel Hub's repository, loaded by Hugging Face's package kernels, which is installed for it"
 	@echo "make wheel, make hub   sdists and wheels into dist/; the repository for the kernel Hub into dist/hub"
+	@echo "make docs     the site of docs/ into build/site, strictly: no link to nothing, nothing loaded from elsewhere"
 	@echo "make install  only the virtual environment ($(VENV))"
 
 # torch comes first, from the constraints file: what follows then finds it satisfied, and compiles against its headers;
 # an isolated build would download it once more.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# What an extra of pyproject.toml asks for, a requirement in each line.
+extra = -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*project["optional-dependencies"]["$(1)"], sep="\n")'
 SOURCES := pyproject.toml kernels/pyproject.toml kernels/setup.py constraints.txt $(wildcard csrc/*/*)
 
 $(STAMP): $(SOURCES)
@@ -39,9 +44,15 @@ $(STAMP): $(SOURCES)
 
 # What tests and checks need, and the demo does not. `pip install -e '.[dev]'` would build the package once more.
 $(DEV): $(STAMP)
-	$(BIN)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-		print(*project["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/dev.txt
+	$(BIN)/python $(call extra,dev) > $(VENV)/dev.txt
 	$(PIP) -r $(VENV)/dev.txt
+	@touch $@
+
+# An environment of its own: docstrings are read, not run, so the site needs no torch.
+$(SITE): pyproject.toml constraints.txt
+	test -x $(VENV)/docs/bin/python || $(PYTHON) -m venv $(VENV)/docs
+	$(VENV)/docs/bin/python $(call extra,docs) > $(VENV)/docs/docs.txt
+	$(VENV)/docs/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $(VENV)/docs/docs.txt
 	@touch $@
 
 install: $(DEV)
@@ -105,6 +116,10 @@ wheel: $(STAMP)
 
 hub: $(STAMP)
 	$(BIN)/python kernels/hub/make.py dist/hub $(if $(REPOSITORY),--repository $(REPOSITORY))
+
+# Not --quiet: warnings that are not shown are not counted, and only counted ones end a strict build.
+docs: $(SITE)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --strict
 
 demo: $(STAMP)
 	$(BIN)/python -m diffmavil.train $(DEMO_PRESET) --run-dir $(DEMO_DIR) --resume --train.steps 875 \

@@ -13,7 +13,7 @@ from typing import Any
 try:
     __version__ = version("diffmavil")
 except PackageNotFoundError:  # run from source, not installed
-    __version__ = "0.1.0"
+    __version__ = "0.2.0"
 
 # The threads of an operator wait for each other at its end. By default they spin for some milliseconds, and beside
 # another busy process they spin on the core that the last of them needs: benchmarks/neighbour.py. OpenMP reads this

@@ -69,7 +69,9 @@ def load(
 class Embedder(FrozenModel):
     """A frozen model for clips of any length, rate and size, nothing masked.
 
-    Attributes, beside those of `FrozenModel`:
+    It has the attributes of `FrozenModel`, and its own.
+
+    Attributes:
         weights: file or checkpoint that was read.
     """
 

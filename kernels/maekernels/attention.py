@@ -6,10 +6,12 @@ Shapes: padded q [B, N, H, D], k and v [B, M, H, D]; packed q [T, H, D], k and v
 queries cu_seqlens[s] .. cu_seqlens[s + 1] and likewise the keys. Cross-attention has other keys than queries.
 
 Whose kernels compute it:
+
     sdpa       torch's scaled_dot_product_attention; packed: one call for each run of sequences of equal lengths
     math       matrix product, softmax, matrix product: stores the N x M weights for the backward pass
     flash      FlashAttention as torch carries it, packed by torch.nn.attention.varlen; CUDA, half precision
     xformers   memory_efficient_attention, packed with a BlockDiagonalMask; CUDA, needs the package
+
 `auto` takes flash, xformers, sdpa in this order for packed sequences on CUDA, and sdpa for padded ones, which chooses
 among torch's kernels. On a CPU it takes sdpa, but math in half precision while the weights are small: torch's fused
 backward pass is made of small half-precision products there and takes five to eight times as long (measured on one

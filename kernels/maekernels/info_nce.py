@@ -13,9 +13,11 @@ the softmax weights are made again, for strips of rows with at most 2^22 element
 a matrix of at most one strip is stored: the reference, which needs as much memory and two products fewer.
 
 Cost of `contrast` for M rows against N, with o the bytes of an element:
+
     forward    2 M N D FLOPs
     backward   6 M N D FLOPs (the weights again, and their products with both sides)
     bytes      (M + N) D o read, and as many written in the backward pass; tiles are read again from the cache
+
 W = 1: M = N = B once; W > 1: M = B, N = W B, twice. Bound by matrix multiplication from about a thousand rows on,
 before that by launch latency.
 """

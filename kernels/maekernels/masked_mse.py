@@ -9,8 +9,10 @@ Shapes: pred [B, Q, P], x as in `patchify`, ids [B, Q], loss a float32 scalar. T
 pixels, in the forward and again in the backward pass, and never kept.
 
 Cost, with s and o the bytes of an element of x and of pred:
+
     forward    reads B Q P (s + o);                       10 B Q P FLOPs (5 without norm_pix)
     backward   reads B Q P (s + o), writes B Q P o;       11 B Q P FLOPs (5)
+
 Bound by bytes. The gradient is made in the backward pass: keeping it from the forward pass would write it there, and
 then read and write it again to multiply it by the incoming gradient.
 """

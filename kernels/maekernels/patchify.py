@@ -2,12 +2,14 @@
 
     out[b, k, p] = (x[b, pixel p of patch ids[b, k]] - mean[c]) / std[c]        uint8 x: x / 255 first
 
-Shapes: x [B, T, H, W, C] | [B, H, W, C] | [B, F, M], ids [B, K], out [B, K, P], P = pt*ph*pw*C ordered (t, h, w, c).
+Shapes: x [B, T, H, W, C] | [B, H, W, C] | [B, F, M], ids [B, K], out [B, K, P], P = `pt*ph*pw*C` ordered (t, h, w, c).
 Peers convert the whole clip to float, cut it into N patches and then gather K of them.
 
 Cost, with s and o the bytes of an element of x and of out:
+
     forward    reads B K P s, writes B K P o;  2 B K P FLOPs
     backward   reads B K P o, writes B N P s (every pixel once, 0 where no patch was chosen);  B K P FLOPs
+
 Bound by bytes. A row of a 16-pixel RGB patch is 48 bytes, one and a half 32-byte sectors: neighbours that are not
 chosen cost up to a third more than counted here.
 """

@@ -6,8 +6,10 @@ Shapes: values [B, K, D], ids [B, K], fill a number or [D], out [B, N, D]. ids a
 kernel can invert them (token -> k or -1) and the large one writes every row of the result once, in order.
 
 Cost, with s the bytes of an element:
+
     forward    reads B K D s, writes B N D s (and 8 B N for the inverse)
     backward   values: a gather, B K D s read and written;  fill: reads the B (N-K) D s of its rows, as many additions
+
 Bound by bytes.
 """
 

@@ -17,7 +17,8 @@ from tests.integrations.small_models import package
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "integrations.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = PYTHON.findall(PAGE)
 
 
 def example(name: str) -> Any:
@@ -45,6 +46,15 @@ def test_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         assert model(torch.zeros(1, 16, 3, 224, 224), mask).logits.shape == (1, 1408, 1536)
         with pytest.raises(ValueError, match="masked=1408"):
             model(torch.zeros(1, 16, 3, 224, 224), ~mask)
+
+
+def test_the_readme_s_line() -> None:
+    """README.md, on a small model."""
+    (code,) = (block for block in PYTHON.findall((DOCS.parent / "README.md").read_text()) if "import patch" in block)
+    transformers = package("transformers")
+    names: dict[str, Any] = {"model": transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(num_hidden_layers=1))}
+    exec(code, names)
+    assert is_ours(names["model"].forward)
 
 
 def test_in_a_fork() -> None:

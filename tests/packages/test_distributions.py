@@ -24,6 +24,8 @@ def test_they_are_of_one_release():
     assert kernels["version"] == ours["version"]
     assert f"maekernels=={ours['version']}" in ours["dependencies"]
     assert kernels["requires-python"] == ours["requires-python"]
+    from_source = (ROOT / "diffmavil" / "__init__.py").read_text()
+    assert f'__version__ = "{ours["version"]}"' in from_source  # where nothing is installed
 
 
 def test_maekernels_needs_torch_alone_in_the_same_range():

@@ -1,0 +1,119 @@
+"""What pages of docs/ say of the code and of the log: the picture, the places of an op, the decisions."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import torch
+import yaml
+from einops import rearrange
+
+import maekernels
+from diffmavil.config import DiffusionConfig
+from diffmavil.model import DiffMAViL
+from diffmavil.model.decoder import ToDecode
+from tests.model.small import SMALL
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+SVG = "{http://www.w3.org/2000/svg}"
+PICTURE = ElementTree.parse(DOCS / "way-of-one-clip.svg").getroot()
+
+
+def texts(kind: str) -> list[str]:
+    return [text.text or "" for text in PICTURE.iter(f"{SVG}text") if text.get("class") == kind]
+
+
+def test_every_module_of_the_picture_exists() -> None:
+    homes = [home for text in texts("h") for home in text.split(", ")]
+    assert len(homes) == 17
+    for home in homes:
+        op = home.removeprefix("maekernels.")
+        assert (ROOT / "diffmavil" / home).is_file() or op in maekernels.__all__, home
+
+
+def test_the_picture_can_be_read_on_a_phone_and_in_the_dark() -> None:
+    assert (PICTURE.get("viewBox") or "").startswith("0 0 400 ")
+    style = "".join(PICTURE.itertext())
+    assert min(map(int, re.findall(r"font-size: (\d+)px", style))) >= 11
+    assert "prefers-color-scheme: dark" in style
+
+
+def test_shapes_of_the_picture_are_those_of_the_model() -> None:
+    """Those of the video branch, with two views, of which a part is decoded."""
+    config = replace(
+        SMALL,
+        views=2,
+        decode_fraction=0.5,
+        diffusion=DiffusionConfig(corruption="diffusion"),
+        video_decoder=replace(SMALL.video_decoder, attention="cross"),
+        audio_decoder=replace(SMALL.audio_decoder, attention="cross"),
+    )
+    model, b, k, ka = DiffMAViL(config), 3, 12, 9
+    v, d = config.video, config.encoder.width
+    video = torch.randint(256, (b, v.frames, v.size, v.size, 3), dtype=torch.uint8)
+    spec = torch.randn(b, config.audio.frames, config.audio.mels)
+    asked: dict[str, Any] = {"seed": 0, "offset": 0, "keep_video": k, "keep_audio": ka}
+    draws = model.draw(video, spec, **asked)
+    masks, (x_t, t) = draws.video[0]
+    branch = model.video
+    audio = model.audio.encode(spec, draws.audio[0].masks.keep)
+    tokens = branch.encode(video, masks.keep)
+    fused = torch.cat(model.fusion(audio, tokens), dim=1)
+    keep, decode = (rearrange(ids, "b v k -> (b v) k") for ids in masks)
+    (predicted,) = branch.decoder([ToDecode(tokens, keep, decode, (x_t, t))])
+    letters = {"B": b, "V": 2, "K": k, "Kv": k, "Ka": ka, "Q": decode.shape[1], "P": v.patch_dim, "D": d}
+
+    def shape(text: str) -> tuple[int, ...]:
+        (found,) = re.findall(r"\[(.*?)\]", text)
+        return tuple(eval(size.replace("·", "*"), {}, letters) for size in found.split(","))
+
+    keep_text, decode_text = next(text for text in texts("s") if text.startswith("keep")).split("decode")
+    assert (shape(keep_text), shape(decode_text)) == (masks.keep.shape, masks.decode.shape)
+    assert masks.keep.dtype == torch.int32
+    for text, tensor in {
+        "[B·V, K, P]": branch.patches(video, masks.keep),
+        "x_t [B·V, Q, P]": x_t,
+        "[B·V, 1 + K, D]": tokens,
+        "[B·V, 2 + Ka + Kv, D]": fused,
+        "pooled [B, V, D]": model.pooled(video, spec, **asked).video,
+        "[B·V, Q, P]": predicted,
+    }.items():
+        assert text in texts("s")
+        assert shape(text) == tensor.shape, text
+
+
+def test_every_place_of_the_example_names_it() -> None:
+    files = re.findall(r"^\| `(\S+)` \|", (DOCS / "adding-an-op.md").read_text(), re.MULTILINE)
+    assert len(files) == 14
+    for file in files:
+        assert "scatter_tokens" in (ROOT / file).read_text(), file
+
+
+def entries() -> dict[str, str]:
+    """Anchor, as GitHub and the site make it of a heading -> what stands below it in the log."""
+    _, *parts = re.split(r"^## ", (ROOT / "benchmarks" / "LOG.md").read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", part.partition("\n")[0].lower()).replace(" ", "-"): part for part in parts}
+
+
+def test_decisions_say_what_the_log_says() -> None:
+    rows = re.findall(r"^\|(.*)\[[^]]+\]\(\S+LOG\.md#(\S+)\) \|$", (DOCS / "decisions.md").read_text(), re.MULTILINE)
+    assert len(rows) > 20
+    log = entries()
+    for row, anchor in rows:
+        assert anchor in log
+        for number in re.findall(r"(?<![\w@.-])\d[\d,]*(?:\.\d+)?(?![\w@])", row):
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", log[anchor]), f"{number} of{row}"
+
+
+def test_the_site_has_every_page() -> None:
+    """In its navigation; docs/site/pages.py brings those from outside docs/."""
+    nav = str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    named = set(re.findall(r"'([\w/-]+\.md)'", nav))
+    own = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
+    recipes = {f"recipes/{page.parent.name}.md" for page in (ROOT / "recipes").glob("*/README.md")}
+    assert named >= own | recipes
