@@ -81,6 +81,11 @@ def section_from(kind: type[S], data: dict[str, Any]) -> S:
     return _build(kind, data, "")
 
 
+def section_to(section: Any) -> dict[str, Any]:
+    """The reverse of `section_from`, without settings that are `OMITTED` as they are by default."""
+    return _plain(section)
+
+
 def _build(cls: Any, data: Any, where: str, base: Any = None) -> Any:
     """Dataclass `cls` from nested dicts, over `base` if one is given; names unknown fields instead of dropping them."""
     require(isinstance(data, dict), where.removesuffix(".") or "config", data, "a mapping of settings")

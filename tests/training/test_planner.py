@@ -187,7 +187,7 @@ def test_a_measured_plan_is_kept_and_read_again(tmp_path, monkeypatch):
     config = replace(config, data=replace(config.data, cache=str(tmp_path)))
     swept = []
 
-    def sweep(config, counts, device):
+    def sweep(config, counts, device, teacher):
         swept.append(counts)
         return [(0.1, 0.01 * (i + 1)) for i in range(len(counts))]
 
