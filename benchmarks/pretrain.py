@@ -35,7 +35,7 @@ from rich.table import Table
 from benchmarks.identity import ROOT, identity
 from benchmarks.kernels import write
 from diffmavil.config import Config
-from diffmavil.config.presets import PRESETS
+from diffmavil.config.presets import PRESETS, SIZES
 from diffmavil.training.costs import scheduled_flops
 from diffmavil.training.metrics import read_metrics
 
@@ -117,7 +117,7 @@ def table(results: Sequence[Result]) -> Table:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks/pretrain.py", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--size", choices=[n.removeprefix("mavil-") for n in PRESETS if n.startswith("mavil-")], default="small")
+    add("--size", choices=SIZES, default="small")
     add("--pixels", type=int, default=224, help="side of a frame (default 224)")
     add("--frames", type=int, default=8, help="of a clip (default 8)")
     add("--batch", type=int, default=128, help="clips of a step (default 128)")

@@ -34,7 +34,7 @@ from benchmarks.identity import identity
 from benchmarks.kernels import write
 from benchmarks.measure import Call, StepClock, Timing, interleave, make_clock
 from benchmarks.techniques import MAVIL, Bench, Part, Row, peer_rows, rows
-from diffmavil.config.presets import PRESETS
+from diffmavil.config.presets import PRESETS, SIZES
 from diffmavil.model.flops import meta_model, mixed_flops
 from diffmavil.training.heap import keep_freed_memory
 from diffmavil.training.optim import make_optimizers
@@ -197,9 +197,8 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks/step.py", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    sizes = [name.removeprefix("mavil-") for name in PRESETS if name.startswith("mavil-")]
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--size", choices=sizes, help="default: tiny on a CPU, base on a GPU")
+    add("--size", choices=SIZES, help="default: tiny on a CPU, base on a GPU")
     add("--views", type=int, choices=(1, 2), default=2)
     add("--frames", type=int, help="default: 8")
     add("--batch", type=int, help="clips of a step (default: 32 for tiny, 4 for others on a CPU, 64 on a GPU)")

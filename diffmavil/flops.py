@@ -1,6 +1,6 @@
 """What a forward pass costs: `python -m diffmavil.flops [PRESET] [--json | --presets]`.
 
-`diffmavil.model.flops` says what is counted.
+`diffmavil.model.flops` says what is counted. Of the second stage the teacher is counted as large as the student.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from rich.table import Table
 
 from diffmavil.config import Config
 from diffmavil.config.presets import PRESETS, preset
-from diffmavil.model.flops import count_parameters, meta_model
-from diffmavil.training.costs import Cost, scheduled_flops, technique_costs
+from diffmavil.model.flops import FORWARDS, count_parameters, meta_model, meta_teacher
+from diffmavil.training.costs import Cost, scheduled_flops, technique_costs, with_teacher
 
 _DEFAULT = "diffmavil-base"
 
@@ -43,7 +43,8 @@ def _signed_percent(share: float) -> str:
 
 
 def _part_table(name: str, config: Config) -> Table:
-    model, flops = meta_model(replace(config.model, views=1)), scheduled_flops(config.model, config.mask)
+    sized, _ = with_teacher(config)
+    model, flops = meta_model(replace(sized, views=1)), scheduled_flops(sized, config.mask)
     title = f"{name}: {config.model.views} view(s), {config.model.video.frames} frames, mean over its masking schedule"
     table = Table(title=title, show_footer=True, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     modules = [model.video.encoder, model.audio.encoder, model.fusion, model.video.decoder, model.audio.decoder]
@@ -57,15 +58,30 @@ def _part_table(name: str, config: Config) -> Table:
     return table
 
 
+def _teacher_lines(config: Config) -> list[str]:
+    """What the second stage costs; nothing in the first."""
+    model, teacher = with_teacher(config)
+    if not teacher:
+        return []
+    frozen = sum(p.numel() for p in meta_teacher(config.model).parameters())
+    step = FORWARDS * scheduled_flops(model, config.mask).total + teacher
+    return [
+        f"teacher, as large as the student: {frozen / 1e6:.2f} M parameters; {teacher / 1e9:.2f} GFLOP for a clip, "
+        "which it sees whole and once",
+        f"a step with its backward pass: {step / 1e9:.2f} GFLOP for a clip, {teacher / step:.1%} of them the teacher's",
+    ]
+
+
 def _preset_table() -> Table:
     title = "presets: one clip's forward with all views, mean over the masking schedule"
     table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in ("preset", "parameters, M", "GFLOP"):
+    for column in ("preset", "parameters, M", "GFLOP", "teacher's GFLOP"):
         table.add_column(column, justify="left" if column == "preset" else "right")
     for name, config in PRESETS.items():
-        parameters = count_parameters(meta_model(replace(config.model, views=1)))
-        gflop = scheduled_flops(config.model, config.mask).total / 1e9
-        table.add_row(name, f"{parameters / 1e6:.1f}", f"{gflop:.1f}")
+        model, teacher = with_teacher(config)
+        parameters = count_parameters(meta_model(replace(model, views=1)))
+        gflop = scheduled_flops(model, config.mask).total / 1e9
+        table.add_row(name, f"{parameters / 1e6:.1f}", f"{gflop:.1f}", f"{teacher / 1e9:.1f}" if teacher else "")
     return table
 
 
@@ -90,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(_technique_table(args.preset, technique_costs(config.model)))
     console.print()
     console.print(_part_table(args.preset, config))
+    for line in _teacher_lines(config):
+        console.print(line, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,9 @@ def without_paths(config: C) -> C:
         eval_root=data.eval_root and _last(data.eval_root),
         cache=type(data)().cache,
     )
-    changed = {"data": data, "train": replace(config.train, init=config.train.init and _last(config.train.init))}
+    train = replace(config.train, init=config.train.init and _last(config.train.init))
+    teacher = replace(config.teacher, source=config.teacher.source and _last(config.teacher.source))
+    changed = {"data": data, "train": train, "teacher": teacher}
     if isinstance(config, FinetuneConfig):
         head = config.head
         changed["head"] = replace(head, source=_last(head.source), val_root=head.val_root and _last(head.val_root))

@@ -10,6 +10,7 @@ from diffmavil.config.errors import usage_errors
 from diffmavil.config.folders import expand
 from diffmavil.data.stats import open_data
 from diffmavil.evaluation.monitor import FeatureMonitor
+from diffmavil.evaluation.teachers import find_teacher, load_teacher, teacher_note
 from diffmavil.model.exchange import check_image_mae, initialise_from_image_mae
 from diffmavil.model.weights import WEIGHTS_FILE, export_weights
 from diffmavil.reporting.page import write_report
@@ -20,6 +21,7 @@ from diffmavil.training.heap import keep_freed_memory
 from diffmavil.training.planner import mix_notes
 from diffmavil.training.pretraining import Pretraining
 from diffmavil.training.run import open_run, write_run
+from diffmavil.training.second_stage import SecondStage
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,20 +29,29 @@ def main(argv: Sequence[str]) -> None:
     with world() as peers:
         if peers.device.type == "cpu":
             keep_freed_memory()
+        with usage_errors():
+            config, teacher = peers.main_first(partial(find_teacher, config))
         run, config = open_run(preset, config, options, peers)
         init = expand(config.train.init) if config.train.init and run.checkpoint is None else None
         with usage_errors():
             if init:  # the data may take long, and the file not fit
                 peers.main_first(partial(check_image_mae, config.model, init))
             config, split = peers.main_first(lambda: open_data(config))
-            config = plan_batches(config, peers)
+            config = plan_batches(config, peers, teacher)
         write_run(run, config, peers)
         run = run.noting(f"training: {split.train.note}; held out: {split.held_out.note}")
         for note in mix_notes(config):
             run = run.noting(note)
         with usage_errors():
-            task = Pretraining(config, peers.device, clips=len(split.train))
+            if teacher is None:
+                task = Pretraining(config, peers.device, clips=len(split.train))
+            else:
+                frozen = load_teacher(config, teacher, peers.device)
+                task = SecondStage(config, peers.device, frozen, clips=len(split.train))
             said = peers.main_first(partial(initialise_from_image_mae, task.model, init)).lines() if init else []
+        if isinstance(task, SecondStage):
+            task.begin()  # an averaged teacher has what the student was initialised with
+            run = run.noting(teacher_note(config))
         for note in [*([task.note] if task.note else []), *said]:
             run = run.noting(note)
         monitor = FeatureMonitor(task.model, config, split, run.folder) if config.train.probe_every else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from diffmavil.config.checks import require
+from diffmavil.config.checks import OMITTED, require
 from diffmavil.config.data import AugmentConfig, DataConfig, DecoderName
 from diffmavil.config.head import HeadConfig
 from diffmavil.config.model import (
@@ -22,9 +22,11 @@ from diffmavil.config.model import (
     ModelConfig,
     VideoConfig,
 )
+from diffmavil.config.teacher import EMA, TeacherConfig
 from diffmavil.config.training import BatchConfig, MaskConfig, OptimConfig, RatioSchedule, TrainConfig
 
 __all__ = [
+    "EMA",
     "AudioConfig",
     "AugmentConfig",
     "BatchConfig",
@@ -42,6 +44,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "RatioSchedule",
+    "TeacherConfig",
     "TrainConfig",
     "VideoConfig",
     "require",
@@ -56,6 +59,12 @@ class Config:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig, metadata=OMITTED)
+
+    def __post_init__(self) -> None:
+        width = self.model.target_width
+        allowed = "None in stage 1, which predicts patches"
+        require(self.teacher.stage == 2 or width is None, "model.target_width", width, allowed)
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class FinetuneConfig(Config):
     """Of a classifier: `model` is what it was pretrained as, of which decoders, masks and contrast are not used.
 
     Raises:
-        ValueError: a batch rule other than 'fixed': nothing changes the cost of a clip. Or two beginnings.
+        ValueError: a batch rule other than 'fixed': nothing changes the cost of a clip. Or two beginnings; or stage 2.
     """
 
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -71,5 +80,6 @@ class FinetuneConfig(Config):
     def __post_init__(self) -> None:
         require(self.batch.rule == "fixed", "batch.rule", self.batch.rule, "'fixed' in fine-tuning")
         require(self.batch.memory_gib is None, "batch.memory_gib", self.batch.memory_gib, "None in fine-tuning")
+        require(self.teacher.stage == 1, "teacher.stage", self.teacher.stage, "1 in fine-tuning")
         alone = self.train.init is None or self.head.source == "none"
         require(alone, "train.init", self.train.init, f"None beside --from {self.head.source}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -58,7 +58,7 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def config_to_yaml(config: Config) -> str:
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    return yaml.safe_dump(_plain(config), sort_keys=False)
 
 
 def load_config(path: Path) -> Config:
@@ -79,6 +79,11 @@ def config_from_yaml(text: str) -> Config:
 def section_from(kind: type[S], data: dict[str, Any]) -> S:
     """A part of a config, such as a `ModelConfig`, from its plain values. Raises `ValueError` for unknown settings."""
     return _build(kind, data, "")
+
+
+def section_to(section: Any) -> dict[str, Any]:
+    """The reverse of `section_from`, without settings that are `OMITTED` as they are by default."""
+    return _plain(section)
 
 
 def _build(cls: Any, data: Any, where: str, base: Any = None) -> Any:
@@ -118,9 +123,14 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+    if is_dataclass(value):
+        named = ((one, getattr(value, one.name)) for one in fields(value))
+        return {one.name: _plain(x) for one, x in named if not (one.metadata.get("omitted") and x == _default(one))}
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _default(setting: Field[Any]) -> Any:
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 
 def differences(old: Config, new: Config) -> list[str]:

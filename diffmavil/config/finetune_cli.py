@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Suppress, arg
 
-from diffmavil.config import Config, FinetuneConfig, MaskConfig, require
+from diffmavil.config import Config, FinetuneConfig, MaskConfig, TeacherConfig, require
 from diffmavil.config.cli import RunOptions, config_file, flag, named_preset, parse_flags, resumed_config, shallow
 from diffmavil.config.errors import UsageError
 from diffmavil.config.folders import expand
@@ -33,6 +33,7 @@ class FinetuneOptions(RunOptions):
 @dataclass(frozen=True)
 class _FinetuneArguments(FinetuneOptions, FinetuneConfig):
     mask: Annotated[MaskConfig, Suppress] = field(default_factory=MaskConfig)
+    teacher: Annotated[TeacherConfig, Suppress] = field(default_factory=TeacherConfig)
 
 
 def parse_finetune(

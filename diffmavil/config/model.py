@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from diffmavil.config.checks import require
+from diffmavil.config.checks import OMITTED, require
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -237,6 +237,9 @@ class ModelConfig:
     """Whose attention kernels (`maekernels.attention`). auto: by capability; any other is used or is an error."""
     norm: Literal["torch", "apex"] = "torch"
     """LayerNorm of torch, or NVIDIA apex's fused one."""
+    target_width: int | None = field(default=None, metadata=OMITTED)
+    """None: decoders predict patches. Else features of so many numbers for each, the teacher's width in the second
+    stage; filled in when a run begins."""
 
     @property
     def hears(self) -> bool:
@@ -256,6 +259,8 @@ class ModelConfig:
         kernels = ("auto", "sdpa", "math", "flash", "xformers")
         require(self.attention in kernels, "model.attention", self.attention, f"one of {kernels}")
         require(self.norm in ("torch", "apex"), "model.norm", self.norm, "'torch' or 'apex'")
+        width = self.target_width
+        require(width is None or width > 0, "model.target_width", width, "positive, or None to predict patches")
         partial = self.decode_fraction < 1
         for name, decoder in (("video_decoder", self.video_decoder), ("audio_decoder", self.audio_decoder)):
             allowed = "'cross' when model.decode_fraction < 1: self-attention mixes all positions"

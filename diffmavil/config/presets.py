@@ -1,4 +1,4 @@
-"""The named configurations: MAViL and DiffMAViL in four sizes, and what goes beyond the papers."""
+"""The named configurations: MAViL and DiffMAViL in four sizes, what goes beyond the papers, and their second stage."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from diffmavil.config import (
     ModelConfig,
     OptimConfig,
     RatioSchedule,
+    TeacherConfig,
     TrainConfig,
     VideoConfig,
     require,
@@ -75,6 +76,8 @@ _SIZES: dict[str, ModelConfig] = {
     "base": ModelConfig(),
     "large": ModelConfig(encoder=EncoderConfig(depth=24, width=1024, heads=16)),
 }
+STAGE_2 = "-stage2"
+SIZES = tuple(_SIZES)
 _VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {"": _diffused, "-fast": _fast}
 
 
@@ -88,7 +91,13 @@ def _presets() -> dict[str, Config]:
             presets[f"diffmavil-{size}{suffix}"] = Config(
                 model=variant(model), mask=falling, batch=batch, train=train, optim=optim
             )
-    return presets
+    return presets | {f"{name}{STAGE_2}": _second_stage(config) for name, config in presets.items()}
+
+
+def _second_stage(config: Config) -> Config:
+    """The same student, recipe and savings. An averaged teacher follows faster where there are few steps."""
+    few = config.train.steps <= 1000
+    return replace(config, teacher=TeacherConfig(stage=2, decay=(0.99, 0.999) if few else (0.999, 0.9999)))
 
 
 def _train(size: str) -> TrainConfig:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from diffmavil.config import AudioConfig, ModelConfig, VideoConfig
 from diffmavil.model.decoder import Decoder, ToDecode
@@ -57,7 +58,14 @@ class Branch(nn.Module):
         self.encoder = Encoder(self.grid, input_config.patch_dim, config.encoder)
         if decodes:
             width = config.encoder.width
-            self.decoder = Decoder(self.grid, input_config.patch_dim, width, decoder, diffused=self.diffused)
+            self.decoder = Decoder(
+                self.grid,
+                input_config.patch_dim,
+                width,
+                decoder,
+                diffused=self.diffused,
+                target_width=config.target_width,
+            )
         if decodes and self.diffused:
             self.register_buffer("alpha_bar", alpha_bars(config.diffusion).float(), persistent=False)
             self.times = config.diffusion.times
@@ -155,7 +163,7 @@ class Branch(nn.Module):
         )
 
     def loss(self, fused: Sequence[Tensor], x: Sequence[Tensor], drawn: Sequence[Drawn]) -> Tensor:
-        """Mean squared error of the predicted patches of a clip, over all views and clips: fp32 scalar.
+        """Mean squared error of the predicted patches or features of a clip, over all views and clips: fp32 scalar.
 
         fused: `[(B V), 1 + K, D]` of each span, x: its input, drawn: what was drawn for it.
         """
@@ -167,7 +175,7 @@ class Branch(nn.Module):
                     rearrange(masks.decode, "b v q -> (b v) q"),
                     diffused,
                 )
-                for tokens, (masks, diffused) in zip(fused, drawn, strict=True)
+                for tokens, (masks, diffused, _) in zip(fused, drawn, strict=True)
             ]
         )
         losses = [self._span_loss(*span) for span in zip(predicted, x, drawn, strict=True)]
@@ -177,6 +185,8 @@ class Branch(nn.Module):
         return torch.stack([loss * (len(clip) / clips) for loss, clip in zip(losses, x, strict=True)]).sum()
 
     def _span_loss(self, pred: Tensor, x: Tensor, drawn: Drawn) -> Tensor:
+        if drawn.target:
+            return mse_loss(pred.float(), drawn.target[0])
         decode = drawn.masks.decode
         pred = rearrange(pred, "(b v) q p -> b (v q) p", v=decode.shape[1])
         ids = rearrange(decode, "b v q -> b (v q)")

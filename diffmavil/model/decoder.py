@@ -1,4 +1,4 @@
-"""The decoder of one modality: from fused visible tokens to the pixels of masked patches.
+"""The decoder of one modality: from fused visible tokens to the pixels, or a teacher's features, of masked patches.
 
 At every position to decode stands either one learnt mask token (MAE, MAViL) or the patch itself diffused to x_t, with
 an embedding of t (DiffMAViL). Two kinds of attention:
@@ -70,7 +70,7 @@ class ToDecode(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Predicts the clean patches at masked positions.
+    """Predicts the clean patches at masked positions, or features of them.
 
     Args:
         grid: patches along each axis, for the fixed positions.
@@ -78,12 +78,20 @@ class Decoder(nn.Module):
         context_width: width of the fused tokens.
         config: size and kind of attention.
         diffused: whether diffused patches or mask tokens stand at the masked positions.
+        target_width: numbers predicted for each position; None: those of the patch.
     """
 
     positions: Tensor
 
     def __init__(
-        self, grid: tuple[int, ...], patch_dim: int, context_width: int, config: DecoderConfig, *, diffused: bool
+        self,
+        grid: tuple[int, ...],
+        patch_dim: int,
+        context_width: int,
+        config: DecoderConfig,
+        *,
+        diffused: bool,
+        target_width: int | None = None,
     ) -> None:
         super().__init__()
         width = config.width
@@ -94,7 +102,7 @@ class Decoder(nn.Module):
         block = CrossBlock if self.cross else SelfBlock
         self.blocks = Blocks(block(width, config.heads, config.mlp_ratio, config.norm_eps) for _ in range(config.depth))
         self.norm = layer_norm(width, config.norm_eps)
-        self.head = nn.Linear(width, patch_dim)
+        self.head = nn.Linear(width, target_width or patch_dim)
 
     def forward(self, fused: Tensor | Sequence[ToDecode], *ids_and_diffused: Tensor) -> Tensor | list[Tensor]:
         """Decode the patches at `ids_decode`.
@@ -106,8 +114,8 @@ class Decoder(nn.Module):
             diffused: x_t `[B, Q, P]` and t `[B]` when diffused patches are decoded, else nothing.
 
         Returns:
-            `[B, Q, P]`, the predicted clean patches; a list of them for a list of `ToDecode`, batches of other numbers
-            of tokens.
+            `[B, Q, P]`, the predicted clean patches, or `[B, Q, W]`, features; a list of them for a list of `ToDecode`,
+            batches of other numbers of tokens.
         """
         if isinstance(fused, Tensor):
             ids_keep, ids_decode, *diffused = ids_and_diffused

@@ -36,6 +36,9 @@ class Drawn(NamedTuple):
     masks: Masks
     diffused: tuple[Tensor, ...]
     """x_t `[(B V), Q, P]` and t `[(B V)]`; nothing for a model with mask tokens."""
+    target: tuple[Tensor, ...] = ()
+    """What a teacher makes of the patches to decode, float32 `[(B V), Q, W]` (`diffmavil.model.teacher`); nothing for a
+    model that predicts patches."""
 
 
 class Draws(NamedTuple):

@@ -2,7 +2,8 @@
 
 Counted: 2 per multiply-add, in the Linear layers and the two matmuls of attention, for the forward of one clip with all
 its views, read from the shapes of the real modules. Not counted: norms, activations, softmax, the contrast between
-clips (it depends on the batch, and is below 0.1 % of the rest). A training step costs three forwards.
+clips (it depends on the batch, and is below 0.1 % of the rest). A training step costs three forwards, and in the second
+stage one of the teacher, which has no backward pass.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from diffmavil.model.decoder import Decoder, DiffusedPatch
 from diffmavil.model.encoder import Encoder
 from diffmavil.model.fusion import Fusion
 from diffmavil.model.mavil import DiffMAViL
+from diffmavil.model.teacher import Teacher
 
 FORWARDS = 3
 """A training step costs three forwards: the backward pass makes two products for each of the forward's."""
@@ -51,6 +53,13 @@ def meta_model(config: ModelConfig) -> DiffMAViL:
         return DiffMAViL(config)
 
 
+@functools.cache
+def meta_teacher(config: ModelConfig) -> Teacher:
+    """As `meta_model`."""
+    with torch.device("meta"):
+        return Teacher(config)
+
+
 def forward_flops(model: DiffMAViL, keep_video: int, keep_audio: int) -> Flops:
     """Cost of one clip's forward with these numbers of visible tokens; an absent branch costs nothing."""
     keep = {"video": keep_video, "audio": keep_audio}
@@ -64,9 +73,16 @@ def forward_flops(model: DiffMAViL, keep_video: int, keep_audio: int) -> Flops:
     return Flops(**{name: model.config.views * part for name, part in parts.items()})
 
 
-def _fusion(fusion: Fusion, video: int, audio: int) -> float:
-    """Of so many tokens, CLS among them."""
-    return sum(_self_block(cast(SelfBlock, block), video + audio) for block in fusion.blocks)
+def _fusion(fusion: Fusion, *tokens: int) -> float:
+    """Of so many tokens of each modality, CLS among them."""
+    return sum(_self_block(cast(SelfBlock, block), sum(tokens)) for block in fusion.blocks)
+
+
+def teacher_flops(model: Teacher) -> float:
+    """Cost of the forward of one clip, nothing masked, of which all views have their targets."""
+    cls = int(model.config.encoder.cls)
+    encoders = sum(_encoder(branch.encoder, branch.tokens) for branch in model.branches.values())
+    return encoders + _fusion(model.fusion, *(branch.tokens + cls for branch in model.branches.values()))
 
 
 def classifier_flops(model: Classifier) -> float:

@@ -1,6 +1,7 @@
 """MAViL and DiffMAViL: the model, its pretraining losses and its features.
 
-MAViL: Huang et al. 2023, "MAViL: Masked Audio-Video Learners" (first stage: masked reconstruction and contrast).
+MAViL: Huang et al. 2023, "MAViL: Masked Audio-Video Learners" (first stage: masked reconstruction and contrast; in the
+second a teacher's features are predicted in place of patches, `diffmavil.model.teacher`).
 DiffMAViL puts diffused patches in place of mask tokens and lets decoders cross-attend; every piece is switched by
 `ModelConfig`.
 """
@@ -137,14 +138,16 @@ class DiffMAViL(nn.Module):
             offset: position of the first clip in the stream of samples.
             keep_video, keep_audio: visible tokens; at least one visible and one masked. Several counts: runs of samples
                 take them in turn (`diffmavil.model.draws`).
-            draws: what `draw` gave for these arguments; None: drawn here.
+            draws: what `draw` gave for these arguments; None: drawn here. A model that predicts features needs them
+                with a teacher's targets (`diffmavil.model.teacher.Teacher.targets`).
             coupled: the contrast, where clips of other passes take part in it; None: of this batch.
 
         Raises:
-            ValueError: shapes that do not match the config, or impossible counts.
+            ValueError: shapes that do not match the config, impossible counts, or targets that are missing.
         """
         if draws is None:
             draws = self.draw(video, spec, seed=seed, offset=offset, keep_video=keep_video, keep_audio=keep_audio)
+        self._check_targets(draws)
         cut = spans(video.shape[0], offset, keep_audio, keep_video)
         inputs = {name: [x[span.first : span.last] for span in cut] for name, x in (("audio", spec), ("video", video))}
         drawn = draws._asdict()
@@ -218,7 +221,14 @@ class DiffMAViL(nn.Module):
         its mean expectation, which is smooth and closest in squared error; with more, one sharper sample of what it
         thinks possible. A model with mask tokens predicts once. All masked patches are decoded, whatever
         `decode_fraction` is. timestep and as_predicted: as of `diffmavil.model.reconstruct.draw_pictures`.
+
+        Raises:
+            ValueError: as of `forward`, or a model that predicts features, of which there are no pictures.
         """
+        width = self.config.target_width
+        require(
+            width is None, "model.target_width", width, "None to be drawn: the model predicts features, not patches"
+        )
         self._check_inputs(video, spec, keep_video, keep_audio)
         kept = {"audio": keep_audio, "video": keep_video}
         ids, tokens = {}, {}
@@ -310,6 +320,13 @@ class DiffMAViL(nn.Module):
         if config.intra_weight > 0 and self.config.views == 2:
             intra = intra_modal(present, config.intra_temperature, clips)
         return inter, intra
+
+    def _check_targets(self, draws: Draws) -> None:
+        """As many numbers for each position as the decoders predict, or none where they predict patches."""
+        width = self.config.target_width
+        for one in (*draws.audio, *draws.video):
+            found = one.target[0].shape[-1] if one.target else None
+            require(found == width, "draws.target", found, f"features of {width} numbers, as model.target_width")
 
     def _check_inputs(
         self, video: Tensor, spec: Tensor, keep_video: Keep | None = None, keep_audio: Keep | None = None

@@ -35,6 +35,7 @@ def summary(config: Config, records: Sequence[Metrics]) -> list[tuple[str, str]]
         ("data", config.data.root),
         *input_rows(model),
         ("masked patches", f"{model.diffusion.corruption}, {model.decode_fraction:.0%} of them decoded"),
+        *([("teacher", str(config.teacher.source))] if config.teacher.stage == 2 else []),
         ("decoders", ", ".join(decoders)),
         ("batch size", str(config.train.batch_size)),
         *run_rows(config, records),
@@ -52,11 +53,12 @@ def panels(model: ModelConfig) -> Panels:
     """Of what a run of this model may record."""
     there = [name for name, has in (("video", model.sees), ("audio", model.hears)) if has]
     kinds = KINDS if len(there) == 2 else there
+    predicted = "reconstruction" if model.target_width is None else "prediction of features"
     contrasts = [name for name in ("inter", "intra") if f"loss/{name}" in loss_names(model)]
     return {
         "Losses": (
             ("total", [("loss", "")]),
-            ("reconstruction", [(f"loss/{name}", name) for name in there]),
+            (predicted, [(f"loss/{name}", name) for name in there]),
             ("contrast", [(f"loss/{name}", name) for name in contrasts]),
         ),
         "Curriculum and schedule": (
@@ -89,6 +91,8 @@ def scores(run_dir: Path) -> Section:
 def _reconstructions(run_dir: Path) -> list[Section]:
     """A section for each clip; the pictures of the first one are written as files of their own too."""
     model, config = load_weights(run_dir / WEIGHTS_FILE)
+    if config.model.target_width is not None:
+        return [Section("Reconstructions", reconstructions.NO_PICTURES)]
     batch = drawn_clips(config, split_source(config.data, config.model.modalities).held_out)
     result = reconstructions.reconstruct(model, config, batch, reconstructions.Mode("as trained"))
     _save_pictures(run_dir, result)

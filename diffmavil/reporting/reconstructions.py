@@ -17,6 +17,7 @@ from diffmavil.data.dataset import Batch
 from diffmavil.model import DiffMAViL, Pictures, Reconstruction
 from diffmavil.reporting import pictures
 from diffmavil.reporting.parts import Picture, Section, Strip
+from diffmavil.reporting.study import Missing
 from diffmavil.training.curriculum import keep_count
 
 SAMPLE_STEPS = 2  # more steps give one sharper sample, fewer the mean: clearer while the model is young
@@ -28,6 +29,10 @@ _NOISED = (
     "much signal as noise); and the reconstruction of the masked patches, which starts from pure noise."
 )
 _HIDDEN = "Original; visible patches; and the reconstruction of the masked patches."
+NO_PICTURES = (
+    "The run is of the second stage: its decoders predict a teacher's features of masked patches, of which there are "
+    "no pictures."
+)
 _RATIOS = (0.5, 0.75, 0.9)
 _LEVELS = (0.25, 0.5, 0.75)
 _STEPS = (1, 2, 8, 32)
@@ -117,7 +122,13 @@ def _picture(what: str, picture: Tensor, alt: str, scale: tuple[float, float]) -
 
 
 def sections(model: DiffMAViL, config: Config, batch: Batch) -> list[Section]:
-    """One clip in many ways; after it the others as they were trained on, folded."""
+    """One clip in many ways; after it the others as they were trained on, folded.
+
+    Raises:
+        Missing: a model that predicts features.
+    """
+    if config.model.target_width is not None:
+        raise Missing(NO_PICTURES)
     names = [Path(path).stem for path in batch.paths]
     usual = reconstruct(model, config, batch, Mode("as trained"))
     first, *others = (

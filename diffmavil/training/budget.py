@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diffmavil.config import BatchConfig, Config, require
+from diffmavil.config import BatchConfig, Config, ModelConfig, require
 from diffmavil.config.folders import expand, writing
 from diffmavil.model import DiffMAViL
 from diffmavil.model.blocks import Blocks
-from diffmavil.model.flops import FORWARDS, meta_model, mixed_flops
+from diffmavil.model.flops import FORWARDS, meta_model, meta_teacher, mixed_flops, teacher_flops
+from diffmavil.model.teacher import Teacher
 from diffmavil.training.distributed import World
 from diffmavil.training.planner import (
     Counts,
@@ -34,6 +35,7 @@ from diffmavil.training.planner import (
     timetable,
 )
 from diffmavil.training.pretraining import Pretraining, random_clips
+from diffmavil.training.second_stage import SecondStage
 from diffmavil.training.step import TrainStep, use_bf16
 
 GIB = 2**30
@@ -41,8 +43,11 @@ _OF_DEVICE = 0.8
 _REPEATS = 3
 
 
-def resolve_batches(config: Config, peers: World) -> Config:
+def resolve_batches(config: Config, peers: World, teacher: ModelConfig | None = None) -> Config:
     """The config with `batch.sizes` and `batch.at_once`, unless the rule needs none or a plan was made before.
+
+    Args:
+        teacher: whose forward every step pays for too; None: there is none.
 
     Raises:
         ValueError: a budget that no clip fits in, sizes that the processes do not divide, or an unknown budget.
@@ -59,42 +64,50 @@ def resolve_batches(config: Config, peers: World) -> Config:
             f">= {multiple}, which {peers.size} processes divide",
         )
         config = replace(config, batch=replace(batch, multiple=multiple))
-        config = replace(config, batch=peers.from_main(peers.main_first(lambda: _planned(config, peers))))
+        config = replace(config, batch=peers.from_main(peers.main_first(lambda: _planned(config, peers, teacher))))
     check_processes(config, peers.size)
     return config
 
 
-def plan_batches(config: Config, peers: World) -> Config:
+def plan_batches(config: Config, peers: World, teacher: ModelConfig | None = None) -> Config:
     """As `resolve_batches`; a plan that was made, now or before, is printed."""
-    config = resolve_batches(config, peers)
+    config = resolve_batches(config, peers, teacher)
     if peers.main and (config.batch.sizes or config.batch.at_once):
         console = Console()
         # A log has no width of its own; 80 columns would fold the table.
-        (console if console.is_terminal else Console(width=120)).print(plan_table(config, peers.size))
+        (console if console.is_terminal else Console(width=120)).print(plan_table(config, peers.size, teacher))
     return config
 
 
-def _planned(config: Config, peers: World) -> BatchConfig:
+def _planned(config: Config, peers: World, teacher: ModelConfig | None) -> BatchConfig:
     batch, nominal = config.batch, config.train.batch_size
     counts = stretch_counts(config)
-    at_once = _fitting(config, counts, peers.device)
+    at_once = _fitting(config, counts, peers.device, teacher)
     if batch.rule == "fixed":
         return replace(batch, at_once=at_once)
     if batch.rule == "memory":
         wanted = [float(most * peers.size) for most in at_once]
     elif batch.rule == "flops":
-        costs = [FORWARDS * mixed_flops(meta_model(config.model), *keep) for keep in counts]
+        costs = [_step_flops(config, teacher, *keep) for keep in counts]
         budget = batch.gflop * 1e9 if batch.gflop else nominal * max(costs)
         wanted = [budget / cost for cost in costs]
     else:
-        wanted = _measured(config, counts, peers.device)
+        wanted = _measured(config, counts, peers.device, teacher)
     # A hair more, so that rounding does not cost the dearest stretch a whole multiple.
     whole = [int(size * (1 + 1e-9)) // batch.multiple * batch.multiple for size in wanted]
     most = batch.largest // batch.multiple * batch.multiple
     return replace(batch, sizes=tuple(min(max(size, batch.multiple), most) for size in whole), at_once=at_once)
 
 
-def _fitting(config: Config, counts: list[tuple[Counts, Counts]], device: torch.device) -> tuple[int, ...]:
+def _step_flops(config: Config, teacher: ModelConfig | None, keep_video: Counts, keep_audio: Counts) -> float:
+    """Of a step, for each of its clips."""
+    own = FORWARDS * mixed_flops(meta_model(config.model), keep_video, keep_audio)
+    return own + (teacher_flops(meta_teacher(teacher)) if teacher else 0.0)
+
+
+def _fitting(
+    config: Config, counts: list[tuple[Counts, Counts]], device: torch.device, teacher: ModelConfig | None
+) -> tuple[int, ...]:
     """Clips that fit in the memory budget at once, for each stretch; nothing without a budget."""
     gib = config.batch.memory_gib
     if gib is None:
@@ -104,25 +117,37 @@ def _fitting(config: Config, counts: list[tuple[Counts, Counts]], device: torch.
         gib = _OF_DEVICE * torch.cuda.get_device_properties(device).total_memory / GIB
     found = []
     for keep in counts:
-        fixed, clip = memory_bytes(config, *keep, device=device)
+        fixed, clip = memory_bytes(config, *keep, device=device, teacher=teacher)
         fits = int((gib * GIB - fixed) // clip)
         require(fits >= 1, "batch.memory_gib", gib, f"{(fixed + clip) / GIB:.2f} or more, which one clip needs")
         found.append(fits)
     return tuple(found)
 
 
-def memory_bytes(config: Config, keep_video: Counts, keep_audio: Counts, *, device: torch.device) -> tuple[int, int]:
+def memory_bytes(
+    config: Config,
+    keep_video: Counts,
+    keep_audio: Counts,
+    *,
+    device: torch.device,
+    teacher: ModelConfig | None = None,
+) -> tuple[int, int]:
     """Bytes of parameters, gradients and AdamW's moments, and of one clip with all that its backward pass needs.
+
+    Of a teacher: its parameters, and the targets. What its own forward needs is freed before the student's.
 
     The second is read from a forward of fake tensors, which take no memory and no time: every tensor that autograd
     keeps, each memory once. Buffers of single kernels are not in it; leave a fifth for them.
     """
-    one, two = _kept_bytes(config, keep_video, keep_audio, device)
+    one, two = _kept_bytes(config, keep_video, keep_audio, device, teacher)
     weights = sum(p.numel() for p in meta_model(config.model).parameters())
-    return 16 * weights + (one - (two - one)), two - one
+    frozen = sum(p.numel() for p in meta_teacher(teacher).parameters()) if teacher else 0
+    return 16 * weights + 4 * frozen + (one - (two - one)), two - one
 
 
-def _kept_bytes(config: Config, keep_video: Counts, keep_audio: Counts, device: torch.device) -> tuple[int, int]:
+def _kept_bytes(
+    config: Config, keep_video: Counts, keep_audio: Counts, device: torch.device, teacher: ModelConfig | None
+) -> tuple[int, int]:
     """Of a batch of one clip, and of two."""
     # On a GPU no kernel keeps attention weights; the fake tensors are on a CPU.
     attention = "sdpa" if device.type == "cuda" else config.model.attention
@@ -135,6 +160,7 @@ def _kept_bytes(config: Config, keep_video: Counts, keep_audio: Counts, device: 
 
     with FakeTensorMode():
         model = DiffMAViL(replace(config.model, attention=attention, norm="torch"))
+        teaches = Teacher(replace(teacher, attention=attention, norm="torch")) if teacher else None
         for module in model.modules():
             if isinstance(module, Blocks):
                 module.recompute = config.train.recompute
@@ -147,45 +173,53 @@ def _kept_bytes(config: Config, keep_video: Counts, keep_audio: Counts, device: 
                 torch.autocast("cpu", dtype=torch.bfloat16, enabled=use_bf16(config, device)),
                 torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
             ):
-                losses = model(video, spec, seed=0, offset=0, keep_video=keep_video, keep_audio=keep_audio)
+                key: dict[str, Any] = {"seed": 0, "offset": 0, "keep_video": keep_video, "keep_audio": keep_audio}
+                draws = model.draw(video, spec, **key)
+                draws = teaches.targets(draws, video, spec) if teaches else draws
+                losses = model(video, spec, **key, draws=draws)
             others = sum(storage.nbytes() for address, storage in kept.items() if address not in own)
             found.append(video.nbytes + spec.nbytes + others)
             del losses
         return found[0], found[1]
 
 
-def _measured(config: Config, counts: list[tuple[Counts, Counts]], device: torch.device) -> list[float]:
+def _measured(
+    config: Config, counts: list[tuple[Counts, Counts]], device: torch.device, teacher: ModelConfig | None
+) -> list[float]:
     """Clips that take as long in each stretch as `train.batch_size` does in the dearest.
 
     Seconds are fixed + clip * B, from two batch sizes; kept under `data.cache` for this device and config.
     """
-    path = _cache_file(config, device)
+    path = _cache_file(config, device, teacher)
     try:
         lines = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):
         with writing("data.cache", config.data.cache):
             path.parent.mkdir(parents=True, exist_ok=True)
-        lines = _sweep(config, counts, device)
+        lines = _sweep(config, counts, device, teacher)
         with writing("data.cache", config.data.cache):
             path.write_text(json.dumps(lines))
     budget = max(fixed + clip * config.train.batch_size for fixed, clip in lines)
     return [(budget - fixed) / clip for fixed, clip in lines]
 
 
-def _cache_file(config: Config, device: torch.device) -> Path:
+def _cache_file(config: Config, device: torch.device, teacher: ModelConfig | None) -> Path:
     """Named by all that the times depend on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu-{torch.get_num_threads()}"
     train = replace(config.train, steps=1, seed=0)
-    facts = repr((name, torch.__version__, config.model, config.mask, train, config.batch.memory_gib))
+    facts = repr((name, torch.__version__, config.model, config.mask, train, config.batch.memory_gib, teacher))
     digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
     return expand(config.data.cache) / "plans" / f"{digest}.json"
 
 
-def _sweep(config: Config, counts: list[tuple[Counts, Counts]], device: torch.device) -> list[tuple[float, float]]:
+def _sweep(
+    config: Config, counts: list[tuple[Counts, Counts]], device: torch.device, teacher: ModelConfig | None
+) -> list[tuple[float, float]]:
     """(fixed, clip) seconds of a step of one process, for each stretch."""
     known = replace(config.model.audio, mean=config.model.audio.mean or 0.0, std=config.model.audio.std or 1.0)
     alone = replace(config, model=replace(config.model, audio=known))
-    step = TrainStep(Pretraining(alone, device), alone, World(rank=0, size=1, device=device))
+    task = SecondStage(alone, device, Teacher(teacher).to(device)) if teacher else Pretraining(alone, device)
+    step = TrainStep(task, alone, World(rank=0, size=1, device=device))
     few, many = max(2, config.train.batch_size // 4), max(4, config.train.batch_size)
     found: dict[Any, tuple[float, float]] = {}
     for keep in counts:
@@ -215,7 +249,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def plan_table(config: Config, processes: int) -> Table:
+def plan_table(config: Config, processes: int, teacher: ModelConfig | None = None) -> Table:
     """The plan, a row for each stretch."""
     table = Table(
         title=f"plan: {timetable(config).samples:,} clips in {timetable(config).steps:,} steps, "
@@ -227,7 +261,6 @@ def plan_table(config: Config, processes: int) -> Table:
     )
     for name in ("from step", "from clip", "visible video", "audio", "clips a step", "each process", "TFLOP", "lr"):
         table.add_column(name, justify="right")
-    model = meta_model(config.model)
     for step, now in changes(config):
         local = now.batch_size // processes
         rounds = len(passes(local, now.at_once))
@@ -238,7 +271,7 @@ def plan_table(config: Config, processes: int) -> Table:
             _shown(now.keep_audio),
             f"{now.batch_size:,}",
             f"{local:,}" if rounds == 1 else f"{local:,} in {rounds} passes",
-            f"{FORWARDS * now.batch_size * mixed_flops(model, now.keep_video, now.keep_audio) / 1e12:.3g}",
+            f"{now.batch_size * _step_flops(config, teacher, now.keep_video, now.keep_audio) / 1e12:.3g}",
             f"x {lr_scale(config, now.batch_size):.2f}",
         )
     return table

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from einops import reduce, repeat
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffmavil.config import FinetuneConfig
 from diffmavil.data.audio import frames_in, make_log_mel
@@ -15,7 +15,7 @@ from diffmavil.data.augment import Augment, mixup, multi_hot
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.dataset import Batch
 from diffmavil.model.classifier import Classifier
-from diffmavil.model.flops import classifier_flops
+from diffmavil.model.flops import FORWARDS, classifier_flops
 from diffmavil.training.averages import Averages
 from diffmavil.training.planner import Plan, timetable
 from diffmavil.training.pretraining import random_clips
@@ -47,6 +47,10 @@ class Classification:
         self._augment = Augment(config.data.augment, seed)
         weights = class_weights(clips, several=head.labels == "several")
         self._weights = weights.to(device) if head.balance == "loss" else None
+
+    @property
+    def frozen(self) -> Sequence[nn.Module]:
+        return ()
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -85,8 +89,8 @@ class Classification:
         """Clips have nothing to do with each other."""
         return [None] * len(passes)
 
-    def flops(self, now: Plan) -> float:
-        return classifier_flops(self.model)
+    def step_flops(self, now: Plan) -> float:
+        return FORWARDS * classifier_flops(self.model)
 
     def metrics(self, now: Plan) -> dict[str, float]:
         return {}

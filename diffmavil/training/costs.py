@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
-from diffmavil.config import DecoderConfig, MaskConfig, ModelConfig, RatioSchedule
-from diffmavil.model.flops import Flops, forward_flops, meta_model
+from diffmavil.config import Config, DecoderConfig, MaskConfig, ModelConfig, RatioSchedule
+from diffmavil.model.flops import Flops, forward_flops, meta_model, meta_teacher, teacher_flops
 from diffmavil.training.curriculum import mixed_counts
 
 
@@ -36,6 +36,16 @@ def scheduled_flops(config: ModelConfig, mask: MaskConfig) -> Flops:
         )
         costs += [forward_flops(model, *counts) for counts in zip(video, audio, strict=True)]
     return Flops(*(config.views * sum(part) / len(costs) for part in zip(*costs, strict=True)))
+
+
+def with_teacher(config: Config) -> tuple[ModelConfig, float]:
+    """The model of a run that has not met its teacher, and the FLOPs of a teacher as large as the student, which sees
+    each clip whole and once; 0 in the first stage.
+    """
+    if config.teacher.stage == 1:
+        return config.model, 0.0
+    model = replace(config.model, target_width=config.model.target_width or config.model.encoder.width)
+    return model, teacher_flops(meta_teacher(config.model))
 
 
 def techniques(config: ModelConfig) -> list[tuple[str, ModelConfig, MaskConfig]]:

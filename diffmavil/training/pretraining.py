@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffmavil.config import Config, ModelConfig
 from diffmavil.data.audio import make_log_mel
@@ -14,7 +14,7 @@ from diffmavil.data.augment import Augment
 from diffmavil.data.dataset import Batch
 from diffmavil.model import DiffMAViL
 from diffmavil.model.draws import Draws
-from diffmavil.model.flops import mixed_flops
+from diffmavil.model.flops import FORWARDS, mixed_flops
 from diffmavil.model.mavil import Coupled
 from diffmavil.training.planner import Counts, Plan, timetable
 from maekernels.philox import fold_in
@@ -49,6 +49,10 @@ class Pretraining:
         self._augment = Augment(config.data.augment, config.train.seed)
 
     @property
+    def frozen(self) -> Sequence[nn.Module]:
+        return ()
+
+    @property
     def state(self) -> dict[str, Tensor]:
         return {}
 
@@ -76,8 +80,8 @@ class Pretraining:
         """The contrast of all passes together."""
         return self.model.couple([self.model.pooled(*inputs, **arguments) for inputs, arguments in passes])
 
-    def flops(self, now: Plan) -> float:
-        return mixed_flops(self.model, now.keep_video, now.keep_audio)
+    def step_flops(self, now: Plan) -> float:
+        return FORWARDS * mixed_flops(self.model, now.keep_video, now.keep_audio)
 
     def metrics(self, now: Plan) -> dict[str, float]:
         keep = {"video": now.keep_video, "audio": now.keep_audio}

@@ -42,7 +42,7 @@ def open_run(preset: str, config: C, options: RunOptions, world: World) -> tuple
 
     Raises:
         UsageError: the folder cannot be written, or already holds a run and `--resume` was not given, or another
-            `train.init` is to be resumed than it began with, or the batch does not divide.
+            `train.init` or kind of teacher is to be resumed than it began with, or the batch does not divide.
         RunError: all of its checkpoints are damaged.
     """
     default = Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -56,6 +56,11 @@ def open_run(preset: str, config: C, options: RunOptions, world: World) -> tuple
         with usage_errors():
             begun = f"{old.train.init!r}, or left out, with --resume: the run has begun and goes on from its checkpoint"
             require(config.train.init == old.train.init, "train.init", config.train.init, begun)
+            stage = f"{old.teacher.stage}, or left out, with --resume: the run has begun"
+            require(config.teacher.stage == old.teacher.stage, "teacher.stage", config.teacher.stage, stage)
+            same = config.teacher.averaged == old.teacher.averaged
+            begun = f"{old.teacher.source!r}, or left out, with --resume: the run has begun with it"
+            require(same, "teacher.source", config.teacher.source, begun)
             config = continued(old, config, run.progress.step, run.progress.position)
         for line in differences(old, config):
             run = run.noting(f"changed on resume: {line}")

@@ -57,7 +57,8 @@ class TrainStep:
             if isinstance(module, Blocks):
                 module.recompute = config.train.recompute
         if config.train.compile:
-            compile_blocks(self.model, config)
+            for module in (self.model, *task.frozen):
+                compile_blocks(module, config)
         self._forward: Callable[..., tuple[Tensor, ...]] = self.model
         self._graphs = GraphedPasses(task, world) if config.train.cuda_graph else None
         if world.size > 1:
@@ -113,7 +114,8 @@ class TrainStep:
         with self._autocast():
             if self._graphs is not None:
                 return self._graphs(inputs, arguments, share, coupled)
-            scalars = self._forward(*inputs, **arguments, coupled=coupled)
+            draws = self.task.draw(inputs, arguments)
+            scalars = self._forward(*inputs, **arguments, draws=draws, coupled=coupled)
         (scalars[0] if share == 1 else scalars[0] * share).backward()
         return torch.stack([scalar.detach() for scalar in scalars])
 

@@ -27,6 +27,11 @@ class Task(Protocol):
     def names(self) -> tuple[str | None, ...]: ...
 
     @property
+    def frozen(self) -> Sequence[nn.Module]:
+        """Modules beside the model that no optimiser changes, and that `draw` runs."""
+        ...
+
+    @property
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds beside the model: the tensors themselves, which are filled in place on resume."""
         ...
@@ -48,7 +53,9 @@ class Task(Protocol):
         ...
 
     def draw(self, inputs: tuple[Tensor, ...], arguments: Mapping[str, Any]) -> Any:
-        """Everything random of a forward pass, the model's argument `draws`: what a CUDA graph must not hold."""
+        """Everything random of a forward pass, and what frozen modules tell of its inputs, without gradients: the
+        model's argument `draws`, which no CUDA graph holds.
+        """
         ...
 
     def couple(self, passes: Sequence[tuple[tuple[Tensor, ...], dict[str, Any]]]) -> Sequence[Any]:
@@ -58,8 +65,8 @@ class Task(Protocol):
         """
         ...
 
-    def flops(self, now: Plan) -> float:
-        """Of the forward pass of one clip."""
+    def step_flops(self, now: Plan) -> float:
+        """Of a step, for each of its clips: forward and backward."""
         ...
 
     def metrics(self, now: Plan) -> dict[str, float]:

@@ -12,7 +12,6 @@ import torch
 from diffmavil.config import Config
 from diffmavil.config.errors import RunError, usage_errors
 from diffmavil.data.loader import Loader
-from diffmavil.model.flops import FORWARDS
 from diffmavil.training.boards import open_boards
 from diffmavil.training.distributed import World
 from diffmavil.training.metrics import Metrics, RunLog
@@ -96,7 +95,7 @@ class Telemetry:
         """
         values = torch.cat([result.scalars, result.grad_norm.reshape(1), torch.ones_like(result.grad_norm).reshape(1)])
         self._sums += torch.where(torch.isfinite(result.grad_norm), values, 0)  # a skipped step has no loss
-        self._gflop += FORWARDS * self.step.task.flops(now) * now.batch_size / 1e9
+        self._gflop += self.step.task.step_flops(now) * now.batch_size / 1e9
         self._clips += now.batch_size
         monitored = self._monitor is not None and done % self.config.train.probe_every == 0
         if not (flush or monitored) and done % self.config.train.log_every:

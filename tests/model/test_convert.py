@@ -18,11 +18,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from diffmavil.config import Config, FinetuneConfig, HeadConfig
+from diffmavil.config import Config, FinetuneConfig, HeadConfig, TeacherConfig
 from diffmavil.config.errors import UsageError
 from diffmavil.convert import main
 from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
+from diffmavil.model.exchange.folder import config_json
 from diffmavil.model.weights import export_weights, load_weights
 from tests.model import foreign
 from tests.model import image_mae_files as mae
@@ -82,6 +83,19 @@ def test_to_transformers_and_back_by_command(tmp_path: Path, capsys: pytest.Capt
     ours, back = (load_weights(path)[0].state_dict() for path in (weights, tmp_path / "back" / "model.safetensors"))
     assert ours.keys() == back.keys()
     assert all(torch.equal(value, back[name]) for name, value in ours.items())
+
+
+def test_of_a_student_no_decoder_goes_to_others_and_everything_to_ours(tmp_path: Path) -> None:
+    """It predicts a teacher's features, where ViTMAE's predicts pixels."""
+    student = Config(model=replace(PICTURE, target_width=72), teacher=TeacherConfig(stage=2, source="ema"))
+    weights = exported(tmp_path, student)
+    main([str(weights), str(tmp_path / "vit"), "--to", "transformers"])
+    assert json.loads((tmp_path / "vit" / "config.json").read_text())["architectures"] == ["ViTMAEModel"]
+    main([str(weights), str(tmp_path / "plain"), "--to", "safetensors"])
+    settings = json.loads((tmp_path / "plain" / "config.json").read_text())["settings"]
+    assert settings["target_width"] == 72
+    assert load_weights(tmp_path / "plain" / "model.safetensors")[1] == student
+    assert "target_width" not in config_json(Config(model=PICTURE))["settings"]
 
 
 def test_others_to_others_in_one_go(tmp_path: Path) -> None:

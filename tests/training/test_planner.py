@@ -168,7 +168,7 @@ def test_a_memory_budget_cuts_a_step_into_passes_and_sizes_a_batch(monkeypatch):
     counts = [keep[0] for keep in stretch_counts(config)]
     monkeypatch.setattr(
         "diffmavil.training.budget.memory_bytes",
-        lambda config, keep_video, keep_audio, device: (100, 7 * (1 + counts.index(keep_video))),
+        lambda config, keep_video, keep_audio, device, teacher: (100, 7 * (1 + counts.index(keep_video))),
     )
     cut = resolve_batches(adaptive(memory_gib=gib), ALONE)
     assert cut.batch.sizes == ()
@@ -187,7 +187,7 @@ def test_a_measured_plan_is_kept_and_read_again(tmp_path, monkeypatch):
     config = replace(config, data=replace(config.data, cache=str(tmp_path)))
     swept = []
 
-    def sweep(config, counts, device):
+    def sweep(config, counts, device, teacher):
         swept.append(counts)
         return [(0.1, 0.01 * (i + 1)) for i in range(len(counts))]
 

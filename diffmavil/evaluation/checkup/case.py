@@ -22,6 +22,7 @@ from diffmavil.training.planner import timetable
 _OWN = (
     *("data.", "model.audio.mean", "model.audio.std", "model.attention", "model.norm.", "train.", "batch.sizes"),
     *("batch.at_once", "batch.begin", "head.source", "head.classes", "head.labels"),
+    *("model.target_width", "teacher.source", "teacher.sha256"),
 )
 """Settings that say nothing of which preset a run was."""
 

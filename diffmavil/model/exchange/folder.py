@@ -15,6 +15,7 @@ from torch import nn
 
 from diffmavil import __version__
 from diffmavil.config import Config, FinetuneConfig
+from diffmavil.config.files import section_to
 from diffmavil.model.exchange.locate import CONFIG_JSON
 from diffmavil.model.weights import WEIGHTS_FILE, export_weights
 
@@ -29,7 +30,7 @@ def config_json(config: Config) -> dict[str, Any]:
         "model_type": MODEL_TYPE,
         "architectures": [CLASSIFIER if tuned else PRETRAINED],
         "diffmavil_version": __version__,
-        "settings": asdict(config.model),
+        "settings": section_to(config.model),
     }
     return {**told, "head": asdict(config.head)} if tuned else told
 

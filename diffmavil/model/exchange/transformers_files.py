@@ -199,7 +199,9 @@ def _decoder_fits(config: ModelConfig) -> bool:
     """Whether ViTMAE's decoder computes what ours does."""
     alike = config.video_decoder.attention == "self" and config.diffusion.corruption == "mask_token"
     fuses = config.hears and config.fusion_depth > 0
-    return alike and not fuses and config.video_decoder.norm_eps == config.encoder.norm_eps
+    return (
+        alike and not fuses and config.target_width is None and config.video_decoder.norm_eps == config.encoder.norm_eps
+    )
 
 
 def _pixels(config: ModelConfig, kind: str) -> dict[str, Any]:
