@@ -33,6 +33,7 @@ from rich.table import Table
 from benchmarks.identity import ROOT, identity
 from benchmarks.kernels import write
 from benchmarks.quality import cpu_seconds_of_children, python, read
+from diffmavil.config.cli import parse_train
 from diffmavil.evaluation.classification import read_classification
 from diffmavil.evaluation.result import read_evaluation
 
@@ -88,7 +89,8 @@ def run(cell: Cell, data: Path, folder: Path, extra: Sequence[str]) -> Result:
         source = str(folder / "pretrained")
         config = ["--config", str(settings / "pretrain.yaml")]
         before = cpu_seconds_of_children()
-        python("diffmavil.train", cell.source, *config, "--run-dir", source, *scored, *common)
+        ratio = fixed_ratio(cell.source, settings / "pretrain.yaml")
+        python("diffmavil.train", cell.source, *config, *ratio, "--run-dir", source, *scored, *common)
         found["pretrain_cpu_seconds"] = cpu_seconds_of_children() - before
         python("diffmavil.evaluate", "--run-dir", source, *scored)
         evaluation = read_evaluation(Path(source))
@@ -111,6 +113,14 @@ def run(cell: Cell, data: Path, folder: Path, extra: Sequence[str]) -> Result:
             "clips": scores.clips,
         }
     return found
+
+
+def fixed_ratio(preset: str, settings: Path) -> list[str]:
+    """Flags of a preset whose ratio does not fall: it stays at what the recipe's falls to."""
+    mask = parse_train([preset, "--config", str(settings)])[1].mask
+    schedules = {name: schedule for name, schedule in (("video", mask.video), ("audio", mask.audio))
+                 if schedule.kind == "constant"}  # fmt: skip
+    return [part for name, schedule in schedules.items() for part in (f"--mask.{name}.start", str(schedule.end))]
 
 
 def place(data: Path, name: str) -> str:

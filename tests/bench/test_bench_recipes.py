@@ -61,6 +61,17 @@ def test_from_scratch_nothing_is_pretrained_and_every_height_learns_alike(tmp_pa
     assert "--from none" in " ".join(flags)
 
 
+def test_a_ratio_that_does_not_fall_is_what_the_others_falls_to(tmp_path: Path, commands):
+    study(tmp_path, "grid", "--seeds", "0", "--source", "mavil-tiny", "--source", "diffmavil-tiny")
+    fixed, falling = ([*c[1:]] for c in commands if c[0] == "diffmavil.train")
+    _, falls, _ = parse_train(falling)
+    _, stays, _ = parse_train(fixed)
+    assert falls.mask.audio.kind == falls.mask.video.kind == "linear"
+    for schedule, other in ((stays.mask.audio, falls.mask.audio), (stays.mask.video, falls.mask.video)):
+        assert schedule.kind == "constant"
+        assert schedule.start == other.end < other.start
+
+
 def test_folds_never_pretrain_on_the_fold_they_are_tested_on(tmp_path: Path, commands):
     study(tmp_path, "esc10", "--seeds", "0", "--source", "diffmavil-tiny")
     assert len(commands) == 15
