@@ -16,7 +16,6 @@ from benchmarks import points
 from benchmarks.digits import AUDIO, HELD_OUT, pretrain_and_probe, read_digits
 from diffmavil.config.presets import preset
 
-
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 OLD = sorted(file for file in RESULTS.glob("quality*.jsonl") if file.name != "quality-frontier.jsonl")
 

@@ -22,7 +22,10 @@ from benchmarks import frontier, quality, recipes
 from benchmarks.frontier import CHAIN, FROM_SCRATCH, SETS, Asked, Cell
 from benchmarks.lines import read
 from benchmarks.processes import Processes, Stopped
+from diffmavil.config.cli import parse_flags, parse_train
+from diffmavil.config.finetune_cli import parse_finetune
 from diffmavil.config.presets import preset
+from diffmavil.evaluate import Options
 from diffmavil.training.costs import scheduled_flops, techniques
 
 SCORES = {"probe/audio": 0.8, "probe/fused": 0.9, "audio_to_video/recall@1": 0.1}
@@ -120,6 +123,27 @@ def test_esc_is_fine_tuned_also_from_scratch_and_pretrained_without_the_fold_it_
     assert rows[FROM_SCRATCH]["tflop"] == rows[FROM_SCRATCH]["cpu_seconds"] == rows[FROM_SCRATCH]["samples"] == 0
     assert all(row["scores"]["finetune"] == 0.7 for row in rows.values())
     assert all(row["finetune_cpu_seconds"] == 5 for row in rows.values())
+
+
+def test_the_commands_understand_what_they_are_given(tmp_path: Path, commands: Commands):
+    """By their own parsers: with both kinds of fine-tuning, a cache and further flags."""
+    more = ("--finetune", "--cache", str(tmp_path / "cache"), "--extra", "--data.crops-kept 8 --train.steps 40")
+    setting = "diffmavil-tiny-fast, half decoded"
+    assert study(tmp_path, "grid", "--seeds", "1", "--setting", setting, "--budget", "1/4", *more) == 0
+    (trained,) = (command[1:] for command in commands.given if command[0] == "diffmavil.train")
+    _, config, _ = parse_train(trained)
+    assert (config.train.steps, config.train.seed, config.model.decode_fraction) == (10, 1, 0.5)
+    assert (config.data.workers, config.data.crops_kept, config.data.cache) == (0, 8, str(tmp_path / "cache"))
+    (judged,) = (command[1:] for command in commands.given if command[0] == "diffmavil.evaluate")
+    options = parse_flags(Options, judged, prog="evaluate")
+    assert (options.seed, options.data.root) == (1, str(tmp_path / "train-words.csv"))
+    tuned = [command[1:] for command in commands.given if command[0] == "diffmavil.finetune"]
+    assert len(tuned) == 6
+    pretrained = replace(config, model=replace(config.model, audio=replace(config.model.audio, mean=-4.0, std=4.0)))
+    for command in tuned:
+        _, finetune, _ = parse_finetune(command, lambda path: pretrained)
+        assert (finetune.train.seed, finetune.data.workers) == (1, 0)
+        assert finetune.optim.layer_decay == (1 if "none" in command else 0.75)
 
 
 def test_grid_is_fine_tuned_by_each_modality_and_both_if_asked(tmp_path: Path, commands: Commands):
