@@ -14,21 +14,25 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def identity(device: torch.device) -> dict[str, Any]:
-    """The keys `device`, `commit`, `versions` and `date` of a line of results."""
+def identity(device: torch.device, threads: int | None = None) -> dict[str, Any]:
+    """The keys `device`, `commit`, `versions` and `date` of a line of results.
+
+    Args:
+        threads: of what was measured on a CPU; None: of this process.
+    """
     return {
-        "device": device_name(device),
+        "device": device_name(device, threads),
         "commit": commit(),
         "versions": versions(device),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: torch.device, threads: int | None = None) -> str:
     """E.g. "cuda: NVIDIA H200" or "cpu: AMD EPYC, 1 thread"."""
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
-    threads = torch.get_num_threads()
+    threads = threads or torch.get_num_threads()
     return f"cpu: {_processor()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
@@ -46,7 +50,9 @@ def commit() -> str:
     if os.environ.get("BENCHMARK_COMMIT"):
         return os.environ["BENCHMARK_COMMIT"]
     try:
-        changed = _git("status", "--porcelain", "--", "kernels", "csrc", "benchmarks/*.py")
+        changed = _git(
+            "status", "--porcelain", "--", "kernels", "csrc", "diffmavil", "benchmarks/*.py", "recipes/*/*.yaml"
+        )
         return _git("rev-parse", "--short=10", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,27 +1,29 @@
-"""Does a cheaper setting learn as much? Probe accuracy at equal samples seen, with FLOPs and seconds.
+"""Who reaches which score at what cost? Scores at several budgets of pretraining, against CPU seconds and FLOPs.
 
-    python benchmarks/quality.py synthetic --json benchmarks/results/quality.jsonl
-    python benchmarks/quality.py fsdd --fsdd fsdd.tar.gz --json benchmarks/results/quality.jsonl
-    python benchmarks/quality.py table --json benchmarks/results/quality.jsonl
+    python benchmarks/quality.py synthetic
+    python benchmarks/quality.py fsdd --data tables/fsdd
+    python benchmarks/quality.py esc10 --data tables/esc10
+    python benchmarks/quality.py grid --data tables/grid --chain
+    python benchmarks/quality.py table
+    python benchmarks/quality.py board
 
-`synthetic`: whole runs of `diffmavil.train` and `diffmavil.evaluate` on the generated set. `fsdd`: the Free Spoken
-Digit Dataset (recordings 0 to 4 of each speaker and digit are held out), audio alone: encoder and decoder of one
-modality, no contrast. `cpu_seconds` are those of all cores, for `synthetic` with decoding. Each setting and seed is
-one line of JSON, written as soon as it is known; what a file already holds is not run again, so that the study can be
-stopped at any time.
+A set's name runs its study: each setting pretrains with 1/4, 1/2, 1 and 2 times the samples of the set's recipe (the
+generated set: of the preset), each with a schedule of that length, then the probes of `diffmavil.evaluate`, and with
+--finetune, for esc10 by default, `diffmavil.finetune`. Tables are those of `python -m recipes.NAME.tables`, or prepared
+sets of the same names. Each cell is a line of JSON, written as soon as it is known; what the file holds is not run
+again, so that the study can be stopped at any time, with Ctrl-C or SIGTERM, and the same command goes on. `table`
+prints what the lines say, `plot` draws a picture of each set, `board` writes docs/quality.md and its pictures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import resource
-import subprocess
+import contextlib
+import datetime
+import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -30,202 +32,202 @@ if not __package__:
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), str(here.parent / "kernels"), *(p for p in sys.path if Path(p).resolve() != here)]
 
-import torch
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.digits import Digits, pretrain_and_probe, read_digits
-from benchmarks.identity import ROOT, identity
+from benchmarks import frontier
+from benchmarks.frontier import BUDGETS, CHAIN, CHANGES, SETS, Asked, Cell, cell_of, cells, distinct, make_ready
+from benchmarks.identity import ROOT, commit
 from benchmarks.kernels import write
-from diffmavil.config import Config
-from diffmavil.config.presets import PRESETS
-from diffmavil.training.costs import scheduled_flops
+from benchmarks.lines import read
+from benchmarks.processes import Processes, side_by_side
+from benchmarks.quality_board import page
+from benchmarks.quality_view import part, views
+from benchmarks.recipes import PRESETS
+from diffmavil.config.errors import UsageError
 
-PRESETS_COMPARED = ("mavil-tiny", "diffmavil-tiny", "diffmavil-tiny-fast")
-BASE = PRESETS_COMPARED[0]
-# The preset's own; and as many as audio alone needs before reconstruction teaches it more than it costs.
-SAMPLES = {"synthetic": PRESETS[BASE].train.steps * PRESETS[BASE].train.batch_size, "fsdd": 128_000}
-Result = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run. Its fields are the first keys of its line."""
-
-    study: str
-    setting: str
-    seed: int
-    samples: int
+RESULTS = ROOT / "benchmarks" / "results" / "quality-frontier.jsonl"
+DOCS = ROOT / "docs"
+PAGE = "quality.md"
+STOPPED = 130
+Key = tuple[Any, ...]
 
 
-def settings(study: str) -> dict[str, Config]:
-    """What is compared: the presets, and what lies between the second and the third."""
-    found = {name: PRESETS[name] for name in PRESETS_COMPARED}
-    paper, fast = found["diffmavil-tiny"], found["diffmavil-tiny-fast"]
-    audio_cross = replace(paper.model, audio_decoder=fast.model.audio_decoder)
-    found["diffmavil-tiny, audio decoder cross-attends"] = replace(paper, model=audio_cross)
-    half = replace(fast.model, decode_fraction=0.5)
-    found["diffmavil-tiny-fast, half decoded"] = replace(fast, model=half)
-    found["diffmavil-tiny, fixed ratio"] = replace(paper, mask=PRESETS[BASE].mask)
-    every = replace(paper.model, diffusion=replace(paper.model.diffusion, first_step=1))
-    found["diffmavil-tiny, every timestep"] = replace(paper, model=every)
-    if study == "synthetic":
-        planned = replace(paper.batch, rule="flops", lr_rule="sqrt")
-        for name in ("diffmavil-tiny", "diffmavil-tiny-fast"):
-            found[f"{name}, adaptive batch"] = replace(found[name], batch=planned)
-        found["diffmavil-tiny-fast, 8 crops kept"] = replace(fast, data=replace(fast.data, crops_kept=8))
-    return found
-
-
-def cells(study: str, seeds: int, samples: int, chosen: Sequence[str]) -> Iterator[Cell]:
-    """Seed by seed, so that a study that is stopped early compares every setting."""
-    for seed in range(seeds):
-        for name in chosen:
-            yield Cell(study, name, seed, samples)
-
-
-def read(path: Path) -> list[Result]:
-    """The lines of a file; none if it does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def cell_of(result: Result) -> Cell:
-    return Cell(*(result[name] for name in ("study", "setting", "seed", "samples")))
-
-
-def run_synthetic(cell: Cell, config: Config, cache: str | None, clips: int | None) -> Result:
-    """Train and evaluate in processes of their own: accuracy of every probe, and what training took."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        # Decoding in the process itself: its seconds then count, which those of the workers' server would not.
-        flags = [*_flags(config), "--train.seed", str(cell.seed), "--train.no-report", "--data.workers", "0"]
-        flags += ["--train.steps", str(max(1, cell.samples // config.train.batch_size))]
-        flags += ["--data.cache", cache] if cache else []
-        flags += ["--data.synthetic-train", str(clips), "--data.synthetic-eval", str(clips)] if clips else []
-        before = cpu_seconds_of_children()
-        python("diffmavil.train", cell.setting.partition(",")[0], "--run-dir", str(run), *flags)
-        seconds = cpu_seconds_of_children() - before
-        python("diffmavil.evaluate", "--run-dir", str(run))
-        results = json.loads((run / "evaluation.json").read_text())["results"]
-    return {"cpu_seconds": seconds} | {
-        f"{model}:{metric}": value for model, metrics in results.items() for metric, value in metrics.items()
-    }
-
-
-def _flags(config: Config) -> list[str]:
-    """What a setting changes of its preset, in words of the command line."""
-    return [
-        *("--model.audio-decoder.attention", config.model.audio_decoder.attention),
-        *("--model.decode-fraction", str(config.model.decode_fraction)),
-        *("--model.diffusion.first-step", str(config.model.diffusion.first_step)),
-        *("--mask.video.kind", config.mask.video.kind, "--mask.video.start", str(config.mask.video.start)),
-        *("--mask.audio.kind", config.mask.audio.kind, "--mask.audio.start", str(config.mask.audio.start)),
-        *("--data.crops-kept", str(config.data.crops_kept)),
-        *("--batch.rule", config.batch.rule, "--batch.lr-rule", config.batch.lr_rule),
-    ]
-
-
-def python(*arguments: str) -> None:
-    """`python -m ...` in a process of its own, with this checkout's packages. `RuntimeError` if it fails."""
-    done = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, env=_environment())
-    if done.returncode:
-        raise RuntimeError(f"python -m {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
-
-
-def cpu_seconds_of_children() -> float:
-    """Of all processes that were started and have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
-
-
-def run_fsdd(cell: Cell, config: Config, digits: Digits) -> Result:
-    """Pretrain on the training recordings and probe on the held-out ones."""
-    return pretrain_and_probe(config, digits, samples=cell.samples, seed=cell.seed)
-
-
-def summary(results: Sequence[Result], study: str, metric: str) -> Table:
-    """Mean and spread over seeds, and what each setting loses against MAViL at the same seed."""
-    mine = [r for r in results if r["study"] == study and metric in r]
-    table = Table(title=f"{study}: {metric}", title_justify="left")
-    for name in ("setting", "samples", "seeds", "accuracy", "of MAViL", "GFLOP of a clip", "CPU seconds"):
-        table.add_column(name, justify="left" if name == "setting" else "right")
-    base = {(r["seed"], r["samples"]): r[metric] for r in mine if r["setting"] == BASE}
-    for name, samples in dict.fromkeys((r["setting"], r["samples"]) for r in mine):
-        rows = [r for r in mine if (r["setting"], r["samples"]) == (name, samples)]
-        values = torch.tensor([r[metric] for r in rows], dtype=torch.float64)
-        pairs = [(r[metric], base.get((r["seed"], r["samples"]))) for r in rows]
-        gains = [value - other for value, other in pairs if other is not None]
-        spread = f" ± {values.std():.1%}" if len(rows) > 1 else ""
-        table.add_row(
-            name,
-            f"{samples:,}",
-            str(len(rows)),
-            f"{values.mean():.1%}{spread}",
-            f"{sum(gains) / len(gains):+.1%}" if gains else "",
-            f"{sum(r['gflop_per_clip'] for r in rows) / len(rows):.3f}",
-            f"{sum(r['cpu_seconds'] for r in rows) / len(rows):,.0f}",
-        )
-    return table
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parser_of() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks/quality.py", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("study", choices=("synthetic", "fsdd", "table"))
-    add("--json", type=Path, metavar="FILE", required=True, help="lines are appended; those there are not run again")
-    add("--seeds", type=int, default=3)
-    listed = ", ".join(f"{study} {samples}" for study, samples in SAMPLES.items())
-    add("--samples", type=int, help=f"clips seen in each pretraining (default: {listed})")
-    add("--setting", action="append", choices=settings("synthetic"), help="repeat for several; default all")
-    add("--fsdd", type=Path, metavar="TAR", help="the Free Spoken Digit Dataset, fsdd.tar.gz")
-    add("--cache", help="synthetic: where the generated set is kept")
-    add("--clips", type=int, help="synthetic: clips to train on, and as many to judge by (default: the preset's)")
-    add("--recordings", type=int, help="fsdd: read only so many of each speaker and digit, held-out ones included")
-    args = parser.parse_args(argv)
-    for name in ("seeds", "samples", "clips", "recordings"):
-        given = getattr(args, name)
-        if given is not None and given < 1:
-            parser.error(f"--{name} {given}: must be at least 1")
-    if args.study == "fsdd" and (args.fsdd is None or not args.fsdd.is_file()):
-        parser.error(f"--fsdd {args.fsdd}: must be the dataset's archive, fsdd.tar.gz")
-    return args
+    add("what", choices=(*SETS, "table", "plot", "board"), help="a set runs its study; the others show what is known")
+    add("--json", type=Path, metavar="FILE", default=RESULTS, help="lines are appended; those there are not run again")
+    add("--data", type=Path, metavar="FOLDER", help="the recipe's tables or prepared sets; not for synthetic")
+    add("--cache", help="where the generated set and statistics are kept (default: data.cache)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--budget", type=budget, nargs="+", default=list(BUDGETS), help="parts of the recipe's samples, as 1/4 or 2")
+    add("--setting", action="append", choices=CHANGES, help="repeat for several; default: the presets")
+    add("--chain", action="store_true", help="from MAViL to -fast, one change at a time")
+    add("--finetune", action=argparse.BooleanOptionalAction, help="default: of esc10")
+    add("--jobs", type=int, default=2, help="cells side by side, of one thread each")
+    add("--extra", default="", help="further flags of the training, in one string")
+    add("--out", type=Path, metavar="FOLDER", default=DOCS, help="where plot and board write (default: docs)")
+    return parser
+
+
+def budget(text: str) -> float:
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        value = 0.0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a positive number, as 1/4 or 2")
+    return value
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit code 2 for arguments that do not go together."""
+    if args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: must be at least 1")
+    if min(args.seeds) < 0:
+        parser.error(f"--seeds {min(args.seeds)}: must be at least 0")
+    if args.what not in SETS:
+        return
+    if SETS[args.what].split is None:
+        if args.data is not None:
+            parser.error(f"--data {args.data}: left out of synthetic, which is generated; --cache names its place")
+        if args.finetune:
+            parser.error("--finetune: there is no recipe for it of synthetic")
+    elif args.data is None or not args.data.is_dir():
+        parser.error(f"--data {args.data}: must be the folder of the recipe's tables or prepared sets")
+    if args.chain and args.setting:
+        parser.error("--setting: left out with --chain, which names the settings")
+
+
+def asked_for(args: argparse.Namespace) -> Asked:
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return Asked(
+        args.what,
+        invocation=f"{started} {commit()}",
+        data=args.data.absolute() if args.data else None,
+        cache=args.cache,
+        extra=tuple(args.extra.split()),
+        finetune=SETS[args.what].finetune if args.finetune is None else args.finetune,
+        jobs=args.jobs,
+    )
+
+
+def results_of(path: Path) -> list[frontier.Result]:
+    """The lines of a file. Raises `ValueError` for those of something else."""
+    results = read(path)
+    for number, result in enumerate(results, 1):
+        if "set" not in result:
+            raise ValueError(f"{path}, line {number}: must be of benchmarks/quality.py; points.py shows older studies")
+    return results
+
+
+def key(cell: Cell) -> Key:
+    """Without the budget, which a line has rounded."""
+    return (cell.set, cell.setting, cell.seed, cell.samples)
+
+
+def run(asked: Asked, wanted: Sequence[Cell], path: Path, console: Console) -> None:
+    """Run the cells that are not known and append their lines.
+
+    Raises:
+        KeyboardInterrupt: it was stopped; what was running is lost.
+        RuntimeError: a command failed; the others that were running have been let end.
+    """
+    known = {key(cell_of(result)): result for result in results_of(path)}
+    left = [cell for cell in wanted if key(cell) not in known]
+    console.print(f"{len(wanted) - len(left)} of {len(wanted)} cells are known", highlight=False)
+    untuned = sum("finetune_cpu_seconds" not in known[key(cell)] for cell in wanted if key(cell) in known)
+    if asked.finetune and untuned:
+        console.print(f"{untuned} of them are not fine-tuned, and stay so", highlight=False)
+    if not left:
+        return
+    make_ready(asked)
+    processes, done = Processes(threads=1), 0
+
+    def written(line: frontier.Result) -> None:
+        nonlocal done
+        done += 1
+        write(path, line)
+        told = ", ".join(
+            f"{name} {100 * line['scores'][name]:.1f} %" for name in asked.study.metrics if name in line["scores"]
+        )
+        about = f"{line['setting']} × {part(line['budget'])}, seed {line['seed']}: {line['cpu_seconds']:,.0f} s"
+        console.print(f"{done}/{len(left)} {about}, {told}", highlight=False, soft_wrap=True)
+
+    with stopped_by_sigterm():
+        side_by_side(left, asked.jobs, lambda cell: frontier.run_cell(cell, asked, processes), written, processes)
+
+
+@contextlib.contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends as Ctrl-C does: no process is left behind."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def study(args: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
+    asked = asked_for(args)
+    try:
+        for result in results_of(args.json):
+            if result["set"] == asked.name and result["settings"] != asked.settings():
+                parser.error(
+                    f"--json {args.json}: its lines of {asked.name} were trained with {result['settings']}, these "
+                    f"would be with {asked.settings()}: name another file"
+                )
+        same = distinct(asked, CHAIN if args.chain else args.setting or PRESETS)
+        for name, other in same.items():
+            if other:
+                console.print(f"left out: {name}, which trains the very same as {other} here", highlight=False)
+        chosen = [name for name, other in same.items() if other is None]
+        run(asked, list(cells(asked, chosen, args.budget, args.seeds)), args.json, console)
+    except (UsageError, ValueError) as error:
+        parser.error(str(error))
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on")
+        return STOPPED
+    return 0
+
+
+def show(args: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
+    try:
+        results = results_of(args.json)
+    except ValueError as error:
+        parser.error(str(error))
+    if not results and args.what != "board":
+        console.print(f"{args.json} has no lines yet: python benchmarks/quality.py synthetic makes some")
+    for view in views(results):
+        if args.what == "table":
+            for grid in view.grids():
+                console.print(grid.rich())
+            for note in view.notes():
+                console.print(note, highlight=False)
+            continue
+        from benchmarks.quality_plot import save  # matplotlib, which the study itself does without
+
+        console.print(str(save(view, args.out)), soft_wrap=True)
+    if args.what == "board":
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / PAGE).write_text(page(results))
+        console.print(str(args.out / PAGE), soft_wrap=True)
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    console = Console(width=None if sys.stdout.isatty() else 132)
-    if args.study != "table":
-        digits = read_digits(args.fsdd, args.recordings) if args.study == "fsdd" else None
-        known = {cell_of(result) for result in read(args.json)}
-        compared = settings(args.study)
-        samples = args.samples or SAMPLES[args.study]
-        for cell in cells(args.study, args.seeds, samples, args.setting or list(compared)):
-            if cell in known:
-                console.print(f"known: {cell.setting}, seed {cell.seed}", highlight=False)
-                continue
-            config = compared[cell.setting]
-            found = (
-                run_synthetic(cell, config, args.cache, args.clips)
-                if digits is None
-                else run_fsdd(cell, config, digits)
-            )
-            gflop = scheduled_flops(config.model, config.mask).total * 1e-9
-            line = {**vars(cell), "gflop_per_clip": gflop, **found, **identity(torch.device("cpu"))}
-            write(args.json, line)
-            console.print(f"{cell.setting}, seed {cell.seed}: {line['cpu_seconds']:,.0f} s", highlight=False)
-    results = read(args.json)
-    for study, metric in (
-        ("synthetic", "trained:probe/fused"),
-        ("synthetic", "trained:probe/video"),
-        ("fsdd", "probe"),
-    ):
-        if any(r["study"] == study for r in results):
-            console.print(summary(results, study, metric))
-    return 0
+    parser = parser_of()
+    args = parser.parse_args(argv)
+    check(parser, args)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    return (study if args.what in SETS else show)(args, parser, console)
 
 
 if __name__ == "__main__":

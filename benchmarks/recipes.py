@@ -32,10 +32,11 @@ from rich.table import Table
 
 from benchmarks.identity import ROOT, identity
 from benchmarks.kernels import write
-from benchmarks.quality import cpu_seconds_of_children, python, read
+from benchmarks.lines import read
+from benchmarks.processes import Python, python
 from diffmavil.config.cli import parse_train
-from diffmavil.evaluation.classification import read_classification
-from diffmavil.evaluation.result import read_evaluation
+from diffmavil.evaluation.classification import Classification, read_classification
+from diffmavil.evaluation.result import Evaluation, read_evaluation
 
 SCRATCH = "none"
 PRESETS = ("mavil-tiny", "diffmavil-tiny", "diffmavil-tiny-fast")
@@ -80,34 +81,22 @@ def cells(recipe: str, seeds: Sequence[int], splits: Sequence[str], sources: Seq
 
 def run(cell: Cell, data: Path, folder: Path, extra: Sequence[str]) -> Result:
     """Pretrain, probe and fine-tune in processes of their own."""
-    names, settings = RECIPES[cell.recipe][cell.split], ROOT / "recipes" / cell.recipe
-    common = ["--train.seed", str(cell.seed), "--train.no-report", *extra]
-    scored = ["--data.root", place(data, names.train), "--data.eval-root", place(data, names.test)]
+    names = RECIPES[cell.recipe][cell.split]
+    common = ["--train.seed", str(cell.seed), *extra]
+    scored = scored_on(data, names)
     found: Result = {}
     source = SCRATCH
     if cell.source != SCRATCH:
         source = str(folder / "pretrained")
-        config = ["--config", str(settings / "pretrain.yaml")]
-        before = cpu_seconds_of_children()
-        ratio = fixed_ratio(cell.source, settings / "pretrain.yaml")
-        python("diffmavil.train", cell.source, *config, *ratio, "--run-dir", source, *scored, *common)
-        found["pretrain_cpu_seconds"] = cpu_seconds_of_children() - before
-        python("diffmavil.evaluate", "--run-dir", source, *scored)
-        evaluation = read_evaluation(Path(source))
-        assert evaluation
-        found["probes"] = evaluation.results
-    config = ["--config", str(settings / "finetune.yaml"), "--from", source]
-    if source == SCRATCH:  # what is learnt from nothing is learnt at every height alike
-        config += ["--optim.layer-decay", "1"]
+        flags = [*pretrain_settings(cell.recipe, cell.source), *scored, *common]
+        seconds, evaluation = pretrain(python, cell.source, folder / "pretrained", flags, scored)
+        found |= {"pretrain_cpu_seconds": seconds, "probes": evaluation.results}
+    flags = ["--config", str(config_of(cell.recipe, "finetune")), *scored, *common]
     found["tuned"] = {}
     for task in names.tasks:
-        before = cpu_seconds_of_children()
-        tuned = folder / task
-        python("diffmavil.finetune", *config, "--task", task, "--run-dir", str(tuned), *scored, *common)
-        scores = read_classification(tuned)
-        assert scores
+        seconds, scores = tune(python, source, task, folder / task, flags)
         found["tuned"][task] = {
-            "cpu_seconds": cpu_seconds_of_children() - before,
+            "cpu_seconds": seconds,
             "headline": scores.headline,
             "results": scores.results,
             "clips": scores.clips,
@@ -115,12 +104,46 @@ def run(cell: Cell, data: Path, folder: Path, extra: Sequence[str]) -> Result:
     return found
 
 
-def fixed_ratio(preset: str, settings: Path) -> list[str]:
-    """Flags of a preset whose ratio does not fall: it stays at what the recipe's falls to."""
-    mask = parse_train([preset, "--config", str(settings)])[1].mask
-    schedules = {name: schedule for name, schedule in (("video", mask.video), ("audio", mask.audio))
-                 if schedule.kind == "constant"}  # fmt: skip
-    return [part for name, schedule in schedules.items() for part in (f"--mask.{name}.start", str(schedule.end))]
+def pretrain_settings(recipe: str, preset: str) -> list[str]:
+    """Flags that lay the recipe over a preset. A ratio that does not fall stays at what the others' falls to."""
+    flags = ["--config", str(config_of(recipe, "pretrain"))]
+    mask = parse_train([preset, *flags])[1].mask
+    for name, schedule in (("video", mask.video), ("audio", mask.audio)):
+        if schedule.kind == "constant":
+            flags += [f"--mask.{name}.start", str(schedule.end)]
+    return flags
+
+
+def pretrain(
+    python: Python, preset: str, run: Path, flags: Sequence[str], judged: Sequence[str]
+) -> tuple[float, Evaluation]:
+    """CPU seconds of the training, and what the probes say. `flags` are of the training, `judged` of the evaluation."""
+    seconds = python("diffmavil.train", preset, "--run-dir", str(run), "--train.no-report", *flags)
+    python("diffmavil.evaluate", "--run-dir", str(run), *judged)
+    evaluation = read_evaluation(run)
+    assert evaluation
+    return seconds, evaluation
+
+
+def tune(python: Python, source: str, task: str, run: Path, flags: Sequence[str]) -> tuple[float, Classification]:
+    """CPU seconds of fine-tuning `source`, a run's folder or `SCRATCH`, and the scores."""
+    if source == SCRATCH:  # what is learnt from nothing is learnt at every height alike
+        flags = ["--optim.layer-decay", "1", *flags]
+    common = ["--task", task, "--run-dir", str(run), "--train.no-report"]
+    seconds = python("diffmavil.finetune", "--from", source, *common, *flags)
+    scores = read_classification(run)
+    assert scores
+    return seconds, scores
+
+
+def config_of(recipe: str, stage: str) -> Path:
+    """The recipe's settings; `stage`: pretrain or finetune."""
+    return ROOT / "recipes" / recipe / f"{stage}.yaml"
+
+
+def scored_on(data: Path, split: Split) -> list[str]:
+    """Flags of every command: learn from the one part, and be scored on the other."""
+    return ["--data.root", place(data, split.train), "--data.eval-root", place(data, split.test)]
 
 
 def place(data: Path, name: str) -> str:

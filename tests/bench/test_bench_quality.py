@@ -1,131 +1,335 @@
-"""The study of quality: recordings are read and split rightly, lines are kept, and nothing known is run again."""
+"""The study of quality: which cells there are, what one runs, stopping and going on, tables, pictures and the page.
+
+The commands are stood in for, but for one test.
+"""
 
 from __future__ import annotations
 
-import io
+import itertools
 import json
-import tarfile
-import wave
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 
-from benchmarks import quality
-from benchmarks.digits import AUDIO, HELD_OUT, pretrain_and_probe, read_digits
+from benchmarks import frontier, quality, recipes
+from benchmarks.frontier import CHAIN, FROM_SCRATCH, SETS, Asked, Cell
+from benchmarks.lines import read
+from benchmarks.processes import Processes, Stopped
+from diffmavil.config.cli import parse_flags, parse_train
+from diffmavil.config.finetune_cli import parse_finetune
 from diffmavil.config.presets import preset
+from diffmavil.evaluate import Options
+from diffmavil.training.costs import scheduled_flops, techniques
+
+SCORES = {"probe/audio": 0.8, "probe/fused": 0.9, "audio_to_video/recall@1": 0.1}
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten digits, one speaker, seven recordings: a tone whose pitch is the digit, from 0.2 s to 1.4 s long."""
-    path = tmp_path_factory.mktemp("fsdd") / "digits.tar.gz"
-    rng = np.random.default_rng(0)
-    with tarfile.open(path, "w:gz") as tar:
-        tar.addfile(tarfile.TarInfo("fsdd/README.md"))
-        for digit in range(10):
-            for number in range(HELD_OUT + 2):
-                t = np.arange(int(8000 * (0.2 + 0.2 * number))) / 8000
-                sound = 0.3 * np.sin(2 * np.pi * (300 + 300 * digit) * t) + 0.01 * rng.standard_normal(len(t))
-                data = io.BytesIO()
-                with wave.open(data, "wb") as file:
-                    file.setparams((1, 2, 8000, 0, "NONE", ""))
-                    file.writeframes((sound * 2**15).astype("<i2").tobytes())
-                info = tarfile.TarInfo(f"fsdd/recordings/{digit}_anna_{number}.wav")
-                info.size = len(data.getvalue())
-                tar.addfile(info, io.BytesIO(data.getvalue()))
-    return path
+class Commands:
+    """Stands in for `Processes.python`: notes what is given, and how many ran at once."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[str, ...]] = []
+        self.fails = ""
+        self.most = self._now = 0
+        self._lock = threading.Lock()
+
+    def python(self, *arguments: str) -> float:
+        with self._lock:
+            self.given.append(arguments)
+            self._now += 1
+            self.most = max(self.most, self._now)
+        time.sleep(0.02)
+        with self._lock:
+            self._now -= 1
+        if self.fails and self.fails in " ".join(arguments):
+            raise RuntimeError("python -m diffmavil.train ended with 1:\nno luck")
+        return 5.0
+
+    def flags(self, name: str) -> list[str]:
+        return [" ".join(command[1:]) for command in self.given if command[0] == name]
 
 
-def test_recordings_0_to_4_are_held_out_and_statistics_are_those_of_the_others(archive: Path):
-    digits = read_digits(archive)
-    assert digits.train.shape == (20, AUDIO.frames, AUDIO.mels)
-    assert digits.held_out.shape == (50, AUDIO.frames, AUDIO.mels)
-    assert torch.equal(digits.train_digit, torch.arange(10).repeat_interleave(2))
-    assert torch.equal(digits.held_out_digit.bincount(), torch.full((10,), 5))
-    # Recordings 5 and 6 fill the window, so that no zero of the padding is among their values.
-    assert digits.train.mean().item() == pytest.approx(0.0, abs=0.02)
-    assert digits.train.std().item() == pytest.approx(0.5, abs=0.02)
-    short = digits.held_out[0]  # 0.2 s
-    assert short[:15].abs().min() > 0
-    assert not short[25:].any()
-
-
-def test_another_archive_is_refused(tmp_path: Path):
-    path = tmp_path / "other.tar.gz"
-    with tarfile.open(path, "w:gz"):
-        pass
-    with pytest.raises(ValueError, match=r"other\.tar\.gz: must hold recordings/DIGIT_SPEAKER_NUMBER\.wav"):
-        read_digits(path)
-
-
-def test_pretraining_on_recordings_lowers_the_loss_and_follows_from_its_seed(archive: Path):
-    digits = read_digits(archive)
-    config = preset("diffmavil-tiny-fast")
-    short, again, other, long = (
-        pretrain_and_probe(config, digits, samples=samples, seed=seed)
-        for samples, seed in ((64, 0), (64, 0), (64, 1), (1280, 0))
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    stand_in = Commands()
+    monkeypatch.setattr(Processes, "python", lambda self, *arguments: stand_in.python(*arguments))
+    monkeypatch.setattr(frontier, "open_data", lambda config: None)
+    evaluation = SimpleNamespace(
+        results={"trained": SCORES, "untrained": dict.fromkeys(SCORES, 0.5), "chance": dict.fromkeys(SCORES, 0.1)},
+        intervals={"trained": {name: (value - 0.04, value + 0.06) for name, value in SCORES.items()}},
+        clips={"heldout": SimpleNamespace(used=80)},
     )
-    same = {key for key in short if key != "cpu_seconds" and short[key] == again[key]}
-    assert same == set(short) - {"cpu_seconds"}
-    assert other["loss"] != short["loss"]
-    assert long["loss"] < 0.9 * short["loss"]
-    assert long["cpu_seconds"] > short["cpu_seconds"] > 0
-    assert 0 <= short["probe"] <= 1
+    tuned = SimpleNamespace(
+        results={"last": {"1": {"top1": 0.7}}},
+        intervals={"last": {"1": {"top1": (0.6, 0.8)}}},
+        headline={"weights": "last", "crops": "1", "metric": "top1"},
+        clips={"test": {"listed": 80, "used": 80}},
+    )
+    monkeypatch.setattr(recipes, "read_evaluation", lambda folder: evaluation)
+    monkeypatch.setattr(recipes, "read_classification", lambda folder: tuned)
+    return stand_in
 
 
-def test_a_study_writes_a_line_for_each_cell_and_skips_what_is_known(
-    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def study(folder: Path, name: str, *flags: str) -> int:
+    data = [] if name == "synthetic" else ["--data", str(folder)]
+    return quality.main([name, *data, "--json", str(folder / "out.jsonl"), *flags])
+
+
+def test_every_budget_has_a_schedule_of_its_length_and_costs_stand_in_the_line(tmp_path: Path, commands: Commands):
+    assert study(tmp_path, "fsdd", "--seeds", "4", "--setting", "mavil-tiny", "--jobs", "1") == 0
+    given = commands.flags("diffmavil.train")
+    assert [flags.rpartition("--train.steps ")[2] for flags in given] == ["250", "500", "1000", "2000"]
+    for flags in given:
+        assert flags.startswith("mavil-tiny ")
+        assert f"--config {frontier.config_of('fsdd', 'pretrain')}" in flags
+        assert f"--data.root {tmp_path / 'train.csv'} --data.eval-root {tmp_path / 'test.csv'}" in flags
+        assert "--data.workers 0" in flags
+        assert "--train.seed 4" in flags
+    assert all("--seed 4" in flags for flags in commands.flags("diffmavil.evaluate"))
+    assert not commands.flags("diffmavil.finetune")
+    rows = read(tmp_path / "out.jsonl")
+    assert [(row["budget"], row["samples"]) for row in rows] == [(0.25, 16000), (0.5, 32000), (1, 64000), (2, 128000)]
+    row = rows[0]
+    config = Asked("fsdd").config("mavil-tiny")
+    gflop = scheduled_flops(config.model, config.mask).total * 1e-9
+    assert row["gflop_per_clip"] == pytest.approx(gflop, rel=1e-3)
+    assert row["tflop"] == pytest.approx(3 * gflop * 16, rel=1e-3)
+    assert (row["cpu_seconds"], row["clips"], row["jobs"]) == (5, 80, 1)
+    assert (row["scores"]["probe/audio"], row["untrained"]["probe/audio"]) == (0.8, 0.5)
+    assert row["intervals"]["probe/audio"] == pytest.approx([0.76, 0.86])
+    assert row["invocation"].endswith(row["commit"])
+    assert row["device"].endswith("1 thread")
+    assert {"date", "versions", "load"} <= row.keys()
+
+
+def test_esc_is_fine_tuned_also_from_scratch_and_pretrained_without_the_fold_it_is_tested_on(
+    tmp_path: Path, commands: Commands
 ):
-    results = tmp_path / "quality.jsonl"
-    study = ["fsdd", "--fsdd", str(archive), "--json", str(results), "--samples", "64", "--seeds", "2"]
-    study += ["--setting", "mavil-tiny", "--setting", "diffmavil-tiny-fast"]
-    assert quality.main(study) == 0
-    rows = quality.read(results)
-    assert [(row["setting"], row["seed"]) for row in rows] == [
-        ("mavil-tiny", 0),
-        ("diffmavil-tiny-fast", 0),
-        ("mavil-tiny", 1),
-        ("diffmavil-tiny-fast", 1),
-    ]
-    assert all({"commit", "device", "versions", "date", "probe", "cpu_seconds"} <= set(row) for row in rows)
-    assert rows[0]["gflop_per_clip"] > rows[1]["gflop_per_clip"] > 0
-    before = results.read_text()
-    capsys.readouterr()
-    assert quality.main(study) == 0
-    assert results.read_text() == before
-    assert capsys.readouterr().out.count("known: ") == 4
+    assert study(tmp_path, "esc10", "--seeds", "0", "--setting", "diffmavil-tiny", "--budget", "1/4") == 0
+    scratch, tuned = sorted(commands.flags("diffmavil.finetune"), key=lambda flags: "--from none" not in flags)
+    assert "--optim.layer-decay 1" in scratch
+    assert "--from none" not in tuned
+    for command in commands.given:
+        roots = [command[command.index(flag) + 1] for flag in ("--data.root", "--data.eval-root")]
+        assert [Path(root).name for root in roots] == ["fold1-train.csv", "fold1-test.csv"]
+    rows = {row["setting"]: row for row in read(tmp_path / "out.jsonl")}
+    assert rows[FROM_SCRATCH]["tflop"] == rows[FROM_SCRATCH]["cpu_seconds"] == rows[FROM_SCRATCH]["samples"] == 0
+    assert all(row["scores"]["finetune"] == 0.7 for row in rows.values())
+    assert all(row["finetune_cpu_seconds"] == 5 for row in rows.values())
 
 
-def test_the_table_compares_with_mavil_at_the_same_seed(tmp_path: Path):
-    line = {"study": "fsdd", "gflop_per_clip": 1.0, "cpu_seconds": 2.0}
-    found = [
-        ("mavil-tiny", 64, 0, 0.5),
-        ("mavil-tiny", 64, 1, 0.7),
-        ("diffmavil-tiny", 64, 0, 0.6),
-        ("diffmavil-tiny", 64, 1, 0.7),
-        ("mavil-tiny", 128, 0, 0.8),
+def test_the_commands_understand_what_they_are_given(tmp_path: Path, commands: Commands):
+    """By their own parsers: with both kinds of fine-tuning, a cache and further flags."""
+    more = ("--finetune", "--cache", str(tmp_path / "cache"), "--extra", "--data.crops-kept 8 --train.steps 40")
+    setting = "diffmavil-tiny-fast, half decoded"
+    assert study(tmp_path, "grid", "--seeds", "1", "--setting", setting, "--budget", "1/4", *more) == 0
+    (trained,) = (command[1:] for command in commands.given if command[0] == "diffmavil.train")
+    _, config, _ = parse_train(trained)
+    assert (config.train.steps, config.train.seed, config.model.decode_fraction) == (10, 1, 0.5)
+    assert (config.data.workers, config.data.crops_kept, config.data.cache) == (0, 8, str(tmp_path / "cache"))
+    (judged,) = (command[1:] for command in commands.given if command[0] == "diffmavil.evaluate")
+    options = parse_flags(Options, judged, prog="evaluate")
+    assert (options.seed, options.data.root) == (1, str(tmp_path / "train-words.csv"))
+    tuned = [command[1:] for command in commands.given if command[0] == "diffmavil.finetune"]
+    assert len(tuned) == 6
+    pretrained = replace(config, model=replace(config.model, audio=replace(config.model.audio, mean=-4.0, std=4.0)))
+    for command in tuned:
+        _, finetune, _ = parse_finetune(command, lambda path: pretrained)
+        assert (finetune.train.seed, finetune.data.workers) == (1, 0)
+        assert finetune.optim.layer_decay == (1 if "none" in command else 0.75)
+
+
+def test_grid_is_fine_tuned_by_each_modality_and_both_if_asked(tmp_path: Path, commands: Commands):
+    study(tmp_path, "grid", "--seeds", "0", "--setting", "mavil-tiny", "--budget", "1/4", "--finetune")
+    (row,) = (row for row in read(tmp_path / "out.jsonl") if row["setting"] == "mavil-tiny")
+    assert {"finetune/av", "finetune/audio", "finetune/video"} <= row["scores"].keys()
+    assert row["finetune_cpu_seconds"] == 15
+
+
+def test_what_is_known_without_fine_tuning_stays_so_and_that_is_told(tmp_path: Path, commands: Commands, capsys):
+    flags = ("--seeds", "0", "--setting", "mavil-tiny", "--budget", "1/4")
+    study(tmp_path, "fsdd", *flags)
+    study(tmp_path, "fsdd", *flags, "--finetune")
+    assert "1 of them are not fine-tuned, and stay so" in capsys.readouterr().out
+    assert [row["setting"] for row in read(tmp_path / "out.jsonl")] == ["mavil-tiny", FROM_SCRATCH]
+
+
+def test_cells_go_seed_by_seed_from_the_smallest_budget_on():
+    found = list(frontier.cells(Asked("synthetic"), ["mavil-tiny", "diffmavil-tiny"], [1, 0.25], [0, 1]))
+    assert [(cell.seed, cell.budget, cell.setting) for cell in found] == list(
+        itertools.product([0, 1], [0.25, 1], ["mavil-tiny", "diffmavil-tiny"])
+    )
+    assert {cell.samples for cell in found} == {8000, 32000}
+
+
+def test_a_study_is_run_side_by_side_and_goes_on_where_it_was_stopped(tmp_path: Path, commands: Commands, capsys):
+    commands.fails = "diffmavil-tiny-fast"
+    flags = ("--seeds", "0", "1", "--budget", "1/3")
+    assert study(tmp_path, "synthetic", *flags) == 1
+    assert "error: python -m diffmavil.train ended with 1" in capsys.readouterr().err
+    assert commands.most == 2
+    before = read(tmp_path / "out.jsonl")
+    assert 2 <= len(before) < 6
+    commands.fails, commands.given = "", []
+    assert study(tmp_path, "synthetic", *flags) == 0
+    assert len(commands.flags("diffmavil.train")) == 6 - len(before)
+    assert len({frontier.cell_of(row) for row in read(tmp_path / "out.jsonl")}) == 6
+    commands.given = []
+    assert study(tmp_path, "synthetic", *flags) == 0
+    assert not commands.given
+    assert "6 of 6 cells are known" in capsys.readouterr().out
+
+
+def test_ctrl_c_and_sigterm_end_what_is_running(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
+    """With real processes, which would sleep for a minute."""
+    started: list[Processes] = []
+
+    def sleep(cell: Cell, asked: Asked, processes: Processes) -> frontier.Result:
+        if not started:
+            started.append(processes)
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        folder = tmp_path / f"{cell.setting}.d"
+        folder.mkdir()
+        (folder / "sleeping.py").write_text("import time; time.sleep(60)")
+        processes._environment["PYTHONPATH"] = str(folder)
+        processes.python("sleeping")
+        raise AssertionError("it was not ended")
+
+    monkeypatch.setattr(frontier, "open_data", lambda config: None)
+    monkeypatch.setattr(frontier, "run_cell", sleep)
+    begin = time.monotonic()
+    assert study(tmp_path, "synthetic", "--seeds", "0", "--budget", "1") == quality.STOPPED
+    assert time.monotonic() - begin < 50
+    assert "stopped; the same command goes on" in capsys.readouterr().out
+    assert not (tmp_path / "out.jsonl").exists()
+    with pytest.raises(Stopped):
+        started[0].python("sleeping")
+
+
+def test_a_command_s_cpu_seconds_are_its_own_and_what_it_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    processes = Processes(threads=1)
+    processes._environment["PYTHONPATH"] = str(tmp_path)
+    code = "import os, sys, time\nassert os.environ['OMP_NUM_THREADS'] == '1'\n"
+    (tmp_path / "busy.py").write_text(code + "while time.process_time() < 0.3: pass")
+    (tmp_path / "idle.py").write_text(code + "time.sleep(0.4)")
+    (tmp_path / "wrong.py").write_text("raise SystemExit('what went wrong')")
+    found: dict[str, float] = {}
+    threads = [
+        threading.Thread(target=lambda name=name: found.update({name: processes.python(name)}))
+        for name in ("busy", "idle")
     ]
-    keys = ("setting", "samples", "seed", "probe")
-    rows = [{**line, **dict(zip(keys, values, strict=True))} for values in found]
-    path = tmp_path / "results.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    table = quality.summary(quality.read(path), "fsdd", "probe")
-    columns = {str(column.header): list(column.cells) for column in table.columns}
-    assert columns["setting"] == ["mavil-tiny", "diffmavil-tiny", "mavil-tiny"]
-    assert columns["samples"] == ["64", "64", "128"]
-    assert columns["accuracy"] == ["60.0% ± 14.1%", "65.0% ± 7.1%", "80.0%"]
-    assert columns["of MAViL"] == ["+0.0%", "+5.0%", "+0.0%"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found["busy"] >= 0.3
+    assert found["idle"] < found["busy"]
+    with pytest.raises(RuntimeError, match=r"python -m wrong ended with 1:\nwhat went wrong"):
+        processes.python("wrong")
+
+
+def test_the_chain_takes_one_step_of_the_table_of_techniques_at_a_time():
+    asked = Asked("synthetic")
+    found = [asked.config(name) for name in CHAIN]
+    steps = techniques(preset("mavil-tiny").model)
+    assert [config.model for config in found] == [model for _, model, _ in steps]
+    assert [(c.mask.video.kind, c.mask.audio.kind) for c in found] == [
+        (mask.video.kind, mask.audio.kind) for *_, mask in steps
+    ]
+    same = {replace(config, model=found[0].model, mask=found[0].mask) for config in found}
+    assert len(same) == 1
+
+
+@pytest.mark.parametrize("name", frontier.CHANGES)
+def test_a_named_change_changes_its_preset(name: str):
+    alone = preset(name.partition(",")[0])
+    alone = replace(alone, data=replace(alone.data, workers=0))
+    assert (Asked("synthetic").config(name) == alone) == ("," not in name)
+
+
+def test_what_trains_the_very_same_is_left_out(tmp_path: Path, commands: Commands, capsys):
+    study(tmp_path, "fsdd", "--chain", "--seeds", "0", "--budget", "1")
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"left out: {CHAIN[2]}, which trains the very same as {CHAIN[1]} here" in said
+    assert {row["setting"] for row in read(tmp_path / "out.jsonl")} == {*CHAIN} - {CHAIN[2]}
+    assert list(frontier.distinct(Asked("grid"), CHAIN).values()) == [None] * len(CHAIN)
+
+
+def test_lines_of_other_settings_are_not_gone_on_with(tmp_path: Path, commands: Commands, capsys):
+    flags = ("--seeds", "0", "--budget", "1", "--setting", "mavil-tiny")
+    assert study(tmp_path, "fsdd", *flags, "--extra", "--optim.lr 2e-3") == 0
+    assert "--optim.lr 2e-3" in commands.flags("diffmavil.train")[0]
+    with pytest.raises(SystemExit) as ended:
+        study(tmp_path, "fsdd", *flags)
+    assert ended.value.code == 2
+    assert "name another file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["fsdd"], "--data None: must be the folder of the recipe's tables"),
+        (["fsdd", "--data", "."], "train.csv"),
+        (["synthetic", "--data", "."], "--data .: left out of synthetic"),
+        (["synthetic", "--finetune"], "--finetune: there is no recipe"),
+        (["synthetic", "--budget", "0"], "'0': must be a positive number"),
+        (["synthetic", "--budget", "1/0"], "'1/0': must be a positive number"),
+        (["synthetic", "--jobs", "0"], "--jobs 0: must be at least 1"),
+        (["synthetic", "--seeds", "-1"], "--seeds -1: must be at least 0"),
+        (["synthetic", "--setting", "mavil-tiny", "--chain"], "--setting: left out with --chain"),
+        (["synthetic", "--setting", "mavil"], "invalid choice: 'mavil'"),
+        (["synthetic", "--extra", "--mask.video.start 2"], "mask.start"),
+        (["iris"], "invalid choice: 'iris'"),
+    ],
+)
+def test_wrong_arguments_are_told(flags: list[str], said: str, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        quality.main([*flags, "--json", str(tmp_path / "x.jsonl")])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [('{"set": "fsdd"\n', "line 1: must be JSON"), ('{"study": "fsdd"}\n', "line 1: must be of benchmarks/quality.py")],
+)
+def test_lines_of_something_else_are_named(text: str, said: str, tmp_path: Path, capsys):
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        quality.main(["table", "--json", str(tmp_path / "x.jsonl")])
+    assert ended.value.code == 2
+    assert f"x.jsonl, {said}" in capsys.readouterr().err
+
+
+def test_sets_have_a_recipe_and_metrics_have_words():
+    for name, known in SETS.items():
+        assert (known.split is None) == (name == "synthetic")
+        assert set(known.tuned.values()) <= known.metrics.keys()
 
 
 @pytest.mark.slow
-def test_a_study_of_the_generated_set_trains_and_judges_for_real(tmp_path: Path):
-    results = tmp_path / "quality.jsonl"
-    study = ["synthetic", "--json", str(results), "--cache", str(tmp_path / "cache"), "--clips", "24"]
-    assert quality.main([*study, "--samples", "64", "--seeds", "1", "--setting", "diffmavil-tiny-fast"]) == 0
-    (row,) = quality.read(results)
-    assert (row["study"], row["setting"], row["seed"], row["samples"]) == ("synthetic", "diffmavil-tiny-fast", 0, 64)
-    assert 0 <= row["trained:probe/fused"] <= 1
-    assert row["chance:probe/fused"] == pytest.approx(1 / 24, abs=1e-5)
+def test_a_cell_of_the_generated_set_for_real(tmp_path: Path):
+    extra = "--data.synthetic-train 24 --data.synthetic-eval 24 --train.batch-size 8 --train.steps 4"
+    flags = ["--setting", "diffmavil-tiny-fast", "--seeds", "3", "--budget", "1/2", "--extra", extra]
+    assert study(tmp_path, "synthetic", "--cache", str(tmp_path / "cache"), *flags) == 0
+    (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert (row["setting"], row["seed"], row["samples"], row["clips"]) == ("diffmavil-tiny-fast", 3, 16, 24)
+    assert row["scores"].keys() == row["untrained"].keys() == row["chance"].keys()
+    low, high = row["intervals"]["probe/fused"]
+    assert low <= row["scores"]["probe/fused"] <= high
     assert row["cpu_seconds"] > 1
+
+
+@pytest.fixture(autouse=True)
+def handlers_stay() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    assert signal.getsignal(signal.SIGTERM) is before

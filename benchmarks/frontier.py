@@ -1,0 +1,250 @@
+"""The cells of the study of quality, `benchmarks/quality.py`: which there are, and what one of them runs.
+
+A cell is a set, a setting, a budget of samples and a seed. It pretrains, with a schedule as long as its budget, probes,
+and on request fine-tunes, by the commands of a recipe (`benchmarks/recipes.py`), each in a process of one thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from benchmarks.identity import identity
+from benchmarks.processes import Processes
+from benchmarks.recipes import PRESETS, RECIPES, SCRATCH, Split, config_of, pretrain, pretrain_settings, scored_on, tune
+from diffmavil.config import Config, RatioSchedule
+from diffmavil.config.cli import parse_train
+from diffmavil.config.model import sees
+from diffmavil.data.stats import open_data
+from diffmavil.evaluation.classification import Classification
+from diffmavil.model.flops import FORWARDS
+from diffmavil.training.costs import scheduled_flops
+
+Result = dict[str, Any]
+BASE = PRESETS[0]
+BUDGETS = (0.25, 0.5, 1.0, 2.0)
+CROSS = "--model.video-decoder.attention cross"
+AUDIO_CROSS = "--model.audio-decoder.attention cross"
+ADAPTIVE = "--batch.rule flops --batch.lr-rule sqrt"
+CHANGES: dict[str, str] = {
+    **dict.fromkeys(PRESETS, ""),
+    "mavil-tiny, diffused patches": "--model.diffusion.corruption diffusion",
+    "mavil-tiny, diffused, video cross-attends": f"--model.diffusion.corruption diffusion {CROSS}",
+    "diffmavil-tiny, audio decoder cross-attends": AUDIO_CROSS,
+    "diffmavil-tiny-fast, half decoded": "--model.decode-fraction 0.5",
+    "diffmavil-tiny, every timestep": "--model.diffusion.first-step 1",
+    "diffmavil-tiny, fixed ratio": "--mask.video.kind constant --mask.video.start 0.8 "
+    "--mask.audio.kind constant --mask.audio.start 0.7",
+    "diffmavil-tiny, adaptive batch": ADAPTIVE,
+    "diffmavil-tiny-fast, adaptive batch": ADAPTIVE,
+    "diffmavil-tiny-fast, 8 crops kept": "--data.crops-kept 8",
+}
+"""Setting -> flags of the training. What stands before the comma is the preset, over which the recipe's file goes, and
+the flags over that. A line more here is a setting more."""
+CHAIN = (
+    "mavil-tiny",
+    "mavil-tiny, diffused patches",
+    "mavil-tiny, diffused, video cross-attends",
+    "diffmavil-tiny",
+    "diffmavil-tiny, audio decoder cross-attends",
+    "diffmavil-tiny-fast, half decoded",
+    "diffmavil-tiny-fast",
+)
+"""From MAViL to `-fast`, each differs from the one before by one thing."""
+FROM_SCRATCH = "from scratch"
+"""What fine-tuning is held against: a cell without pretraining, and so without a budget."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One set: which clips, and what is measured on them."""
+
+    title: str
+    metrics: dict[str, str]
+    """Metric -> its name in words. The first stands for all."""
+    split: Split | None = None
+    """Of the recipe's tables; None: the generated set."""
+    finetune: bool = False
+    """Whether that is measured if nothing is said."""
+
+    @property
+    def tuned(self) -> dict[str, str]:
+        """Task of fine-tuning -> metric."""
+        tasks = self.split.tasks if self.split else ()
+        return {task: "finetune" if task == "auto" else f"finetune/{task}" for task in tasks}
+
+
+_BOTH = {"probe/fused": "probe, both", "probe/audio": "probe, sound", "probe/video": "probe, picture"}
+_FOUND = {
+    "audio_to_video/recall@1": "sound to picture, recall@1",
+    "video_to_audio/recall@1": "picture to sound, recall@1",
+}
+_TUNED = {
+    "finetune/av": "fine-tuned, both",
+    "finetune/audio": "fine-tuned, sound",
+    "finetune/video": "fine-tuned, picture",
+}
+_SOUND = {"probe/audio": "probe", "finetune": "fine-tuned"}
+SETS = {
+    "synthetic": Study("Generated set", {**_BOTH, **_FOUND}),
+    "fsdd": Study("Free Spoken Digits", _SOUND, RECIPES["fsdd"][""]),
+    "esc10": Study("ESC-10, fold 1", _SOUND, RECIPES["esc10"]["fold 1"], finetune=True),
+    "grid": Study("GRID, words of one speaker", {**_BOTH, **_FOUND, **_TUNED}, RECIPES["grid"]["words"]),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. Its fields are the first keys of its line."""
+
+    set: str
+    setting: str
+    budget: float
+    """Part of the samples that the recipe, or without one the preset, is trained with."""
+    seed: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is the same for all cells of one invocation."""
+
+    name: str
+    """Key of `SETS`."""
+    invocation: str = ""
+    """When it was started, and at which commit: CPU seconds are compared within it alone."""
+    data: Path | None = None
+    """Folder of the recipe's tables or prepared sets."""
+    cache: str | None = None
+    extra: tuple[str, ...] = ()
+    """Further flags of the training."""
+    finetune: bool = False
+    jobs: int = 1
+
+    @property
+    def study(self) -> Study:
+        return SETS[self.name]
+
+    def data_flags(self) -> list[str]:
+        """Decoding in the process itself: its seconds then count, which those of the workers' server would not."""
+        cache = ["--data.cache", self.cache] if self.cache else []
+        return ["--data.workers", "0", *cache, *self.scored()]
+
+    def scored(self) -> list[str]:
+        return scored_on(self.data, self.study.split) if self.study.split and self.data else []
+
+    def training(self, setting: str) -> tuple[str, list[str]]:
+        """Preset and flags, all but seed and length."""
+        preset = setting.partition(",")[0]
+        recipe = pretrain_settings(self.name, preset) if self.study.split else []
+        return preset, [*recipe, *CHANGES[setting].split(), *self.extra, *self.data_flags()]
+
+    def config(self, setting: str) -> Config:
+        """Raises `UsageError` for flags in `extra` that are not allowed; unknown ones end in `SystemExit`, code 2."""
+        return _resolved(self, setting)
+
+    def settings(self) -> Result:
+        """What all settings of the set were trained with besides, for the lines: others are not put beside them."""
+        stages = ("pretrain", "finetune") if self.study.split else ()
+        files = {stage: yaml.safe_load(config_of(self.name, stage).read_text()) for stage in stages}
+        return {**files, "extra": list(self.extra)}
+
+
+@functools.cache
+def _resolved(asked: Asked, setting: str) -> Config:
+    preset, flags = asked.training(setting)
+    return parse_train([preset, *flags])[1]
+
+
+def distinct(asked: Asked, settings: Sequence[str]) -> dict[str, str | None]:
+    """Each setting -> an earlier one that trains the very same here, or None: a model without a picture does not care
+    for the decoder of it."""
+    found: dict[str, str] = {}
+    same: dict[str, str | None] = {}
+    for setting in settings:
+        config = asked.config(setting)
+        if not sees(config.model.modalities):
+            model = replace(config.model, video_decoder=config.model.audio_decoder)
+            config = replace(config, model=model, mask=replace(config.mask, video=RatioSchedule()))
+        first = found.setdefault(repr(config), setting)
+        same[setting] = None if first == setting else first
+    return same
+
+
+def cells(asked: Asked, settings: Sequence[str], budgets: Sequence[float], seeds: Sequence[int]) -> Iterator[Cell]:
+    """Seed by seed, and from the smallest budget on, so that a study that is stopped early compares every setting."""
+    configs = {setting: asked.config(setting).train for setting in settings}
+    for seed in seeds:
+        if asked.finetune:
+            yield Cell(asked.name, FROM_SCRATCH, 0.0, seed, 0)
+        for budget in sorted(budgets):
+            for setting, train in configs.items():
+                steps = max(1, round(train.steps * budget))
+                yield Cell(asked.name, setting, budget, seed, steps * train.batch_size)
+
+
+def cell_of(result: Result) -> Cell:
+    return Cell(*(result[name] for name in ("set", "setting", "budget", "seed", "samples")))
+
+
+def make_ready(asked: Asked) -> None:
+    """Generate the set and measure its statistics, if they are not in the cache: no cell is to pay for it.
+
+    Raises:
+        ValueError: there is no such table, or it cannot be read.
+    """
+    open_data(asked.config(BASE))
+
+
+def run_cell(cell: Cell, asked: Asked, processes: Processes) -> Result:
+    """Its line: the commands are run in a folder that is gone afterwards."""
+    line: Result = {**vars(cell), **identity(torch.device("cpu"), threads=1)}
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        line |= _pretrained(cell, asked, processes, run)
+        source = SCRATCH if cell.setting == FROM_SCRATCH else str(run)
+        for task, metric in asked.study.tuned.items() if asked.finetune else ():
+            flags = ["--config", str(config_of(asked.name, "finetune")), "--train.seed", str(cell.seed)]
+            seconds, found = tune(processes.python, source, task, run.with_name(task), [*flags, *asked.data_flags()])
+            line["scores"][metric], line["intervals"][metric] = _headline(found)
+            line["finetune_cpu_seconds"] = line.get("finetune_cpu_seconds", 0.0) + seconds
+            line["clips"] = found.clips["test"]["used"]
+    about = {"invocation": asked.invocation, "jobs": asked.jobs, "load": os.getloadavg()[0]}
+    return {**line, **about, "settings": asked.settings()}
+
+
+def _pretrained(cell: Cell, asked: Asked, processes: Processes, run: Path) -> Result:
+    """Costs and scores of a cell before fine-tuning."""
+    if cell.setting == FROM_SCRATCH:
+        return {"gflop_per_clip": 0.0, "tflop": 0.0, "cpu_seconds": 0.0, "scores": {}, "untrained": {}, "intervals": {}}
+    config = asked.config(cell.setting)
+    preset, flags = asked.training(cell.setting)
+    flags += ["--train.seed", str(cell.seed), "--train.steps", str(cell.samples // config.train.batch_size)]
+    # With the seed of the cell, so that the untrained model is another one for each.
+    judged = [*asked.scored(), "--seed", str(cell.seed)]
+    seconds, evaluation = pretrain(processes.python, preset, run, flags, judged)
+    gflop = scheduled_flops(config.model, config.mask).total * 1e-9
+    return {
+        "gflop_per_clip": gflop,
+        "tflop": FORWARDS * gflop * cell.samples * 1e-3,
+        "cpu_seconds": seconds,
+        "clips": evaluation.clips["heldout"].used,
+        "scores": dict(evaluation.results["trained"]),
+        "untrained": evaluation.results["untrained"],
+        "chance": evaluation.results["chance"],
+        "intervals": dict(evaluation.intervals["trained"]),
+    }
+
+
+def _headline(found: Classification) -> tuple[float, tuple[float, float]]:
+    """The score of a fine-tuned model, with its interval."""
+    weights, crops, metric = (found.headline[name] for name in ("weights", "crops", "metric"))
+    return found.results[weights][crops][metric], found.intervals[weights][crops][metric]

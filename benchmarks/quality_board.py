@@ -1,0 +1,53 @@
+"""docs/quality.md, written from the lines of `benchmarks/quality.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.frontier import SETS, Result, Study
+from benchmarks.quality_view import views
+
+INTRODUCTION = """\
+Each setting is pretrained with several budgets of samples and several seeds, and judged on held-out clips. What counts
+is the score for what it cost, in CPU seconds and in FLOPs, not the score alone. Bold: the cheapest that reaches a
+score. Only what was measured counts; nothing is interpolated. `python benchmarks/quality.py` measures it."""
+ABOUT = """\
+| | |
+| --- | --- |
+| × | samples of the pretraining, as a part of what the recipe takes; each budget has a schedule of its own length |
+| score | mean ± standard deviation over the seeds |
+| 95 % | interval of that mean. It covers the choice of seeds (Student's t) and of held-out clips (mean half width of \
+the runs' bootstrap intervals), joined as the root of the sum of their squares; with one seed, of the clips alone |
+| of MAViL | difference to `mavil-tiny` with the same seed and samples |
+| TFLOP | of the pretraining: three forwards of each sample |
+| CPU s | of the pretraining, decoding included, in one thread; compared within one invocation of the study alone |
+| untrained | the same probe of models as they are initialised |"""
+
+
+def picture(name: str) -> str:
+    """Its file in docs/."""
+    return f"quality-{name}.png"
+
+
+def page(results: Sequence[Result]) -> str:
+    """docs/quality.md, whole."""
+    parts = [
+        "<!-- Written by `python benchmarks/quality.py board`, not by hand. -->",
+        "# Quality: who reaches which score at what cost",
+        INTRODUCTION,
+        ABOUT,
+    ]
+    shown = views(results)
+    for view in shown:
+        parts += [f"## {view.study.title}", f"![{alternative(view.study)}]({picture(view.name)})"]
+        for grid in view.grids():
+            parts += [f"**{grid.title}**", grid.markdown()]
+        parts.append("\n".join(f"- {note}" for note in view.notes()))
+    absent = [study.title for name, study in SETS.items() if name not in {view.name for view in shown}]
+    if absent:
+        parts += ["## Not measured yet", f"There are no lines of: {'; '.join(absent)}."]
+    return "\n\n".join(parts) + "\n"
+
+
+def alternative(study: Study) -> str:
+    return f"{study.title}: scores of the settings against CPU seconds and TFLOP of their pretraining"
