@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 SMALL_MODEL = (
-    *("--model.video.size", "32", "--model.video.frames", "4"),
+    *("--model.video.size", "48", "--model.video.frames", "4"),
     *("--model.audio.frames", "64", "--model.audio.mels", "32"),
     *("--model.encoder.depth", "1", "--model.encoder.width", "48", "--model.encoder.heads", "3"),
     *("--model.video-decoder.depth", "1", "--model.video-decoder.width", "32"),
