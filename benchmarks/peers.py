@@ -187,7 +187,8 @@ def peak_mib(clock: Clock, step: Callable[[], object]) -> float | None:
     """Of the device; on a CPU the allocations of a step that are alive together, which torch's profiler tells."""
     if not isinstance(clock, CpuClock):
         return clock.peak_mib(step)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         step()
     alive = highest = 0
     for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]

@@ -100,7 +100,7 @@ def record(step: TrainStep, batch: Batch, steps: int) -> tuple[profile, float]:
     activities = [ProfilerActivity.CPU]
     if step.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as profiled:
+    with profile(activities=activities, acc_events=True) as profiled:
         run(steps)
     return profiled, seconds
 

@@ -59,7 +59,7 @@ def test_shapes_of_the_picture_are_those_of_the_model() -> None:
     spec = torch.randn(b, config.audio.frames, config.audio.mels)
     asked: dict[str, Any] = {"seed": 0, "offset": 0, "keep_video": k, "keep_audio": ka}
     draws = model.draw(video, spec, **asked)
-    masks, (x_t, t) = draws.video[0]
+    masks, (x_t, t), _ = draws.video[0]
     branch = model.video
     audio = model.audio.encode(spec, draws.audio[0].masks.keep)
     tokens = branch.encode(video, masks.keep)

@@ -90,5 +90,12 @@ def complaint_about_old(path: Path) -> str | None:
 
 
 def load_old(tree: dict[str, Any], path: Path) -> None:
-    """Fill `tree` in place; errors as of `torch.distributed.checkpoint.load`."""
+    """Fill `tree` in place.
+
+    Raises:
+        ValueError: what `complaint_about_old` tells. (torch 2.11 keeps to itself why it cannot read the metadata.)
+        Others: as of `torch.distributed.checkpoint.load`.
+    """
+    if why := complaint_about_old(path):
+        raise ValueError(why)
     load(tree, storage_reader=_Reader(path), planner=_Planner())

@@ -205,7 +205,7 @@ def test_the_sweep_measures_every_stretch():
 
     config = adaptive(batch_size=4)
     config = replace(config, mask=MaskConfig(video=replace(FALLING, levels=2), audio=RISING))
-    lines = _sweep(config, stretch_counts(config), ALONE.device)
+    lines = _sweep(config, stretch_counts(config), ALONE.device, None)
     assert len(lines) == 2
     assert all(fixed >= 0 and clip > 0 for fixed, clip in lines)
 

@@ -39,7 +39,7 @@ def run(tmp_path: Path, monitor: Monitor | None = None, probe_every: int = 0) ->
     config = replace(config, train=settings)
     save_config(config, tmp_path / CONFIG_FILE)
     names = ("loss", "loss/video", "loss/audio", "loss/inter", "loss/intra")
-    task = SimpleNamespace(names=names, flops=lambda now: 1.0, metrics=lambda now: RATIOS)
+    task = SimpleNamespace(names=names, step_flops=lambda now: 1.0, metrics=lambda now: RATIOS)
     step: Any = SimpleNamespace(task=task, nonfinite=torch.zeros(()), nonfinite_run=torch.zeros(()))
     folder: Any = SimpleNamespace(folder=tmp_path, notes=())
     loader: Any = SimpleNamespace(data_wait=0.0, bad={})
