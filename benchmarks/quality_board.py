@@ -10,7 +10,7 @@ from benchmarks.quality_view import views
 INTRODUCTION = """\
 Each setting is pretrained with several budgets of samples and several seeds, and judged on held-out clips. What counts
 is the score for what it cost, in CPU seconds and in FLOPs, not the score alone. Bold: the cheapest that reaches a
-score. Only what was measured counts; nothing is interpolated. `python benchmarks/quality.py` measures it."""
+score. Only what was measured counts; nothing is interpolated. `benchmarks/quality.py` measures it."""
 ABOUT = """\
 | | |
 | --- | --- |
