@@ -19,6 +19,7 @@ from diffmavil.config import Config
 
 _FREE_SHARE = 0.8
 """Share of the free memory that crops may take."""
+_GROUP = Path("/sys/fs/cgroup")
 _HEADER = 8
 """Bytes before a crop: 0, or one more than its samples before the sound's end."""
 
@@ -42,14 +43,14 @@ class KeptCrops:
         header = int.from_bytes(os.pread(self._file, _HEADER, place), "little")
         if not header:
             return None
-        os.preadv(self._file, _buffers(video, wave), place + _HEADER)
-        return header - 1
+        whole = os.preadv(self._file, _buffers(video, wave), place + _HEADER) == self._stride - _HEADER
+        return header - 1 if whole else None
 
     def put(self, clip: int, crop: int, video: np.ndarray | None, wave: np.ndarray, valid: int) -> None:
-        """Keep a crop; `valid`: its samples before the sound's end."""
+        """Keep a crop, unless there is no room for all of it; `valid`: its samples before the sound's end."""
         place = self._place(clip, crop)
-        os.pwritev(self._file, _buffers(video, wave), place + _HEADER)
-        os.pwrite(self._file, (valid + 1).to_bytes(_HEADER, "little"), place)
+        if os.pwritev(self._file, _buffers(video, wave), place + _HEADER) == self._stride - _HEADER:
+            os.pwrite(self._file, (valid + 1).to_bytes(_HEADER, "little"), place)
 
     def _place(self, clip: int, crop: int) -> int:
         return (clip * self.crops + crop) * self._stride
@@ -113,7 +114,9 @@ def _free_memory() -> int | None:
     if memory.exists():
         lines = dict(line.split(":", 1) for line in memory.read_text().splitlines())
         found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit, used, kinds = (_GROUP / f"memory.{name}" for name in ("max", "current", "stat"))
     if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        found.append(int(limit.read_text()) - int(used.read_text()))
+        # Files that nobody reads at present count as used, and are let go when memory is wanted.
+        idle = dict(line.split() for line in kinds.read_text().splitlines()).get("inactive_file", "0")
+        found.append(int(limit.read_text()) - int(used.read_text()) + int(idle))
     return min(found, default=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,9 +146,24 @@ def test_more_than_memory_holds_is_refused(clips: ClipSet, monkeypatch: pytest.M
     assert kept_crops(CLIPS, config(crops=0)) is None
 
 
-def test_free_memory_is_known_here() -> None:
-    free = kept._free_memory()
-    assert free is None or 0 < free < 2**50
+def test_free_memory_is_what_the_control_group_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "_GROUP", tmp_path)
+    machine = kept._free_memory()
+    assert machine is None or 2**20 < machine < 2**50
+    for name, text in (("max", "9000\n"), ("current", "5000\n"), ("stat", "anon 3000\ninactive_file 1500\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert kept._free_memory() == 5500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert (kept._free_memory() or 0) > 9000 or machine is None
+
+
+def test_a_crop_that_was_not_written_whole_is_not_kept(clips: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = epochs(config(), clips, 4)
+    real = os.pwritev
+    monkeypatch.setattr(kept.os, "pwritev", lambda file, buffers, place: real(file, buffers[:1], place))  # a full disk
+    short = epochs(config(), clips, 4)
+    for one, two in zip(whole, short, strict=True):
+        assert all(same(one[number], two[number]) for number in range(CLIPS))
 
 
 def test_what_is_decoded_on_the_device_is_not_kept(clips: ClipSet) -> None:
