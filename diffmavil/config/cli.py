@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ class _Arguments(RunOptions, Config):
 
 T = TypeVar("T")
 _REGISTRY = tyro.constructors.ConstructorRegistry()
+# tyro empties its caches, which all threads share, at the end of every call.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @_REGISTRY.primitive_rule
@@ -72,7 +75,9 @@ def parse_flags(
         SystemExit: code 2, after tyro printed what is wrong with the flags; code 0 after --help.
     """
     given: Any = {} if default is None else {"default": default}
-    return expanded(tyro.cli(kind, prog=prog, description=description, args=list(argv), registry=_REGISTRY, **given))
+    with _ONE_AT_A_TIME:
+        values = tyro.cli(kind, prog=prog, description=description, args=list(argv), registry=_REGISTRY, **given)
+    return expanded(values)
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -100,6 +101,15 @@ def test_impossible_combinations_are_refused():
         ModelConfig(decode_fraction=0.5, video_decoder=DecoderConfig(attention="self"))
     with pytest.raises(ValueError, match=r"video\.frames=5"):
         VideoConfig(frames=5)
+
+
+def test_threads_may_read_flags_at_once():
+    def steps(count: int) -> int:
+        return parse_train(["mavil-tiny", "--train.steps", str(count)])[1].train.steps
+
+    counts = list(range(1, 13))
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(steps, counts)) == counts
 
 
 def test_unknown_preset_lists_the_names():
