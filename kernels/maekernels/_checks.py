@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,7 +38,12 @@ def run_op(op: Callable[..., T], *args: object) -> T:
 def check(ok: bool, name: str, given: object, allowed: str) -> None:
     """Raise `ValueError` naming the argument, what was given and what is allowed, unless `ok`."""
     if not ok:
-        raise ValueError(f"{name}={given}: must be {allowed}")
+        refuse(name, given, allowed)
+
+
+def refuse(name: str, given: object, allowed: str) -> NoReturn:
+    """What `check` raises. Called by itself where the words, put together in every call, would cost more than an op."""
+    raise ValueError(f"{name}={given}: must be {allowed}")
 
 
 def describe(x: Tensor) -> str:
@@ -48,13 +53,15 @@ def describe(x: Tensor) -> str:
 def check_float(name: str, x: Tensor, dims: str) -> None:
     """`x` is floating point and has the dimensions named in `dims`, e.g. "[B, N, D]"."""
     rank = dims.count(",") + 1
-    check(x.dim() == rank and x.dtype in FLOATS, name, describe(x), f"a float tensor {dims}")
+    if x.dim() != rank or x.dtype not in FLOATS:
+        refuse(name, describe(x), f"a float tensor {dims}")
 
 
 def check_ids(ids: Tensor, batch: int, device: torch.device) -> None:
     """`ids` are integers [B, K] on the device of the data."""
     ok = ids.dim() == 2 and ids.shape[0] == batch and ids.dtype in (torch.int32, torch.int64) and ids.device == device
-    check(ok, "ids", describe(ids), f"int32 or int64 [B, K] with B={batch} on {device}")
+    if not ok:
+        refuse("ids", describe(ids), f"int32 or int64 [B, K] with B={batch} on {device}")
 
 
 def check_range(ids: Tensor, length: int) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from maekernels._checks import FLOATS, check, check_ids, check_kernel_dtype, describe
+from maekernels._checks import FLOATS, check, check_ids, check_kernel_dtype, describe, refuse
 from maekernels._triton import Tile, jit, next_power_of_2, row_tile
 
 if TYPE_CHECKING:
@@ -72,17 +72,21 @@ def check_pixels(
 ) -> Grid:
     """The grid of valid arguments; `ValueError` naming the argument otherwise."""
     check(len(patch) in (2, 3) and all(p > 0 for p in patch), "patch", tuple(patch), "2 or 3 positive sizes")
-    allowed = "[B, T, H, W, C] video" if len(patch) == 3 else "[B, H, W, C] image or [B, F, M] spectrogram"
-    allowed = f"uint8 or float {allowed} for patch={tuple(patch)}, with channels_first the C before the sizes"
     rank_ok = x.dim() == 5 if len(patch) == 3 else x.dim() in (3, 4)
-    check(rank_ok and (x.dtype == torch.uint8 or x.dtype in FLOATS), "x", describe(x), allowed)
+    if not rank_ok or (x.dtype != torch.uint8 and x.dtype not in FLOATS):
+        allowed = "[B, T, H, W, C] video" if len(patch) == 3 else "[B, H, W, C] image or [B, F, M] spectrogram"
+        allowed = f"uint8 or float {allowed} for patch={tuple(patch)}, with channels_first the C before the sizes"
+        refuse("x", describe(x), allowed)
     video, grid = as_video(x, patch, channels_first)
     sizes, c = video.shape[1:4], video.shape[4]
     divides = all(size % p == 0 for size, p in zip(sizes, (grid.pt, grid.ph, grid.pw), strict=True))
-    check(divides, "patch", tuple(patch), f"divisors of the sizes of x={describe(x)}")
-    check(1 <= c <= MAX_CHANNELS, "x", describe(x), f"of 1 to {MAX_CHANNELS} channels ({channels_first=})")
+    if not divides:
+        refuse("patch", tuple(patch), f"divisors of the sizes of x={describe(x)}")
+    if not 1 <= c <= MAX_CHANNELS:
+        refuse("x", describe(x), f"of 1 to {MAX_CHANNELS} channels ({channels_first=})")
     for name, values in (("mean", mean), ("std", std)):
-        check(len(values) == c, name, tuple(values), f"one value for each of the {c} channels of x={describe(x)}")
+        if len(values) != c:
+            refuse(name, tuple(values), f"one value for each of the {c} channels of x={describe(x)}")
     check(all(s > 0 for s in std), "std", tuple(std), "positive")
     normed = grid.patch_dim // (c if norm_mode(norm_pix) == CHANNEL else 1)
     variance = normed > 1 or not norm_pix

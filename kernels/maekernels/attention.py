@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maekernels._checks import check, check_float, describe
+from maekernels._checks import check, check_float, describe, refuse
 
 Backend = Literal["auto", "sdpa", "math", "flash", "xformers"]
 BACKENDS: tuple[Backend, ...] = ("auto", "sdpa", "math", "flash", "xformers")
@@ -112,10 +112,13 @@ def _check(
     check_float("k", k, names[1])
     alike = k.shape[-2:] == q.shape[-2:] and k.dtype == q.dtype and k.device == q.device
     alike = alike and (packed or k.shape[0] == q.shape[0])
-    check(alike, "k", describe(k), f"{names[1]} with the batch, heads, width, type and device of q={describe(q)}")
+    if not alike:
+        refuse("k", describe(k), f"{names[1]} with the batch, heads, width, type and device of q={describe(q)}")
     same = v.shape == k.shape and v.dtype == k.dtype and v.device == k.device
-    check(same, "v", describe(v), f"like k={describe(k)}")
-    check(backend in BACKENDS, "backend", repr(backend), f"one of {', '.join(BACKENDS)}")
+    if not same:
+        refuse("v", describe(v), f"like k={describe(k)}")
+    if backend not in BACKENDS:
+        refuse("backend", repr(backend), f"one of {', '.join(BACKENDS)}")
     check(packed or cu_k is None, "cu_seqlens_k", cu_k, "None without cu_seqlens")
     if cu is None:
         return None

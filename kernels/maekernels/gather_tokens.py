@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from maekernels._checks import check_backend, check_float, check_ids, check_range, run_op
+from maekernels._eager import differentiable, direct
 from maekernels._native import PYTHON_CPU
 from maekernels._tokens import flat_rows
 from maekernels._triton import jit, register_cuda, row_tile
@@ -37,7 +38,7 @@ def gather_tokens(x: Tensor, ids: Tensor, *, backend: str | None = None) -> Tens
     check_float("x", x, "[B, N, D]")
     check_ids(ids, x.shape[0], x.device)
     check_backend(backend, x.device)
-    return run_op(_reference if backend == "torch" else _gather_tokens, x, ids)
+    return run_op(_reference if backend == "torch" else gather, x, ids)
 
 
 def _reference(x: Tensor, ids: Tensor) -> Tensor:
@@ -90,9 +91,9 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     # Each op is the other's gradient: by its registered name, or their files would import each other.
-    scatter = torch.ops.maekernels.scatter_tokens.default
+    scatter = direct(torch.ops.maekernels.scatter_tokens.default)
     return scatter(grad, ctx.saved_tensors[0], ctx.length, 0.0, None), None
 
 
-_gather_tokens.register_autograd(_backward, setup_context=_setup_context)
+gather = differentiable(_gather_tokens, _backward, _setup_context)
 register_cuda(_gather_tokens, _launch_gather)

@@ -25,7 +25,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from maekernels._checks import check, check_backend, check_float, check_kernel_dtype, check_range, describe, run_op
+from maekernels._checks import (
+    check_backend,
+    check_float,
+    check_kernel_dtype,
+    check_range,
+    describe,
+    refuse,
+    run_op,
+)
+from maekernels._eager import differentiable, direct
 from maekernels._native import PYTHON_CPU
 from maekernels._pixels import (
     PLAIN,
@@ -75,9 +84,10 @@ def masked_mse(
     grid = check_pixels(x, ids, patch, mean, std, channels_first, norm_pix)
     check_float("pred", pred, "[B, Q, P]")
     ok = pred.shape == (*ids.shape, grid.patch_dim) and pred.device == x.device
-    check(ok, "pred", describe(pred), f"[B, Q, P]={[*ids.shape, grid.patch_dim]} on {x.device}, from ids and patch")
+    if not ok:
+        refuse("pred", describe(pred), f"[B, Q, P]={[*ids.shape, grid.patch_dim]} on {x.device}, from ids and patch")
     check_backend(backend, x.device)
-    op = _reference if backend == "torch" else _masked_mse
+    op = _reference if backend == "torch" else _loss
     mode = norm_mode(norm_pix)
     return run_op(op, pred, x.detach(), ids, list(patch), list(mean), list(std), mode, channels_first)
 
@@ -261,9 +271,10 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_loss):
-    return (_masked_mse_backward(grad_loss, *ctx.saved_tensors, *ctx.settings), *(None,) * 7)
+    return (_gradient(grad_loss, *ctx.saved_tensors, *ctx.settings), *(None,) * 7)
 
 
-_masked_mse.register_autograd(_backward, setup_context=_setup_context)
+_gradient = direct(_masked_mse_backward)
+_loss = differentiable(_masked_mse, _backward, _setup_context)
 register_cuda(_masked_mse, _launch_masked_mse)
 register_cuda(_masked_mse_backward, _launch_masked_mse_backward)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from maekernels._checks import FLOATS, check, check_backend, check_kernel_dtype, check_range, run_op
+from maekernels._eager import differentiable, direct
 from maekernels._native import PYTHON_CPU
 from maekernels._pixels import (
     as_video,
@@ -73,7 +74,7 @@ def patchify(
     check_pixels(x, ids, patch, mean, std, channels_first)
     check(dtype in FLOATS, "dtype", dtype, "a float type")
     check_backend(backend, x.device)
-    op = _reference if backend == "torch" else _patchify
+    op = _reference if backend == "torch" else _patches
     return run_op(op, x, ids, list(patch), list(mean), list(std), dtype, channels_first)
 
 
@@ -216,10 +217,11 @@ def _backward(ctx, grad):
     x, ids = ctx.saved_tensors
     grad_x = None
     if ctx.needs_input_grad[0]:
-        grad_x = _patchify_backward(grad, x, ids, ctx.patch, ctx.std, ctx.channels_first)
+        grad_x = _gradient(grad, x, ids, ctx.patch, ctx.std, ctx.channels_first)
     return grad_x, None, None, None, None, None, None
 
 
-_patchify.register_autograd(_backward, setup_context=_setup_context)
+_gradient = direct(_patchify_backward)
+_patches = differentiable(_patchify, _backward, _setup_context)
 register_cuda(_patchify, _launch_patchify)
 register_cuda(_patchify_backward, _launch_patchify_backward)

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from maekernels._checks import check, check_backend, check_float, check_ids, check_range, describe, run_op
+from maekernels._checks import check_backend, check_float, check_ids, check_range, describe, refuse, run_op
+from maekernels._eager import differentiable, direct
 from maekernels._native import PYTHON_CPU
 from maekernels._tokens import flat_rows, launch_inverse
 from maekernels._triton import cdiv, jit, register_cuda, row_tile
-from maekernels.gather_tokens import _gather_tokens
+from maekernels.gather_tokens import gather
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -46,15 +47,18 @@ def scatter_tokens(
     """
     check_float("values", values, "[B, K, D]")
     check_ids(ids, values.shape[0], values.device)
-    check(ids.shape[1] == values.shape[1], "ids", describe(ids), f"[B, K] of values={describe(values)}")
-    check(length >= ids.shape[1], "length", length, f"at least the K={ids.shape[1]} of ids")
+    if ids.shape[1] != values.shape[1]:
+        refuse("ids", describe(ids), f"[B, K] of values={describe(values)}")
+    if length < ids.shape[1]:
+        refuse("length", length, f"at least the K={ids.shape[1]} of ids")
     check_backend(backend, values.device)
     row = None
     if isinstance(fill, Tensor):
         ok = fill.shape == values.shape[2:] and fill.is_floating_point() and fill.device == values.device
-        check(ok, "fill", describe(fill), f"a number or a float tensor [{values.shape[2]}] on {values.device}")
+        if not ok:
+            refuse("fill", describe(fill), f"a number or a float tensor [{values.shape[2]}] on {values.device}")
         row, fill = fill.to(values.dtype), 0.0
-    op = _reference if backend == "torch" else _scatter_tokens
+    op = _reference if backend == "torch" else scatter
     return run_op(op, values, ids, length, float(fill), row)
 
 
@@ -178,11 +182,12 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     (ids,) = ctx.saved_tensors
-    grad_values = _gather_tokens(grad, ids) if ctx.needs_input_grad[0] else None
-    grad_row = _fill_grad(grad, ids) if ctx.needs_input_grad[4] else None
+    grad_values = gather(grad, ids) if ctx.needs_input_grad[0] else None
+    grad_row = fill_grad(grad, ids) if ctx.needs_input_grad[4] else None
     return grad_values, None, None, None, grad_row
 
 
-_scatter_tokens.register_autograd(_backward, setup_context=_setup_context)
+fill_grad = direct(_fill_grad)
+scatter = differentiable(_scatter_tokens, _backward, _setup_context)
 register_cuda(_scatter_tokens, _launch_scatter)
 register_cuda(_fill_grad, _launch_fill_grad)

@@ -1,0 +1,68 @@
+"""Ops called past the Python layer for autograd that torch.library.custom_op puts before each of them.
+
+On a CPU that layer takes longer than a native kernel does for a small model. Where no gradient is needed the kernel is
+called below autograd; where one is, a torch.autograd.Function with the op's own formula calls it. Everything else goes
+through the registered op: compiling and tracing, torch.func, tensor subclasses, other devices, CPUs without the native
+kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maekernels._native import ABSENT
+
+
+def direct(op: Any) -> Callable[..., Any]:
+    """Calls `op`, a custom op or its overload, below autograd where no gradient is needed."""
+
+    def call(*args: Any) -> Any:
+        if not _eager(args) or _needs_gradient(args):
+            return op(*args)
+        return _below_autograd(op, args)
+
+    return call
+
+
+def differentiable(op: Any, backward: Callable[..., Any], setup_context: Callable[..., None]) -> Callable[..., Any]:
+    """Registers the gradient of `op`, and returns what calls it by the shortest way. All arguments by position."""
+    op.register_autograd(backward, setup_context=setup_context)
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = _below_autograd(op, args)
+            setup_context(ctx, args, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return backward(ctx, *grads)
+
+    def call(*args: Any) -> Any:
+        if not _eager(args):
+            return op(*args)
+        return Direct.apply(*args) if _needs_gradient(args) else _below_autograd(op, args)
+
+    return call
+
+
+def _eager(args: tuple[Any, ...]) -> bool:
+    """Plain CPU tensors, computed now. Asked first: what a compiler traces ends here."""
+    if torch.compiler.is_compiling() or ABSENT or torch._C._are_functorch_transforms_active():
+        return False
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    return all(type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" for x in tensors)
+
+
+def _needs_gradient(args: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
+
+
+def _below_autograd(op: Any, args: tuple[Any, ...]) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return getattr(op, "_opoverload", op)(*args)
