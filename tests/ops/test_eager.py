@@ -64,9 +64,3 @@ def test_a_loss_without_a_second_derivative_says_so(op):
     (first,) = torch.autograd.grad(loss, pred, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula was registered"):
         torch.autograd.grad(first.sum(), pred)
-
-
-def test_transforms_of_torch_func_get_the_registered_op():
-    values = tokens().detach()
-    found = torch.func.grad(lambda v: scatter_tokens(v, IDS, 5).square().sum())(values)
-    assert torch.equal(found, 2 * values)
