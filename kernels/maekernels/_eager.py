@@ -16,6 +16,11 @@ from torch import Tensor
 
 from maekernels._native import ABSENT
 
+# torch.library calls kernels by these itself. They are private: a torch without them goes through the registered op.
+_BelowAutograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
+_transformed: Any = getattr(torch._C, "_are_functorch_transforms_active", None)
+_ABLE = not ABSENT and _BelowAutograd is not None and _transformed is not None
+
 
 def direct(op: Any) -> Callable[..., Any]:
     """Calls `op`, a custom op or its overload, below autograd where no gradient is needed."""
@@ -53,7 +58,7 @@ def differentiable(op: Any, backward: Callable[..., Any], setup_context: Callabl
 
 def _eager(args: tuple[Any, ...]) -> bool:
     """Plain CPU tensors, computed now. Asked first: what a compiler traces ends here."""
-    if torch.compiler.is_compiling() or ABSENT or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or not _ABLE or _transformed():
         return False
     tensors = [x for x in args if isinstance(x, Tensor)]
     return all(type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" for x in tensors)
@@ -64,5 +69,5 @@ def _needs_gradient(args: tuple[Any, ...]) -> bool:
 
 
 def _below_autograd(op: Any, args: tuple[Any, ...]) -> Any:
-    with torch._C._AutoDispatchBelowAutograd():
+    with _BelowAutograd():
         return getattr(op, "_opoverload", op)(*args)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from maekernels import gather_tokens, masked_mse, scatter_tokens
-from maekernels._eager import _eager
+from maekernels import _eager, gather_tokens, masked_mse, scatter_tokens
 from maekernels._native import ABSENT
 from maekernels.masked_mse import _masked_mse
 from maekernels.scatter_tokens import _scatter_tokens
@@ -39,10 +38,17 @@ def test_without_gradients_nothing_is_recorded():
 
 def test_torch_library_s_layer_is_not_gone_through(monkeypatch):
     if ABSENT:
-        assert not _eager((tokens(),))
+        assert not _eager._ABLE
         return
     monkeypatch.setattr(type(_scatter_tokens), "__call__", lambda *args: pytest.fail("the registered op was called"))
     scatter_tokens(tokens(), IDS, 5).sum().backward()
+
+
+def test_a_torch_without_the_private_names_goes_through_it(monkeypatch):
+    monkeypatch.setattr(_eager, "_ABLE", False)
+    monkeypatch.setattr(_eager, "_BelowAutograd", None)
+    values = tokens()
+    assert torch.equal(gather_tokens(scatter_tokens(values, IDS, 5), IDS), values)
 
 
 def test_a_second_derivative_goes_through_both_ops():
