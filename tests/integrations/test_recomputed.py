@@ -17,13 +17,18 @@ def inputs(queries=33, keys=20, dtype=torch.bfloat16):
 def test_equals_float64_with_gradients(dtype):
     qkv = inputs(dtype=dtype)
     wide = [x.detach().double().requires_grad_() for x in qkv]
-    out, expected = recomputed_attention(*qkv), F.scaled_dot_product_attention(*wide)
+    out, expected = recomputed_attention(*qkv), F.scaled_dot_product_attention(wide[0], wide[1], wide[2])
     weight = torch.ones_like(out) + out.detach()
     close = 1e-10 if dtype == torch.float64 else 3e-2
     torch.testing.assert_close(out.double(), expected, rtol=close, atol=close)
     ours, theirs = torch.autograd.grad(out, qkv, weight), torch.autograd.grad(expected, wide, weight.double())
     for found, right in zip(ours, theirs, strict=True):
         torch.testing.assert_close(found.double(), right, rtol=close, atol=close)
+
+
+def test_second_derivative():
+    qkv = [x.detach()[:, :1, :3].requires_grad_() for x in inputs(dtype=torch.float64)]
+    assert torch.autograd.gradgradcheck(recomputed_attention, qkv)
 
 
 def test_the_weights_are_not_kept():

@@ -30,7 +30,7 @@ def wins(q: Tensor, k: Tensor) -> bool:
 
 
 def recomputed_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v, [B, H, N, D]. Differentiable once."""
+    """softmax(q k^T / sqrt(D)) v, [B, H, N, D]."""
     if torch.compiler.is_compiling():  # which decides itself what to keep
         return _product(q, k, v)
     return _Recomputed.apply(q, k, v)
@@ -54,12 +54,12 @@ class _Recomputed(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor]:
+        (grad,) = grads
         q, k, v = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
         q = q * scale
         weights = _weights(q, k)
         grad_v = weights.mT @ grad
-        grad_scores = torch._softmax_backward_data(grad @ v.mT, weights, -1, weights.dtype)
+        grad_scores = torch.ops.aten._softmax_backward_data(grad @ v.mT, weights, -1, weights.dtype)
         return (grad_scores @ k) * scale, grad_scores.mT @ q, grad_v
