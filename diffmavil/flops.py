@@ -45,7 +45,8 @@ def _signed_percent(share: float) -> str:
 def _part_table(name: str, config: Config) -> Table:
     sized, _ = with_teacher(config)
     model, flops = meta_model(replace(sized, views=1)), scheduled_flops(sized, config.mask)
-    title = f"{name}: {config.model.views} view(s), {config.model.video.frames} frames, mean over its masking schedule"
+    views = f"{config.model.views} view(s), {config.model.predicted_views} decoded"
+    title = f"{name}: {views}, {config.model.video.frames} frames, mean over its masking schedule"
     table = Table(title=title, show_footer=True, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     modules = [model.video.encoder, model.audio.encoder, model.fusion, model.video.decoder, model.audio.decoder]
     table.add_column("part", "total")

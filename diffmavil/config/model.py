@@ -227,6 +227,9 @@ class ModelConfig:
     contrast: ContrastConfig = ContrastConfig()
     views: int = 2
     """Independently masked views of each clip; the intra-modal contrast needs 2."""
+    decoded_views: int = 2
+    """How many of them, at most, are fused, decoded and compared with their patches. 1: a second view serves the
+    contrast alone."""
     decode_fraction: float = 1.0
     """Share of the masked patches that is decoded (CrossMAE); the others cost nothing."""
     norm_pix: bool = True
@@ -242,6 +245,11 @@ class ModelConfig:
     stage; filled in when a run begins."""
 
     @property
+    def predicted_views(self) -> int:
+        """Views that are fused and decoded."""
+        return min(self.views, self.decoded_views)
+
+    @property
     def hears(self) -> bool:
         return hears(self.modalities)
 
@@ -253,6 +261,7 @@ class ModelConfig:
         require(self.modalities in ("av", "audio", "video"), "model.modalities", self.modalities, "av, audio or video")
         require(self.fusion_depth >= 0, "model.fusion_depth", self.fusion_depth, ">= 0")
         require(self.views in (1, 2), "model.views", self.views, "1 or 2")
+        require(self.decoded_views in (1, 2), "model.decoded_views", self.decoded_views, "1 or 2")
         require(0 < self.decode_fraction <= 1, "model.decode_fraction", self.decode_fraction, "in (0, 1]")
         require(self.video_weight >= 0, "model.video_weight", self.video_weight, ">= 0")
         require(self.audio_weight >= 0, "model.audio_weight", self.audio_weight, ">= 0")

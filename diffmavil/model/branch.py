@@ -53,7 +53,7 @@ class Branch(nn.Module):
             self.mean, self.std, decoder = input_config.mean, input_config.std, config.video_decoder
         self.norm_pix = config.norm_pix
         self.decode_fraction = config.decode_fraction
-        self.views = config.views
+        self.views, self.predicted_views = config.views, config.predicted_views
         self.diffused = config.diffusion.corruption == "diffusion"
         self.encoder = Encoder(self.grid, input_config.patch_dim, config.encoder)
         if decodes:
@@ -86,17 +86,19 @@ class Branch(nn.Module):
         return random_mask(batch, self.tokens, keep, seed=mask_seed, offset=offset, device=device)
 
     def draw_masks(self, batch: int, keep: int, seed: int, offset: int, device: torch.device) -> Masks:
-        """Independent masks for every view, and the evenly random subset of the masked patches to decode."""
+        """Independent masks for every view; of those that are decoded, an evenly random subset of the masked patches."""
         keeps, decodes = [], []
         count = self.decode_count(keep)
         for view in range(self.views):
             ids = self.mask_view(batch, keep, view, seed, offset, device)
+            keeps.append(ids.ids_keep)
+            if view >= self.predicted_views:
+                continue
             decode = ids.ids_mask
             if count < decode.shape[1]:
                 subset_seed = fold_in(seed, self.stream, SUBSET, view)
                 chosen = random_mask(batch, decode.shape[1], count, seed=subset_seed, offset=offset, device=device)
                 decode = decode.gather(1, chosen.ids_keep.long())
-            keeps.append(ids.ids_keep)
             decodes.append(decode)
         return Masks(torch.stack(keeps, dim=1), torch.stack(decodes, dim=1))
 
@@ -163,15 +165,16 @@ class Branch(nn.Module):
         )
 
     def loss(self, fused: Sequence[Tensor], x: Sequence[Tensor], drawn: Sequence[Drawn]) -> Tensor:
-        """Mean squared error of the predicted patches or features of a clip, over all views and clips: fp32 scalar.
+        """Mean squared error of the predicted patches or features of a clip, over decoded views and clips: fp32 scalar.
 
-        fused: `[(B V), 1 + K, D]` of each span, x: its input, drawn: what was drawn for it.
+        fused: `[(B W), 1 + K, D]` of each span, of the W views that are decoded, x: its input, drawn: what was drawn
+        for it.
         """
         predicted = self.decoder(
             [
                 ToDecode(
                     tokens,
-                    rearrange(masks.keep, "b v k -> (b v) k"),
+                    rearrange(masks.keep[:, : self.predicted_views], "b v k -> (b v) k"),
                     rearrange(masks.decode, "b v q -> (b v) q"),
                     diffused,
                 )

@@ -27,7 +27,7 @@ class Masks(NamedTuple):
     keep: Tensor
     """`[B, V, K]`: visible."""
     decode: Tensor
-    """`[B, V, Q]`: masked and to be predicted."""
+    """`[B, W, Q]`: masked and to be predicted, of the first W views."""
 
 
 class Drawn(NamedTuple):
@@ -35,9 +35,9 @@ class Drawn(NamedTuple):
 
     masks: Masks
     diffused: tuple[Tensor, ...]
-    """x_t `[(B V), Q, P]` and t `[(B V)]`; nothing for a model with mask tokens."""
+    """x_t `[(B W), Q, P]` and t `[(B W)]`; nothing for a model with mask tokens."""
     target: tuple[Tensor, ...] = ()
-    """What a teacher makes of the patches to decode, float32 `[(B V), Q, W]` (`diffmavil.model.teacher`); nothing for a
+    """What a teacher makes of the patches to decode, float32 `[(B W), Q, D]` (`diffmavil.model.teacher`); nothing for a
     model that predicts patches."""
 
 

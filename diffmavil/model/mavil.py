@@ -157,7 +157,7 @@ class DiffMAViL(nn.Module):
         }
         pooled = self._pool(tokens, clips)
         inter, intra = self._contrast(pooled) if coupled is None else (coupled.inter, coupled.intra)
-        fused = self._fuse(tokens)
+        fused = self._fuse({name: [self._predicted(x) for x in batches] for name, batches in tokens.items()})
         loss = {name: pooled.audio.new_zeros(()) for name in inputs} | {
             name: branch.loss(fused[name], inputs[name], drawn[name]) for name, branch in self.branches.items()
         }
@@ -294,6 +294,13 @@ class DiffMAViL(nn.Module):
     def _present(self, spec: Tensor, video: Tensor) -> list[tuple[str, Branch, Tensor]]:
         """Name, branch and input of each modality that there is."""
         return [(name, branch, spec if name == "audio" else video) for name, branch in self.branches.items()]
+
+    def _predicted(self, tokens: Tensor) -> Tensor:
+        """Of the tokens `[(B V), 1 + K, D]` of all views those of the views that are decoded."""
+        views, predicted = self.config.views, self.config.predicted_views
+        if predicted == views:
+            return tokens
+        return rearrange(rearrange(tokens, "(b v) n d -> b v n d", v=views)[:, :predicted], "b v n d -> (b v) n d")
 
     def _fuse(self, tokens: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
         """Of each span the tokens `[B, 1 + K, D]` of both modalities, each having read the other; one stays alone."""

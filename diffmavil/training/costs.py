@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from diffmavil.config import Config, DecoderConfig, MaskConfig, ModelConfig, RatioSchedule
-from diffmavil.model.flops import Flops, forward_flops, meta_model, meta_teacher, teacher_flops
+from diffmavil.model.flops import Flops, forward_flops, meta_model, meta_teacher, teacher_flops, times
 from diffmavil.training.curriculum import mixed_counts
 
 
@@ -35,7 +35,12 @@ def scheduled_flops(config: ModelConfig, mask: MaskConfig) -> Flops:
             for schedule, tokens in ((mask.video, config.video.tokens), (mask.audio, config.audio.tokens))
         )
         costs += [forward_flops(model, *counts) for counts in zip(video, audio, strict=True)]
-    return Flops(*(config.views * sum(part) / len(costs) for part in zip(*costs, strict=True)))
+    return Flops(
+        *(
+            times(config, name) * sum(part) / len(costs)
+            for name, part in zip(Flops._fields, zip(*costs, strict=True), strict=True)
+        )
+    )
 
 
 def with_teacher(config: Config) -> tuple[ModelConfig, float]:

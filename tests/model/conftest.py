@@ -21,6 +21,7 @@ VARIANTS = {
     "diffmavil": replace(_DIFFUSED, video_decoder=_CROSS),
     "mask-token-cross": replace(SMALL, video_decoder=_CROSS, audio_decoder=_CROSS),
     "fast": replace(_DIFFUSED, video_decoder=_CROSS, audio_decoder=_CROSS, decode_fraction=0.25),
+    "one-of-two-views-decoded": replace(_DIFFUSED, video_decoder=_CROSS, decoded_views=1),
     "one-view-no-fusion": replace(_DIFFUSED, video_decoder=_CROSS, fusion_depth=0, views=1),
 }
 

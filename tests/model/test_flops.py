@@ -53,10 +53,13 @@ def test_the_table_does_not_depend_on_the_variant_named(costs: list[Cost]) -> No
     assert flops.technique_costs(preset("diffmavil-base-fast").model) == costs
 
 
+@pytest.mark.parametrize("decoded_views", [None, 1, 2])
 @pytest.mark.parametrize("name", ["mavil-tiny", "diffmavil-tiny", "diffmavil-tiny-fast"])
-def test_agrees_with_torch_on_a_real_forward(name: str) -> None:
+def test_agrees_with_torch_on_a_real_forward(name: str, decoded_views: int | None) -> None:
     torch.manual_seed(0)
     config = preset(name).model
+    if decoded_views:
+        config = replace(config, views=2, decoded_views=decoded_views)
     model, size = DiffMAViL(config), config.video.size
     video = torch.randint(0, 256, (2, config.video.frames, size, size, 3), dtype=torch.uint8)
     spec = torch.randn(2, config.audio.frames, config.audio.mels)
@@ -99,6 +102,16 @@ def test_schedules_with_different_levels_are_averaged_together() -> None:
         for v, a in [(0.9, 0.9), (0.9, 0.9), (0.9, 0.75), (0.5, 0.75), (0.5, 0.6), (0.5, 0.6)]
     ]
     assert mean.total == pytest.approx(sum(c.total for c in corners) / 6)
+
+
+def test_a_second_view_that_is_not_decoded_costs_an_encoder_alone() -> None:
+    base = preset("mavil-base")
+    model = replace(base.model, video=replace(base.model.video, frames=8))
+    both, one = (scheduled_flops(replace(model, decoded_views=n), base.mask) for n in (2, 1))
+    assert (round(both.total / 1e9, 1), round(one.total / 1e9, 1)) == (269.8, 181.0)
+    assert one == both._replace(
+        fusion=both.fusion / 2, video_decoder=both.video_decoder / 2, audio_decoder=both.audio_decoder / 2
+    )
 
 
 def test_parameters_are_those_of_the_module() -> None:

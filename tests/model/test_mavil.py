@@ -131,6 +131,25 @@ def test_diffused_views_have_noise_and_times_of_their_own(
     torch.testing.assert_close(alone, x_t[2:4, 4:9])
 
 
+def test_a_view_that_is_not_decoded_serves_the_contrast_alone(
+    variants: dict[str, ModelConfig], build: Build, clips: MakeClips
+) -> None:
+    both, batch = variants["diffmavil"], clips(4)
+    losses = {}
+    for name, config in (
+        ("both", both),
+        ("one decoded", replace(both, decoded_views=1)),
+        ("one", replace(both, views=1)),
+    ):
+        losses[name] = build(config)(*batch, seed=1, offset=3, **KEEP)
+    for part in ("video", "audio"):
+        assert torch.equal(getattr(losses["one decoded"], part), getattr(losses["one"], part))
+        assert getattr(losses["both"], part) != getattr(losses["one"], part)
+    for part in ("inter", "intra"):
+        assert torch.equal(getattr(losses["one decoded"], part), getattr(losses["both"], part))
+    assert losses["one decoded"].intra > 0
+
+
 @pytest.mark.parametrize(("fraction", "keep", "count"), [(1.0, 7, 25), (0.25, 8, 6), (0.01, 7, 1)])
 def test_the_decoded_share_of_masked_patches(
     variants: dict[str, ModelConfig], build: Build, fraction: float, keep: int, count: int
