@@ -14,7 +14,7 @@ SITE := $(VENV)/docs/.installed
 
 help:
 	@echo "make demo     pretrain, evaluate and report on a small generated set (two CPU cores: 8 minutes)"
-	@echo "make test     the whole test suite"
+	@echo "make test     what every change must pass"
 	@echo "make check    lint, format and type checks"
 	@echo "make aot      compile every Triton kernel for sm_80, sm_90, sm_100 and check its budget (no GPU needed)"
 	@echo "make cuda-report  compile csrc/cuda for the same and check what each kernel needs (nvcc, no GPU needed)"

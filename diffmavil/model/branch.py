@@ -86,7 +86,7 @@ class Branch(nn.Module):
         return random_mask(batch, self.tokens, keep, seed=mask_seed, offset=offset, device=device)
 
     def draw_masks(self, batch: int, keep: int, seed: int, offset: int, device: torch.device) -> Masks:
-        """Independent masks for every view; of those that are decoded, an evenly random subset of the masked patches."""
+        """Independent masks for every view; of those decoded, an evenly random subset of the masked patches."""
         keeps, decodes = [], []
         count = self.decode_count(keep)
         for view in range(self.views):

@@ -25,19 +25,27 @@ _GROUPS: dict[str, tuple[tuple[str, ...], float, str]] = {
         "take the preset's, unless they were chosen by a comparison",
     ),
     "masking": (
-        ("mask.", "model.diffusion.", "model.decode_fraction", "model.contrast.", "model.views", "model.norm_pix"),
+        (
+            "mask.",
+            "model.diffusion.",
+            "model.decode_fraction",
+            "model.contrast.",
+            "model.views",
+            "model.decoded_views",
+            "model.norm_pix",
+        ),
         0.4,
         "take the preset's: masks, noise and contrast are what is learnt from",
     ),
     "model": (
         (
             *("model.modalities", "model.encoder.", "model.video.", "model.audio.", "model.video_decoder."),
-            *("model.audio_decoder.", "model.fusion_depth", "model.video_weight", "model.audio_weight"),
+            *("model.audio_decoder.", "model.fusion_", "model.video_weight", "model.audio_weight"),
         ),
         0.3,
         "compare with scores of a model that sees and hears as much",
     ),
-    "augmentation": (("data.crop_scale", "data.flip", "data.augment."), 0.2, "take the preset's"),
+    "augmentation": (("data.crop_scale", "data.crops_kept", "data.flip", "data.augment."), 0.2, "take the preset's"),
     "head": (("head.",), 0.35, "take the preset's, unless validation clips say otherwise"),
 }
 """Check -> (settings, how suspicious, what to do)."""
