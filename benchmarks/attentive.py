@@ -41,7 +41,7 @@ def attentive_accuracy(
     """Top-1 in [0, 1] on the second set of a probe trained on the first.
 
     Args:
-        learn, judge: tokens `[N, T, D]`, and bool `[N, T]`, which of them are not padding.
+        learn, judge: tokens float32 `[N, T, D]`, and bool `[N, T]`, which of them are not padding.
         target, judge_target: bool `[N, C]`, one class in each row.
         seed: of the probe's weights and of the order.
     """
@@ -56,7 +56,7 @@ def attentive_accuracy(
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=epochs * batches)
         for _ in range(epochs):
             for rows in torch.randperm(len(tokens)).split(BATCH):
-                loss = F.cross_entropy(probe(tokens[rows].float(), real[rows]), answer[rows])
+                loss = F.cross_entropy(probe(tokens[rows], real[rows]), answer[rows])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -64,5 +64,5 @@ def attentive_accuracy(
     probe.eval()
     with torch.inference_mode():
         pairs = zip(judge[0].split(256), judge[1].split(256), strict=True)
-        said = torch.cat([probe(x.float(), mask).argmax(dim=1) for x, mask in pairs])
+        said = torch.cat([probe(x, mask).argmax(dim=1) for x, mask in pairs])
     return (said == judge_target.int().argmax(dim=1)).double().mean().item()

@@ -4,10 +4,11 @@
     python benchmarks/reading.py runs/grid-0 runs/grid-1 runs/grid-2 --json reading.jsonl
     python benchmarks/reading.py table --json reading.jsonl
 
-Each run's own training clips fit the probes and its own held-out clips score them, or those of --data-root and
---eval-root. Of each modality: the output of every block and of the last LayerNorm, as the mean over tokens, as CLS, as
-both side by side, and what a learnt attention over the last tokens makes of them; the same of the model untrained; and
-what needs no model, the mean and deviation over time of the log-mel, and a mean frame of 8 x 8 pixels.
+Each run's own training clips fit the probes and its own held-out clips score them; --data-root and --eval-root name
+others, as in `diffmavil.evaluate`. Clips whose features are not finite are left out. Of each modality: the output of
+every block and of the last LayerNorm, as the mean over tokens, as CLS, as both side by side, and what a learnt
+attention over the last tokens makes of them; the same of the model untrained; and what needs no model, the mean and
+deviation over time of the log-mel, and a mean frame of 8 x 8 pixels.
 A line of JSON for each number.
 """
 
@@ -68,7 +69,7 @@ class Read(NamedTuple):
     features: dict[Place, Tensor]
     """float32 `[N, D]`."""
     tokens: dict[tuple[str, str], tuple[Tensor, Tensor]]
-    """Model and modality -> last tokens with CLS, float16 `[N, T, D]`, and which are not padding, bool `[N, T]`."""
+    """Model and modality -> last tokens with CLS, float32 `[N, T, D]`, and which are not padding, bool `[N, T]`."""
     clips: Tensor
     """int64 `[N]`: those that could be decoded."""
 
@@ -114,7 +115,7 @@ def read_branch(
     some = torch.ones(last.shape[:2], dtype=torch.bool)
     if real is not None:
         some[:, int(cls) :] = real
-    return found, (last.half(), some)
+    return found, (last.float(), some)
 
 
 def poolings(x: Tensor, real: Tensor | None, cls: bool) -> dict[str, Tensor]:
@@ -149,7 +150,8 @@ def numbers(run: Path, data: str | None, heldout: str | None, batch_size: int) -
         UsageError: clips without labels, or with several.
     """
     model, config = load_weights(run / WEIGHTS_FILE)
-    own = replace(config.data, root=data or config.data.root, eval_root=heldout or config.data.eval_root, workers=0)
+    own = config.data if data is None else replace(config.data, root=data, eval_root=None)
+    own = replace(own, eval_root=heldout or own.eval_root, workers=0)
     config, split = replace(config, data=own), split_source(own, config.model.modalities)
     models = {"trained": model.eval(), "untrained": untrained_model(config.model, config.train.seed)}
     learnt, judged = (read_set(config, models, clips, batch_size) for clips in (split.train, split.held_out))
@@ -158,7 +160,9 @@ def numbers(run: Path, data: str | None, heldout: str | None, batch_size: int) -
     targets = make_targets(labels, split.train.classes, asked, split.held_out.classes)
     if targets.missing or targets.score != "accuracy":
         raise UsageError(f"{run}: needs one label for each clip: {targets.missing or 'some have several'}")
-    fit, test = (rows.any(dim=1) for rows in (targets.train, targets.heldout))
+    fit, test = targets.train.any(dim=1) & finite(learnt), targets.heldout.any(dim=1) & finite(judged)
+    if not (fit.any() and test.any()):
+        raise RunError(f"{run}: the model gives no finite features of the clips that have labels")
     line = {
         "run": run.name,
         "seed": config.train.seed,
@@ -182,15 +186,23 @@ def numbers(run: Path, data: str | None, heldout: str | None, batch_size: int) -
         yield {**dict(zip(PLACE, (*key, NORM, "attentive"), strict=True)), "top1": top1, **line}
 
 
+def finite(found: Read) -> Tensor:
+    """Bool `[N]`: clips of which every feature is a number."""
+    return torch.stack([x.isfinite().all(dim=1) for x in found.features.values()]).all(dim=0)
+
+
 def summary(results: Sequence[Result]) -> Table:
-    """Means over the runs, and their deviation: a row for each modality, block and pooling."""
+    """Means over the runs, and their deviation: a row for each modality, block and pooling. Of a run that was measured
+    again the last lines count.
+    """
     table = Table(title="linear probes of held-out clips, top-1 in %: mean ± deviation over the runs")
     for name in ("modality", "block", "pooling", "runs", "trained", "untrained"):
         table.add_column(name, justify="right" if name in ("runs", "trained", "untrained") else "left")
+    last = {(row["run"], row["seed"], *(row[name] for name in PLACE)): row for row in results}
     values: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in results:
+    for row in last.values():
         values[row["modality"], row["block"], row["pooling"]][row["model"]].append(100 * row["top1"])
-    for (modality, block, pooling), by_model in sorted(values.items()):
+    for (modality, block, pooling), by_model in values.items():
         if "none" in by_model:
             table.add_row(modality, "no model", "", str(len(by_model["none"])), _mean(by_model["none"]), "")
         else:
@@ -209,7 +221,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folders of pretraining runs; or the word table")
     add("--data-root", metavar="PATH", help="training clips (default: the run's)")
-    add("--eval-root", metavar="PATH", help="held-out clips (default: the run's)")
+    add("--eval-root", metavar="PATH", help="held-out clips (default: of --data-root, or the run's)")
     add("--batch-size", type=int, default=32)
     add("--json", type=Path, metavar="FILE", help="lines are appended, and all that it holds are summed up")
     args = parser.parse_args(argv)

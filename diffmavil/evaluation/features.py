@@ -22,6 +22,7 @@ from diffmavil.data.durable import whole_file
 from diffmavil.data.loader import eval_batches
 from diffmavil.evaluation.result import NOT_FINITE
 from diffmavil.model import DiffMAViL
+from diffmavil.model.weights import runs_here
 from diffmavil.training.step import use_bf16
 
 KINDS = ("audio", "video", "fused")
@@ -56,10 +57,10 @@ class FeatureTable:
 
 
 def untrained_model(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> DiffMAViL:
-    """A newly initialised model; the caller's random numbers are left alone."""
+    """A newly initialised model, by kernels that run on the device; the caller's random numbers are left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return DiffMAViL(config).to(device).eval()
+        return DiffMAViL(runs_here(config, device)).to(device).eval()
 
 
 class Look:

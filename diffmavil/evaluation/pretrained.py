@@ -73,7 +73,7 @@ def open_model(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMAVi
     if path.is_file():
         return load_any(path, device)
     config = load_config(path / CONFIG_FILE)
-    here = runs_here(config, device)
+    here = runs_here(config.model, device)
     model = Classifier(here, config.head) if isinstance(config, FinetuneConfig) else DiffMAViL(here)
     load_model(path, model)
     return model.to(device).eval(), config

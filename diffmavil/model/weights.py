@@ -49,7 +49,7 @@ def load_weights(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMA
     weights, config = read_weights(path, device)
     if isinstance(config, FinetuneConfig):
         raise UsageError(f"{path}: holds a fine-tuned classifier, where a pretrained model is needed")
-    return _filled(DiffMAViL(runs_here(config, device)), weights, path, device), config
+    return _filled(DiffMAViL(runs_here(config.model, device)), weights, path, device), config
 
 
 def load_classifier(path: Path, device: torch.device | str = "cpu") -> tuple[Classifier, FinetuneConfig]:
@@ -57,15 +57,15 @@ def load_classifier(path: Path, device: torch.device | str = "cpu") -> tuple[Cla
     weights, config = read_weights(path, device)
     if not isinstance(config, FinetuneConfig):
         raise UsageError(f"{path}: holds a pretrained model, where a fine-tuned classifier is needed")
-    return _filled(Classifier(runs_here(config, device), config.head), weights, path, device), config
+    return _filled(Classifier(runs_here(config.model, device), config.head), weights, path, device), config
 
 
 def load_any(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMAViL | Classifier, Config]:
     """What `load_weights` or `load_classifier` gives, as the file has it; errors as of theirs."""
     weights, config = read_weights(path, device)
     if isinstance(config, FinetuneConfig):
-        return _filled(Classifier(runs_here(config, device), config.head), weights, path, device), config
-    return _filled(DiffMAViL(runs_here(config, device)), weights, path, device), config
+        return _filled(Classifier(runs_here(config.model, device), config.head), weights, path, device), config
+    return _filled(DiffMAViL(runs_here(config.model, device)), weights, path, device), config
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -79,10 +79,9 @@ def _filled(model: M, weights: dict[str, torch.Tensor], path: Path, device: torc
     return model.to(device).eval()
 
 
-def runs_here(config: Config, device: torch.device | str) -> ModelConfig:
-    """The model of a config without kernels that training forced and that run on CUDA alone, where that is not."""
-    on_cpu = torch.device(device).type == "cpu"
-    return replace(config.model, attention="auto", norm="torch") if on_cpu else config.model
+def runs_here(model: ModelConfig, device: torch.device | str) -> ModelConfig:
+    """A model without kernels that training forced and that run on CUDA alone, where that is not."""
+    return replace(model, attention="auto", norm="torch") if torch.device(device).type == "cpu" else model
 
 
 def is_ours(path: Path) -> bool:

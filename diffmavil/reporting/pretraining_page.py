@@ -34,6 +34,7 @@ def summary(config: Config, records: Sequence[Metrics]) -> list[tuple[str, str]]
     return [
         ("data", config.data.root),
         *input_rows(model),
+        ("views", f"{model.views}, {model.predicted_views} decoded"),
         ("masked patches", f"{model.diffusion.corruption}, {model.decode_fraction:.0%} of them decoded"),
         *([("teacher", str(config.teacher.source))] if config.teacher.stage == 2 else []),
         ("decoders", ", ".join(decoders)),

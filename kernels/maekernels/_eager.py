@@ -2,8 +2,8 @@
 
 On a CPU that layer takes longer than a native kernel does for a small model. Where no gradient is needed the kernel is
 called below autograd; where one is, a torch.autograd.Function with the op's own formula calls it. Everything else goes
-through the registered op: compiling and tracing, torch.func, tensor subclasses, other devices, CPUs without the native
-kernels.
+through the registered op: compiling, exporting and tracing, torch.func, tensor subclasses, other devices, CPUs without
+the native kernels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from maekernels._native import ABSENT
 # torch.library calls kernels by these itself. They are private: a torch without them goes through the registered op.
 _BelowAutograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 _transformed: Any = getattr(torch._C, "_are_functorch_transforms_active", None)
-_ABLE = not ABSENT and _BelowAutograd is not None and _transformed is not None
+_ABLE = not ABSENT and _BelowAutograd is not None
 
 
 def direct(op: Any) -> Callable[..., Any]:
@@ -56,9 +56,16 @@ def differentiable(op: Any, backward: Callable[..., Any], setup_context: Callabl
     return call
 
 
+def recorded() -> bool:
+    """Whether what is called now is not only computed but compiled, traced or transformed. Compilers end here."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._get_tracing_state() is not None or _transformed is None or _transformed()
+
+
 def _eager(args: tuple[Any, ...]) -> bool:
-    """Plain CPU tensors, computed now. Asked first: what a compiler traces ends here."""
-    if torch.compiler.is_compiling() or not _ABLE or _transformed():
+    """Plain CPU tensors, computed now."""
+    if recorded() or not _ABLE:
         return False
     tensors = [x for x in args if isinstance(x, Tensor)]
     return all(type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" for x in tensors)

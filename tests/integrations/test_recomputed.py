@@ -31,6 +31,16 @@ def test_second_derivative():
     assert torch.autograd.gradgradcheck(recomputed_attention, qkv)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch's own derivative of softmax
+def test_under_torch_func():
+    qkv = [x.detach() for x in inputs()]
+    expected = recomputed_attention(*qkv)
+    torch.testing.assert_close(torch.func.vmap(recomputed_attention)(*qkv), expected, rtol=2e-2, atol=2e-2)
+    tangent = torch.func.jvp(recomputed_attention, tuple(qkv), tuple(qkv))[1]
+    assert tangent.isfinite().all()
+    assert tangent.any()
+
+
 def test_the_weights_are_not_kept():
     kept = []
     qkv = inputs()

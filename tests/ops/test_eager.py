@@ -1,5 +1,7 @@
 """Ops called past torch.library's Python layer: the same bits, gradients and errors as the registered op gives."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -42,6 +44,13 @@ def test_torch_library_s_layer_is_not_gone_through(monkeypatch):
         return
     monkeypatch.setattr(type(_scatter_tokens), "__call__", lambda *args: pytest.fail("the registered op was called"))
     scatter_tokens(tokens(), IDS, 5).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says that tracing is old, and that checked values are constants
+def test_a_trace_has_the_registered_op(tmp_path):
+    traced: Any = torch.jit.trace(lambda x: scatter_tokens(x, IDS, 5), (tokens(),))
+    traced.save(tmp_path / "traced.pt")
+    assert "maekernels::scatter_tokens" in str(traced.graph)
 
 
 def test_a_torch_without_the_private_names_goes_through_it(monkeypatch):

@@ -107,13 +107,13 @@ def test_passes_cover_the_clips_once_and_none_is_too_large(clips, at_once, count
     assert not at_once or max(p.stop - p.start for p in parts) <= at_once
 
 
-@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize(("views", "decoded_views"), [(1, 2), (2, 2), (2, 1)])
 @pytest.mark.parametrize("mix", [(), (-0.1, 0.05)], ids=["plain", "mixed"])
-def test_several_passes_give_the_losses_and_the_gradient_of_one(views, mix):
+def test_several_passes_give_the_losses_and_the_gradient_of_one(views, decoded_views, mix):
     """The contrast knows the clips of all passes, however many the memory allows at once."""
     contrast = replace(TINY.model.contrast, inter_weight=1.0, intra_weight=0.5)
     audio = replace(TINY.model.audio, mean=0.0, std=1.0)
-    model = replace(TINY.model, contrast=contrast, audio=audio, views=views)
+    model = replace(TINY.model, contrast=contrast, audio=audio, views=views, decoded_views=decoded_views)
     config = replace(TINY, model=model, train=replace(TINY.train, precision="fp32"), mask=replace(TINY.mask, mix=mix))
     found = []
     for at_once in (0, 3, 1):

@@ -3,7 +3,7 @@
     forward    W = softmax(q k^T / sqrt(D)), out = W v                  saves q, k, v
     backward   W again;  dv = W^T dout,  dS = softmax'(W, dout v^T),  dq = dS k / sqrt(D),  dk = dS^T q / sqrt(D)
 
-torch's fused way back takes 1.5 to 4 times as long there (see `attention`), and `attention` keeps W, N M H elements of
+torch's fused way back takes several times as long there (see `attention`), and `attention` keeps W, N M H elements of
 each sample and layer: in a peer with many layers that is more memory than the rest of the patch saves.
 Shapes: q [B, H, N, D], k and v [B, H, M, D]. FLOPs: 4 N M H D forward, 10 N M H D backward.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maekernels._eager import recorded
 from maekernels.attention import _HALF, _SMALL_WEIGHTS
 
 FEW_WEIGHTS = 2**12
@@ -31,7 +32,7 @@ def wins(q: Tensor, k: Tensor) -> bool:
 
 def recomputed_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v, [B, H, N, D]."""
-    if torch.compiler.is_compiling():  # which decides itself what to keep
+    if recorded():  # a compiler decides itself what to keep; the others do not know this function
         return _product(q, k, v)
     return _Recomputed.apply(q, k, v)
 
@@ -57,6 +58,7 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor]:
         (grad,) = grads
         q, k, v = ctx.saved_tensors
+        grad = grad.to(q.dtype)  # autocast may have asked for another type
         scale = q.shape[-1] ** -0.5
         q = q * scale
         weights = _weights(q, k)
