@@ -49,7 +49,7 @@ def test_torch_library_s_layer_is_not_gone_through(monkeypatch):
 @pytest.mark.filterwarnings("ignore")  # torch says that tracing is old, and that checked values are constants
 def test_a_trace_has_the_registered_op(tmp_path):
     traced: Any = torch.jit.trace(lambda x: scatter_tokens(x, IDS, 5), (tokens(),))
-    traced.save(tmp_path / "traced.pt")
+    traced.save(str(tmp_path / "traced.pt"))
     assert "maekernels::scatter_tokens" in str(traced.graph)
 
 
