@@ -148,6 +148,7 @@ def numbers(run: Path, data: str | None, heldout: str | None, batch_size: int) -
 
     Raises:
         UsageError: clips without labels, or with several.
+        RunError: no finite features of the clips that have labels.
     """
     model, config = load_weights(run / WEIGHTS_FILE)
     own = config.data if data is None else replace(config.data, root=data, eval_root=None)

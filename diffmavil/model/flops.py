@@ -70,11 +70,11 @@ def forward_flops(model: DiffMAViL, keep_video: int, keep_audio: int) -> Flops:
         parts[f"{name}_decoder"] = _decoder(branch.decoder, context, branch.decode_count(keep[name]))
     cls = int(model.config.encoder.cls)
     parts["fusion"] = _fusion(model.fusion, keep_video + cls, keep_audio + cls)
-    return Flops(**{name: times(model.config, name) * part for name, part in parts.items()})
+    return Flops(**{name: views_of(model.config, name) * part for name, part in parts.items()})
 
 
-def times(config: ModelConfig, part: str) -> int:
-    """How many views of a clip pass that field of `Flops`."""
+def views_of(config: ModelConfig, part: str) -> int:
+    """How many views of a clip pass through a part of the model, a field of `Flops`."""
     return config.views if part.endswith("encoder") else config.predicted_views
 
 

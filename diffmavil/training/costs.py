@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from diffmavil.config import Config, DecoderConfig, MaskConfig, ModelConfig, RatioSchedule
-from diffmavil.model.flops import Flops, forward_flops, meta_model, meta_teacher, teacher_flops, times
+from diffmavil.model.flops import Flops, forward_flops, meta_model, meta_teacher, teacher_flops, views_of
 from diffmavil.training.curriculum import mixed_counts
 
 
@@ -37,7 +37,7 @@ def scheduled_flops(config: ModelConfig, mask: MaskConfig) -> Flops:
         costs += [forward_flops(model, *counts) for counts in zip(video, audio, strict=True)]
     return Flops(
         *(
-            times(config, name) * sum(part) / len(costs)
+            views_of(config, name) * sum(part) / len(costs)
             for name, part in zip(Flops._fields, zip(*costs, strict=True), strict=True)
         )
     )

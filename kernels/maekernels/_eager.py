@@ -57,8 +57,8 @@ def differentiable(op: Any, backward: Callable[..., Any], setup_context: Callabl
 
 
 def recorded() -> bool:
-    """Whether what is called now is not only computed but compiled, traced or transformed. Compilers end here."""
-    if torch.compiler.is_compiling():
+    """Whether what is called now is compiled, traced or transformed, and not only computed."""
+    if torch.compiler.is_compiling():  # alone and first: what a compiler reads ends here
         return True
     return torch._C._get_tracing_state() is not None or _transformed is None or _transformed()
 

@@ -56,6 +56,25 @@ def test_every_block_and_pooling_and_what_the_evaluation_says(
     assert "no model" in told
 
 
+def test_padding_is_not_pooled_and_what_is_not_finite_is_left_out(cache: Path):
+    config = very_small(cache)
+    model = untrained_model(config.model, seed=0)
+    spec, heard = torch.randn(3, 64, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([64, 32, 20])
+    pooled, (tokens, real) = reading.read_branch(model.audio, spec, model.audio.reached(heard))
+    video = torch.zeros(3, 4, 32, 32, 3, dtype=torch.uint8)
+    torch.testing.assert_close(pooled["norm", "mean"], model.features(video, spec, heard).audio)
+    assert real.sum(dim=1).tolist() == [1 + 8, 1 + 4, 1 + 4]  # CLS, and two patches of mels for each 16 frames begun
+    assert tokens.shape[:2] == real.shape
+
+    found = reading.baselines(config, {"audio": spec, "video": video}, heard)
+    alone = reading.baselines(config, {"audio": spec[1:2, :32], "video": video[1:2]}, torch.tensor([32]))
+    torch.testing.assert_close(found["audio"][1:2], alone["audio"])
+
+    features = {("none", "audio", "input", "mean"): found["audio"], ("none", "video", "input", "mean"): found["video"]}
+    features["none", "video", "input", "mean"][2, 0] = torch.nan
+    assert reading.finite(reading.Read(features, {}, torch.arange(3))).tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize("given", [["table"], ["nothing-there"], ["--batch-size", "0", "."]])
 def test_refused(given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)

@@ -16,13 +16,14 @@ import torch
 from diffmavil.config import Config, FinetuneConfig
 from diffmavil.config.cli import run_main
 from diffmavil.config.errors import UsageError
-from diffmavil.config.files import CONFIG_FILE, save_config
+from diffmavil.config.files import CONFIG_FILE, flat_settings, save_config
 from diffmavil.config.presets import FINETUNE_PRESETS, preset
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.sources import split_source
 from diffmavil.data.stats import resolve_audio_stats
 from diffmavil.doctor import main
 from diffmavil.evaluation.checkup import Checkup, examine, open_case
+from diffmavil.evaluation.checkup.settings import _GROUPS
 from diffmavil.evaluation.features import untrained_model
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.weights import export_weights
@@ -139,6 +140,14 @@ def test_what_differs_from_the_preset_is_told(tiny: Config, tmp_path: Path) -> N
         "fp32",
     ]
     assert found.findings[0].check == "precision"
+
+
+def test_every_setting_of_model_masks_and_optimiser_is_compared() -> None:
+    compared = tuple(prefix for prefixes, *_ in _GROUPS.values() for prefix in prefixes)
+    names = [name for name in flat_settings(Config()) if name.startswith(("model.", "mask.", "optim."))]
+    others = {name for name in names if not name.startswith(compared)}
+    # Whose kernels compute it changes nothing, the stage decides the width, and the rate has a check of its own.
+    assert others == {"model.attention", "model.norm", "model.target_width", "optim.lr"}
 
 
 def test_a_collapse_is_found_by_the_records_and_by_the_weights(tiny: Config, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from diffmavil.config import Config
 from diffmavil.evaluation.features import untrained_model
 from diffmavil.evaluation.pretrained import find_weights, fingerprint, open_model
 from diffmavil.model.weights import export_weights, load_weights
+from tests.runs import very_small
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,16 @@ def run(train: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("run") / "mine"
     train(folder, "--train.checkpoint-every", "4")
     return folder
+
+
+def test_an_untrained_twin_runs_here_whatever_kernels_the_run_was_forced_to(tmp_path: Path):
+    config = very_small(tmp_path)
+    forced = replace(config.model, attention="flash", norm="apex")
+    twin, plain = (untrained_model(model, seed=3) for model in (forced, config.model))
+    for name, value in twin.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name])
+    video = torch.zeros(1, config.model.video.frames, config.model.video.size, config.model.video.size, 3)
+    assert twin.features(video, torch.zeros(1, 64, 32)).fused.isfinite().all()
 
 
 def test_a_run_is_its_exported_weights(run: Path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from maekernels.integrations import patch, unpatch
+from maekernels.integrations import _attention, _recomputed, patch, unpatch
 from maekernels.integrations._attention import attention_forward
 from tests.integrations.small_models import (
     NAMES,
@@ -86,6 +86,27 @@ def test_other_types(name, dtype):
     assert_alike(found, expected, 1e-12 if dtype == torch.float64 else 0.03)
     if dtype == torch.float64:
         assert_alike(grads, expected_grads, 1e-11)
+
+
+@BOTH
+def test_gradients_of_attention_in_half_precision(name, monkeypatch):
+    """By matrix products, with the weights made again: as close to float32 as transformers' own way is."""
+    case = make_case(name)
+    exact = run(case.make(), case.inputs)[1]
+    inputs = {key: x.bfloat16() if key == "pixel_values" else x for key, x in case.inputs.items()}
+    model = case.make().bfloat16()
+    theirs = run(model, inputs)[1]
+    calls = []
+    product = _attention.recomputed_attention
+    monkeypatch.setattr(_recomputed, "FEW_WEIGHTS", 0)
+    monkeypatch.setattr(_attention, "recomputed_attention", lambda *qkv: calls.append(1) or product(*qkv))
+    ours = run(patch(model), inputs)[1]
+    assert len(calls) == 4  # layers of encoder and decoder
+
+    def error(grads):
+        return sum((grads[key].double() - exact[key].double()).square().sum() for key in exact) ** 0.5
+
+    assert 0 < error(ours) < 1.5 * error(theirs)
 
 
 @BOTH

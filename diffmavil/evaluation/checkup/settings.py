@@ -26,13 +26,8 @@ _GROUPS: dict[str, tuple[tuple[str, ...], float, str]] = {
     ),
     "masking": (
         (
-            "mask.",
-            "model.diffusion.",
-            "model.decode_fraction",
-            "model.contrast.",
-            "model.views",
-            "model.decoded_views",
-            "model.norm_pix",
+            *("mask.", "model.diffusion.", "model.decode_fraction", "model.contrast.", "model.views"),
+            *("model.decoded_views", "model.norm_pix"),
         ),
         0.4,
         "take the preset's: masks, noise and contrast are what is learnt from",
