@@ -19,7 +19,7 @@ import yaml
 
 from benchmarks.identity import identity
 from benchmarks.processes import Processes
-from benchmarks.recipes import PRESETS, RECIPES, SCRATCH, Split, config_of, pretrain, pretrain_settings, scored_on, tune
+from benchmarks.recipes import PRESETS, RECIPES, SCRATCH, Split, config_of, held_ratios, pretrain, scored_on, tune
 from diffmavil.config import Config, RatioSchedule
 from diffmavil.config.cli import parse_train
 from diffmavil.config.model import sees
@@ -33,6 +33,8 @@ BASE = PRESETS[0]
 BUDGETS = (0.25, 0.5, 1.0, 2.0)
 CROSS = "--model.video-decoder.attention cross"
 AUDIO_CROSS = "--model.audio-decoder.attention cross"
+FIXED = "--mask.video.kind constant --mask.audio.kind constant"
+QUARTER = f"{CROSS} {AUDIO_CROSS} --model.decode-fraction 0.25"
 ADAPTIVE = "--batch.rule flops --batch.lr-rule sqrt"
 CHANGES: dict[str, str] = {
     **dict.fromkeys(PRESETS, ""),
@@ -41,11 +43,17 @@ CHANGES: dict[str, str] = {
     "diffmavil-tiny, audio decoder cross-attends": AUDIO_CROSS,
     "diffmavil-tiny-fast, half decoded": "--model.decode-fraction 0.5",
     "diffmavil-tiny, every timestep": "--model.diffusion.first-step 1",
-    "diffmavil-tiny, fixed ratio": "--mask.video.kind constant --mask.video.start 0.8 "
-    "--mask.audio.kind constant --mask.audio.start 0.7",
+    "diffmavil-tiny, fixed ratio": FIXED,
     "diffmavil-tiny, adaptive batch": ADAPTIVE,
     "diffmavil-tiny-fast, adaptive batch": ADAPTIVE,
     "diffmavil-tiny-fast, 8 crops kept": "--data.crops-kept 8",
+    "mavil-tiny, a quarter decoded": QUARTER,
+    "diffmavil-tiny-fast, noisier": "--model.diffusion.first-step 750",
+    "mavil-tiny, twice the learning rate": "--optim.lr 2e-3",
+    "diffmavil-tiny-fast, twice the learning rate": "--optim.lr 2e-3",
+    "mavil-tiny, batches of 32": "--train.batch-size 32",
+    "diffmavil-tiny-fast, batches of 32": "--train.batch-size 32",
+    "diffmavil-tiny-fast, batches of 16": "--train.batch-size 16",
 }
 """Setting -> flags of the training. What stands before the comma is the preset, over which the recipe's file goes, and
 the flags over that. A line more here is a setting more."""
@@ -144,8 +152,9 @@ class Asked:
     def training(self, setting: str) -> tuple[str, list[str]]:
         """Preset and flags, all but seed and length."""
         preset = setting.partition(",")[0]
-        recipe = pretrain_settings(self.name, preset) if self.study.split else []
-        return preset, [*recipe, *CHANGES[setting].split(), *self.extra, *self.data_flags()]
+        recipe = ["--config", str(config_of(self.name, "pretrain"))] if self.study.split else []
+        flags = [*recipe, *CHANGES[setting].split()]
+        return preset, [*flags, *held_ratios([preset, *flags]), *self.extra, *self.data_flags()]
 
     def config(self, setting: str) -> Config:
         """Raises `UsageError` for flags in `extra` that are not allowed; unknown ones end in `SystemExit`, code 2."""
@@ -181,14 +190,14 @@ def distinct(asked: Asked, settings: Sequence[str]) -> dict[str, str | None]:
 
 def cells(asked: Asked, settings: Sequence[str], budgets: Sequence[float], seeds: Sequence[int]) -> Iterator[Cell]:
     """Seed by seed, and from the smallest budget on, so that a study that is stopped early compares every setting."""
-    configs = {setting: asked.config(setting).train for setting in settings}
+    recipe = asked.config(BASE).train
     for seed in seeds:
         if asked.finetune:
             yield Cell(asked.name, FROM_SCRATCH, 0.0, seed, 0)
         for budget in sorted(budgets):
-            for setting, train in configs.items():
-                steps = max(1, round(train.steps * budget))
-                yield Cell(asked.name, setting, budget, seed, steps * train.batch_size)
+            samples = max(1, round(recipe.steps * budget)) * recipe.batch_size
+            for setting in settings:
+                yield Cell(asked.name, setting, budget, seed, samples)
 
 
 def cell_of(result: Result) -> Cell:

@@ -105,13 +105,21 @@ def run(cell: Cell, data: Path, folder: Path, extra: Sequence[str]) -> Result:
 
 
 def pretrain_settings(recipe: str, preset: str) -> list[str]:
-    """Flags that lay the recipe over a preset. A ratio that does not fall stays at what the others' falls to."""
+    """Flags that lay the recipe over a preset."""
     flags = ["--config", str(config_of(recipe, "pretrain"))]
-    mask = parse_train([preset, *flags])[1].mask
-    for name, schedule in (("video", mask.video), ("audio", mask.audio)):
-        if schedule.kind == "constant":
-            flags += [f"--mask.{name}.start", str(schedule.end)]
-    return flags
+    return [*flags, *held_ratios([preset, *flags])]
+
+
+def held_ratios(arguments: Sequence[str]) -> list[str]:
+    """Flags by which a ratio that does not fall stays at what the others' falls to."""
+    mask = parse_train(arguments)[1].mask
+    schedules = (("video", mask.video), ("audio", mask.audio))
+    return [
+        flag
+        for name, schedule in schedules
+        if schedule.kind == "constant"
+        for flag in (f"--mask.{name}.start", str(schedule.end))
+    ]
 
 
 def pretrain(
