@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -54,6 +55,7 @@ CHANGES: dict[str, str] = {
     "mavil-tiny, batches of 32": "--train.batch-size 32",
     "diffmavil-tiny-fast, batches of 32": "--train.batch-size 32",
     "diffmavil-tiny-fast, batches of 16": "--train.batch-size 16",
+    "diffmavil-tiny-fast, blocks mixed": "--model.video-decoder.reads mix --model.audio-decoder.reads mix",
 }
 """Setting -> flags of the training. What stands before the comma is the preset, over which the recipe's file goes, and
 the flags over that. A line more here is a setting more."""
@@ -136,6 +138,8 @@ class Asked:
     """Further flags of the training."""
     finetune: bool = False
     jobs: int = 1
+    keep: Path | None = None
+    """Where pretrained runs stay, for `reading.py` and others; None: they do not."""
 
     @property
     def study(self) -> Study:
@@ -214,9 +218,9 @@ def make_ready(asked: Asked) -> None:
 
 
 def run_cell(cell: Cell, asked: Asked, processes: Processes) -> Result:
-    """Its line: the commands are run in a folder that is gone afterwards."""
+    """Its line: the commands are run in a folder that is gone afterwards, but for the pretrained run if it is kept."""
     line: Result = {**vars(cell), **identity(torch.device("cpu"), threads=1)}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=asked.keep) as folder:
         run = Path(folder) / "run"
         line |= _pretrained(cell, asked, processes, run)
         source = SCRATCH if cell.setting == FROM_SCRATCH else str(run)
@@ -226,8 +230,15 @@ def run_cell(cell: Cell, asked: Asked, processes: Processes) -> Result:
             line["scores"][metric], line["intervals"][metric] = _headline(found)
             line["finetune_cpu_seconds"] = line.get("finetune_cpu_seconds", 0.0) + seconds
             line["clips"] = found.clips["test"]["used"]
+        if asked.keep and run.exists():
+            run.rename(kept(cell, asked.keep))
     about = {"invocation": asked.invocation, "jobs": asked.jobs, "load": os.getloadavg()[0]}
     return {**line, **about, "settings": asked.settings()}
+
+
+def kept(cell: Cell, folder: Path) -> Path:
+    """Where its pretrained run stays."""
+    return folder / re.sub(r"[^a-z0-9]+", "-", f"{cell.set} {cell.setting} {cell.samples} seed {cell.seed}")
 
 
 def _pretrained(cell: Cell, asked: Asked, processes: Processes, run: Path) -> Result:

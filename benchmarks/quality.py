@@ -35,7 +35,7 @@ if not __package__:
 from rich.console import Console
 
 from benchmarks import frontier
-from benchmarks.frontier import BUDGETS, CHAIN, CHANGES, SETS, Asked, Cell, cell_of, cells, distinct, make_ready
+from benchmarks.frontier import BUDGETS, CHAIN, CHANGES, SETS, Asked, Cell, cell_of, cells, distinct, kept, make_ready
 from benchmarks.identity import ROOT, commit
 from benchmarks.kernels import write
 from benchmarks.lines import read
@@ -43,6 +43,7 @@ from benchmarks.processes import Processes, side_by_side
 from benchmarks.quality_board import page
 from benchmarks.quality_view import part, views
 from benchmarks.recipes import PRESETS
+from diffmavil.config import require
 from diffmavil.config.errors import UsageError
 
 RESULTS = ROOT / "benchmarks" / "results" / "quality-frontier.jsonl"
@@ -65,6 +66,7 @@ def parser_of() -> argparse.ArgumentParser:
     add("--chain", action="store_true", help="from MAViL to -fast, one change at a time")
     add("--finetune", action=argparse.BooleanOptionalAction, help="default: of esc10")
     add("--jobs", type=int, default=2, help="cells side by side, of one thread each")
+    add("--keep", type=Path, metavar="FOLDER", help="pretrained runs stay there (default: they do not)")
     add("--extra", default="", help="further flags of the training, in one string")
     add("--out", type=Path, metavar="FOLDER", default=DOCS, help="where plot and board write (default: docs)")
     return parser
@@ -109,6 +111,7 @@ def asked_for(args: argparse.Namespace) -> Asked:
         extra=tuple(args.extra.split()),
         finetune=SETS[args.what].finetune if args.finetune is None else args.finetune,
         jobs=args.jobs,
+        keep=args.keep.absolute() if args.keep else None,
     )
 
 
@@ -141,6 +144,10 @@ def run(asked: Asked, wanted: Sequence[Cell], path: Path, console: Console) -> N
         console.print(f"{untuned} of them are not fine-tuned, and stay so", highlight=False)
     if not left:
         return
+    if asked.keep:
+        asked.keep.mkdir(parents=True, exist_ok=True)
+        there = [str(path) for cell in left if (path := kept(cell, asked.keep)).exists()]
+        require(not there, "--keep", ", ".join(there), "a folder without the runs that are to come")
     make_ready(asked)
     processes, done = Processes(threads=1), 0
 

@@ -108,7 +108,7 @@ def read_branch(
 ) -> tuple[dict[tuple[str, str], Tensor], tuple[Tensor, Tensor]]:
     """Block, numbered from 1 or `NORM`, and pooling -> `[B, D]`; and the last tokens, as in `Read`."""
     ids, cls = all_ids(len(x), 1, branch.tokens, x.device), branch.encoder.cls
-    outputs = list(branch.encoder.each_block(branch.patches(x, ids), rearrange(ids, "b 1 n -> b n")))
+    outputs = [y for (y,) in branch.encoder.each_block([branch.patches(x, ids)], [rearrange(ids, "b 1 n -> b n")])]
     last = branch.encoder.norm(outputs[-1])
     named = {**{str(number): y for number, y in enumerate(outputs, 1)}, NORM: last}
     found = {(block, how): pooled for block, y in named.items() for how, pooled in poolings(y, real, cls).items()}

@@ -138,6 +138,9 @@ class DecoderConfig:
     mlp_ratio: float = 4.0
     attention: Literal["self", "cross"] = "self"
     """self: over visible and masked tokens together (MAE). cross: masked tokens query the visible (DiffMAViL)."""
+    reads: Literal["last", "mix"] = "last"
+    """last: every block reads the fused tokens. mix: each reads its own learnt mix of them and of what every block of
+    the encoder gives (CrossMAE); with attention=cross."""
     positions: Literal["sincos", "stored"] = "sincos"
     """As of the encoder."""
     norm_eps: float = 1e-6
@@ -149,6 +152,9 @@ class DecoderConfig:
         )
         require(self.width % 4 == 0, "decoder.width", self.width, "a multiple of 4 (sin-cos positions)")
         require(self.attention in ("self", "cross"), "decoder.attention", self.attention, "'self' or 'cross'")
+        require(self.reads in ("last", "mix"), "decoder.reads", self.reads, "'last' or 'mix'")
+        crosses = self.reads == "last" or self.attention == "cross"
+        require(crosses, "decoder.reads", self.reads, "'last' with attention=self: there is one sequence to read")
         require(self.positions in ("sincos", "stored"), "decoder.positions", self.positions, "'sincos' or 'stored'")
         require(self.norm_eps > 0, "decoder.norm_eps", self.norm_eps, "positive")
 

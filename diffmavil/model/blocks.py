@@ -6,7 +6,7 @@ Everything here takes tokens of equal sequences `[B, N, D]` or, with `Segments`,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, cast
 
 import torch
@@ -154,6 +154,20 @@ class Blocks(nn.ModuleList):
             return unpack(self._run(x, segments), batches)
         context, context_segments = pack(contexts)
         return unpack(self._run(x, context, segments, context_segments), batches)
+
+    def each(self, batches: Sequence[Tensor], contexts: Sequence[Sequence[Tensor]] = ()) -> Iterator[list[Tensor]]:
+        """What every block gives, in turn; arguments as of `forward`, but that each block has contexts of its own."""
+        alone = len(batches) == 1
+        x, segments = (batches[0], None) if alone else pack(batches)
+        for i, block in enumerate(self):
+            if not contexts:
+                x = self._block(block, x, segments)
+            elif alone:
+                x = self._block(block, x, contexts[i][0])
+            else:
+                context, context_segments = pack(contexts[i])
+                x = self._block(block, x, context, segments, context_segments)
+            yield [x] if alone else unpack(x, batches)
 
     def _run(self, x: Tensor, *others: Tensor | Segments) -> Tensor:
         for block in self:

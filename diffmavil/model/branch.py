@@ -65,6 +65,7 @@ class Branch(nn.Module):
                 decoder,
                 diffused=self.diffused,
                 target_width=config.target_width,
+                encoder_depth=config.encoder.depth,
             )
         if decodes and self.diffused:
             self.register_buffer("alpha_bar", alpha_bars(config.diffusion).float(), persistent=False)
@@ -113,6 +114,17 @@ class Branch(nn.Module):
         """Several batches that keep other numbers of patches, each as in `encode`."""
         patches = [self.patches(*batch) for batch in zip(x, ids, strict=True)]
         return self.encoder(patches, [rearrange(i, "b v k -> (b v) k") for i in ids], scales)
+
+    def encode_deep(
+        self, x: Sequence[Tensor], ids: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
+        """As `encode_all`, and of each batch what the decoder reads besides: what every block gave, or nothing."""
+        if not self.decoder.mixes:
+            return self.encode_all(x, ids), [()] * len(x)
+        patches = [self.patches(*batch) for batch in zip(x, ids, strict=True)]
+        blocks = list(self.encoder.each_block(patches, [rearrange(i, "b v k -> (b v) k") for i in ids]))
+        of_batches = list(zip(*blocks, strict=True))
+        return [self.encoder.norm(outputs[-1]) for outputs in of_batches], of_batches
 
     def patches(self, x: Tensor, ids: Tensor) -> Tensor:
         """Normalised patches at ids `[B, V, K]`: `[(B V), K, P]`."""
@@ -164,11 +176,17 @@ class Branch(nn.Module):
             dtype=compute_dtype(x.device),
         )
 
-    def loss(self, fused: Sequence[Tensor], x: Sequence[Tensor], drawn: Sequence[Drawn]) -> Tensor:
+    def loss(
+        self,
+        fused: Sequence[Tensor],
+        x: Sequence[Tensor],
+        drawn: Sequence[Drawn],
+        blocks: Sequence[tuple[Tensor, ...]] = (),
+    ) -> Tensor:
         """Mean squared error of the predicted patches or features of a clip, over decoded views and clips: fp32 scalar.
 
         fused: `[(B W), 1 + K, D]` of each span, of the W views that are decoded, x: its input, drawn: what was drawn
-        for it.
+        for it, blocks: what each block of the encoder gave, in the shape of fused, for a decoder that reads them.
         """
         predicted = self.decoder(
             [
@@ -177,8 +195,9 @@ class Branch(nn.Module):
                     rearrange(masks.keep[:, : self.predicted_views], "b v k -> (b v) k"),
                     rearrange(masks.decode, "b v q -> (b v) q"),
                     diffused,
+                    inner,
                 )
-                for tokens, (masks, diffused, _) in zip(fused, drawn, strict=True)
+                for tokens, (masks, diffused, _), inner in zip(fused, drawn, blocks or [()] * len(x), strict=True)
             ]
         )
         losses = [self._span_loss(*span) for span in zip(predicted, x, drawn, strict=True)]

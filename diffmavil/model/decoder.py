@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from diffmavil.config import DecoderConfig
@@ -60,6 +60,34 @@ class DiffusedPatch(nn.Module):
             nn.init.zeros_(linear.get_parameter("weight"))
 
 
+class Mix(nn.Module):
+    """What each block of the decoder reads: a learnt sum of the outputs of the encoder's blocks and the fused tokens.
+
+    It begins as the fused tokens alone. Fu et al. 2024, "Rethinking Patch Dependence for Masked Autoencoders", 3.4
+    (inter-block attention), with fusion blocks after the encoder as one layer more.
+
+    Args:
+        blocks: of the decoder.
+        layers: blocks of the encoder, and one more.
+        width: of the encoder.
+    """
+
+    def __init__(self, blocks: int, layers: int, width: int, norm_eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(blocks, layers))
+        self.norms = nn.ModuleList(layer_norm(width, norm_eps) for _ in range(blocks))
+
+    def forward(self, layers: Sequence[Tensor]) -> list[Tensor]:
+        """`[B, N, C]` of each layer, the fused tokens last -> `[B, N, C]` for each block of the decoder."""
+        mixed = einsum(torch.stack(tuple(layers), dim=-1), self.weight, "b n c l, j l -> j b n c")
+        return [norm(x) for norm, x in zip(self.norms, mixed, strict=True)]
+
+    def start_at_the_last(self) -> None:
+        with torch.no_grad():
+            self.weight.zero_()
+            self.weight[:, -1] = 1.0
+
+
 class ToDecode(NamedTuple):
     """What `Decoder.forward` takes."""
 
@@ -67,6 +95,8 @@ class ToDecode(NamedTuple):
     ids_keep: Tensor
     ids_decode: Tensor
     diffused: tuple[Tensor, ...]
+    blocks: tuple[Tensor, ...] = ()
+    """`[B, 1 + K, C]` of each block of the encoder, for a decoder that reads them."""
 
 
 class Decoder(nn.Module):
@@ -79,6 +109,7 @@ class Decoder(nn.Module):
         config: size and kind of attention.
         diffused: whether diffused patches or mask tokens stand at the masked positions.
         target_width: numbers predicted for each position; None: those of the patch.
+        encoder_depth: blocks of the encoder, for a decoder that reads them.
     """
 
     positions: Tensor
@@ -92,9 +123,13 @@ class Decoder(nn.Module):
         *,
         diffused: bool,
         target_width: int | None = None,
+        encoder_depth: int = 0,
     ) -> None:
         super().__init__()
         width = config.width
+        self.mixes = config.reads == "mix"
+        if self.mixes:
+            self.mix = Mix(config.depth, encoder_depth + 1, context_width, config.norm_eps)
         self.register_buffer("positions", sincos_positions(grid, width), persistent=config.positions == "stored")
         self.context = nn.Linear(context_width, width)
         self.masked = DiffusedPatch(patch_dim, width) if diffused else MaskToken(width)
@@ -121,8 +156,11 @@ class Decoder(nn.Module):
             ids_keep, ids_decode, *diffused = ids_and_diffused
             return self.forward([ToDecode(fused, ids_keep, ids_decode, tuple(diffused))])[0]
         batches = fused
-        contexts = [self.embed_context(b.fused, b.ids_keep) for b in batches]
         masked = [self.masked(self.positions[b.ids_decode], *b.diffused) for b in batches]
+        if self.mixes:
+            *_, decoded = self.blocks.each(masked, self.mixed_contexts(batches))
+            return [self.head(self.norm(x)) for x in decoded]
+        contexts = [self.embed_context(b.fused, b.ids_keep) for b in batches]
         if self.cross:
             decoded = self.blocks(masked, contexts)
         else:
@@ -130,6 +168,14 @@ class Decoder(nn.Module):
             decoded = self.blocks([torch.cat(pair, dim=1) for pair in both])
             decoded = [x[:, context.shape[1] :] for x, (context, _) in zip(decoded, both, strict=True)]
         return [self.head(self.norm(x)) for x in decoded]
+
+    def mixed_contexts(self, batches: Sequence[ToDecode]) -> list[list[Tensor]]:
+        """For each block what it reads of each batch, as `embed_context` gives it."""
+        mixed = [self.mix([*b.blocks, b.fused]) for b in batches]
+        return [
+            [self.embed_context(x, b.ids_keep) for x, b in zip(of_block, batches, strict=True)]
+            for of_block in zip(*mixed, strict=True)
+        ]
 
     def embed_context(self, fused: Tensor, ids_keep: Tensor) -> Tensor:
         """Fused tokens in the decoder's width, with positions (zero for CLS): `[B, 1 + K, D]`; or all without CLS."""

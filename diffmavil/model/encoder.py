@@ -44,9 +44,6 @@ class Encoder(nn.Module):
         embedded = [self.embed(*batch) for batch in zip(patches, ids, strict=True)]
         return [self.norm(x) for x in self.blocks(embedded, scales=scales)]
 
-    def each_block(self, patches: Tensor, ids: Tensor) -> Iterator[Tensor]:
-        """What each block gives, `[B, 1 + K, D]`, before the last LayerNorm; arguments as of `forward`, one batch."""
-        x = self.embed(patches, ids)
-        for block in self.blocks:
-            x = block(x)
-            yield x
+    def each_block(self, patches: Sequence[Tensor], ids: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """What each block gives, `[B, 1 + K, D]` of each batch, before the last LayerNorm; batches as of `forward`."""
+        return self.blocks.each([self.embed(*batch) for batch in zip(patches, ids, strict=True)])

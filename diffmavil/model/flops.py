@@ -130,7 +130,10 @@ def _encoder(encoder: Encoder, keep: int) -> float:
 
 
 def _decoder(decoder: Decoder, context: int, decoded: int) -> float:
-    cost = _linear(decoder.context, context) + _linear(decoder.head, decoded)
+    contexts = len(decoder.blocks) if decoder.mixes else 1
+    cost = contexts * _linear(decoder.context, context) + _linear(decoder.head, decoded)
+    if decoder.mixes:
+        cost += 2 * context * decoder.mix.weight.numel() * decoder.context.in_features
     if isinstance(decoder.masked, DiffusedPatch):
         cost += _linear(decoder.masked.proj, decoded) + _linear(decoder.masked.time, 1)
     for block in decoder.blocks:

@@ -19,7 +19,7 @@ from diffmavil.config import ModelConfig, require
 from diffmavil.model.blocks import choose_kernels
 from diffmavil.model.branch import Branch
 from diffmavil.model.contrast import inter_modal, intra_modal, pool
-from diffmavil.model.decoder import DiffusedPatch
+from diffmavil.model.decoder import DiffusedPatch, Mix
 from diffmavil.model.draws import Drawn, Draws, Keep, check_keep, spans
 from diffmavil.model.fusion import Fusion
 from diffmavil.model.reading import read_clips
@@ -151,16 +151,16 @@ class DiffMAViL(nn.Module):
         cut = spans(video.shape[0], offset, keep_audio, keep_video)
         inputs = {name: [x[span.first : span.last] for span in cut] for name, x in (("audio", spec), ("video", video))}
         drawn = draws._asdict()
-        tokens = {
-            name: branch.encode_all(inputs[name], [one.masks.keep for one in drawn[name]])
-            for name, branch in self.branches.items()
-        }
+        tokens, blocks = {}, {}
+        for name, branch in self.branches.items():
+            tokens[name], blocks[name] = branch.encode_deep(inputs[name], [one.masks.keep for one in drawn[name]])
         pooled = self._pool(tokens, clips)
         inter, intra = self._contrast(pooled) if coupled is None else (coupled.inter, coupled.intra)
         fused = self._fuse({name: [self._predicted(x) for x in batches] for name, batches in tokens.items()})
-        loss = {name: pooled.audio.new_zeros(()) for name in inputs} | {
-            name: branch.loss(fused[name], inputs[name], drawn[name]) for name, branch in self.branches.items()
-        }
+        loss = {name: pooled.audio.new_zeros(()) for name in inputs}
+        for name, branch in self.branches.items():
+            read = [tuple(map(self._predicted, of_span)) for of_span in blocks[name]]
+            loss[name] = branch.loss(fused[name], inputs[name], drawn[name], read)
         config = self.config
         total = (
             config.video_weight * loss["video"]
@@ -231,14 +231,14 @@ class DiffMAViL(nn.Module):
         )
         self._check_inputs(video, spec, keep_video, keep_audio)
         kept = {"audio": keep_audio, "video": keep_video}
-        ids, tokens = {}, {}
+        ids, tokens, blocks = {}, {}, {}
         for name, branch, x in self._present(spec, video):
             ids[name] = branch.mask_view(len(x), kept[name], 0, seed, offset, x.device)
-            tokens[name] = [branch.encode(x, rearrange(ids[name].ids_keep, "b k -> b 1 k"))]
+            tokens[name], blocks[name] = branch.encode_deep([x], [rearrange(ids[name].ids_keep, "b k -> b 1 k")])
         fused = self._fuse(tokens)
         pictures = {
             name: draw_pictures(
-                branch, fused[name][0], x, ids[name], seed, offset, sample_steps, timestep, as_predicted
+                branch, fused[name][0], x, ids[name], seed, offset, sample_steps, timestep, as_predicted, blocks[name][0]
             )
             for name, branch, x in self._present(spec, video)
         }
@@ -369,3 +369,5 @@ def initialise(module: nn.Module) -> None:
             nn.init.normal_(parameter, std=_TOKEN_STD)
     if isinstance(module, DiffusedPatch):  # the Linears in it were before
         module.start_as_mask_token()
+    if isinstance(module, Mix):
+        module.start_at_the_last()

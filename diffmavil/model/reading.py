@@ -70,7 +70,8 @@ def read_clips(
 def _with_blocks(branch: Branch, x: Tensor, ids: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The encoder's output `[B, 1 + N, D]`, and the outputs of the blocks in `layers` `[B, L, 1 + N, D]`."""
     kept, last = {}, x
-    for number, last in enumerate(branch.encoder.each_block(branch.patches(x, ids), rearrange(ids, "b 1 n -> b n"))):
+    each = branch.encoder.each_block([branch.patches(x, ids)], [rearrange(ids, "b 1 n -> b n")])
+    for number, (last,) in enumerate(each):
         if number in layers:
             kept[number] = last
     return branch.encoder.norm(last), torch.stack([kept[number] for number in layers], dim=1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffmavil.config import require
 from diffmavil.model.branch import NOISE, Branch
+from diffmavil.model.decoder import ToDecode
 from diffmavil.model.diffusion import ddim_sample
 from diffmavil.model.embed import all_ids, unpatchify
 from maekernels import MaskIds, patchify, scatter_tokens
@@ -100,6 +101,7 @@ def draw_pictures(
     steps: int,
     timestep: int | None = None,
     as_predicted: bool = False,
+    blocks: tuple[Tensor, ...] = (),
 ) -> Pictures:
     """Decode all masked patches of one modality and draw them.
 
@@ -112,6 +114,7 @@ def draw_pictures(
         steps: DDIM steps of a model with diffused patches.
         timestep: of a model with diffused patches: predict once, from patches diffused to it; None: from pure noise.
         as_predicted: with `norm_pix`, draw patches as they are predicted, of mean 0 and deviation 1.
+        blocks: `[B, 1 + K, D]` of each block of the encoder, for a decoder that reads them.
 
     Raises:
         ValueError: a timestep that the process, or the model, does not have.
@@ -130,7 +133,7 @@ def draw_pictures(
 
         def predict(x_t: Tensor, t: int) -> Tensor:
             times = torch.full((x.shape[0],), t, device=x.device)
-            return branch.decoder(fused, ids_keep, ids_mask, x_t, times)
+            return branch.decoder([ToDecode(fused, ids_keep, ids_mask, (x_t, times), blocks)])[0]
 
         if timestep is None:
             pure_noise = diffuse(alpha_bar.new_zeros(()))
@@ -145,7 +148,7 @@ def draw_pictures(
         noised = canvas.picture(pixels(x_t))
     else:
         require(timestep is None, "timestep", timestep, "None: the model has mask tokens")
-        predicted = branch.decoder(fused, ids_keep, ids_mask)
+        predicted = branch.decoder([ToDecode(fused, ids_keep, ids_mask, (), blocks)])[0]
     return Pictures(
         original=canvas.picture(None),
         visible=canvas.picture(canvas.grey()),

@@ -26,6 +26,7 @@ from diffmavil.config.cli import parse_flags, parse_train
 from diffmavil.config.finetune_cli import parse_finetune
 from diffmavil.config.presets import preset
 from diffmavil.evaluate import Options
+from diffmavil.model.weights import WEIGHTS_FILE
 from diffmavil.training.costs import scheduled_flops, techniques
 
 SCORES = {"probe/audio": 0.8, "probe/fused": 0.9, "audio_to_video/recall@1": 0.1}
@@ -316,9 +317,10 @@ def test_sets_have_a_recipe_and_metrics_have_words():
 
 
 @pytest.mark.slow
-def test_a_cell_of_the_generated_set_for_real(tmp_path: Path):
+def test_a_cell_of_the_generated_set_for_real(tmp_path: Path, capsys):
     extra = "--data.synthetic-train 24 --data.synthetic-eval 24 --train.batch-size 8 --train.steps 4"
-    flags = ["--setting", "diffmavil-tiny-fast", "--seeds", "3", "--budget", "1/2", "--extra", extra]
+    keep = ["--keep", str(tmp_path / "kept")]
+    flags = ["--setting", "diffmavil-tiny-fast", "--seeds", "3", "--budget", "1/2", "--extra", extra, *keep]
     assert study(tmp_path, "synthetic", "--cache", str(tmp_path / "cache"), *flags) == 0
     (row,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
     assert (row["setting"], row["seed"], row["samples"], row["clips"]) == ("diffmavil-tiny-fast", 3, 16, 24)
@@ -326,6 +328,16 @@ def test_a_cell_of_the_generated_set_for_real(tmp_path: Path):
     low, high = row["intervals"]["probe/fused"]
     assert low <= row["scores"]["probe/fused"] <= high
     assert row["cpu_seconds"] > 1
+    (run,) = (tmp_path / "kept").iterdir()
+    assert run.name == "synthetic-diffmavil-tiny-fast-16-seed-3"
+    assert (run / WEIGHTS_FILE).is_file()
+    (tmp_path / "out.jsonl").unlink()
+    with pytest.raises(SystemExit) as ended:
+        study(tmp_path, "synthetic", "--cache", str(tmp_path / "cache"), *flags)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert str(run) in said
+    assert "must be a folder without" in said
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from tests.model.small import SMALL
 Clips = tuple[torch.Tensor, torch.Tensor]
 
 _CROSS = replace(SMALL.video_decoder, attention="cross")
+_MIX = replace(_CROSS, reads="mix")
 _DIFFUSED = replace(SMALL, diffusion=DiffusionConfig(corruption="diffusion"))
 
 VARIANTS = {
@@ -22,6 +23,7 @@ VARIANTS = {
     "mask-token-cross": replace(SMALL, video_decoder=_CROSS, audio_decoder=_CROSS),
     "fast": replace(_DIFFUSED, video_decoder=_CROSS, audio_decoder=_CROSS, decode_fraction=0.25),
     "one-of-two-views-decoded": replace(_DIFFUSED, video_decoder=_CROSS, decoded_views=1),
+    "mix": replace(_DIFFUSED, video_decoder=_MIX, audio_decoder=_MIX, decode_fraction=0.25, decoded_views=1),
     "one-view-no-fusion": replace(_DIFFUSED, video_decoder=_CROSS, fusion_depth=0, views=1),
 }
 

@@ -54,10 +54,13 @@ def test_the_table_does_not_depend_on_the_variant_named(costs: list[Cost]) -> No
 
 
 @pytest.mark.parametrize("decoded_views", [None, 1, 2])
-@pytest.mark.parametrize("name", ["mavil-tiny", "diffmavil-tiny", "diffmavil-tiny-fast"])
+@pytest.mark.parametrize("name", ["mavil-tiny", "diffmavil-tiny", "diffmavil-tiny-fast", "diffmavil-tiny-fast, mix"])
 def test_agrees_with_torch_on_a_real_forward(name: str, decoded_views: int | None) -> None:
     torch.manual_seed(0)
-    config = preset(name).model
+    config = preset(name.removesuffix(", mix")).model
+    if name.endswith("mix"):
+        decoders = {of: replace(getattr(config, of), reads="mix") for of in ("video_decoder", "audio_decoder")}
+        config = replace(config, **decoders)
     if decoded_views:
         config = replace(config, views=2, decoded_views=decoded_views)
     model, size = DiffMAViL(config), config.video.size
