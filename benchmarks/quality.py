@@ -34,14 +34,14 @@ if not __package__:
 
 from rich.console import Console
 
-from benchmarks import frontier
+from benchmarks import frontier, quality_earlier
 from benchmarks.frontier import BUDGETS, CHAIN, CHANGES, SETS, Asked, Cell, cell_of, cells, distinct, kept, make_ready
 from benchmarks.identity import ROOT, commit
 from benchmarks.kernels import write
 from benchmarks.lines import read
 from benchmarks.processes import Processes, side_by_side
 from benchmarks.quality_board import page
-from benchmarks.quality_view import part, views
+from benchmarks.quality_view import Grid, part, views
 from benchmarks.recipes import PRESETS
 from diffmavil.config import require
 from diffmavil.config.errors import UsageError
@@ -224,9 +224,14 @@ def show(args: argparse.Namespace, parser: argparse.ArgumentParser, console: Con
         console.print(str(save(view, args.out)), soft_wrap=True)
     if args.what == "board":
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / PAGE).write_text(page(results))
+        (args.out / PAGE).write_text(page(results, earlier() if args.json == RESULTS else ()))
         console.print(str(args.out / PAGE), soft_wrap=True)
     return 0
+
+
+def earlier() -> list[Grid]:
+    """Of the project's older studies."""
+    return list(quality_earlier.grids(*(read(RESULTS.with_name(name)) for name in ("recipes.jsonl", "quality.jsonl"))))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

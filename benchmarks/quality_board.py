@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.frontier import SETS, Result, Study
-from benchmarks.quality_view import views
+from benchmarks.quality_view import Grid, views
 
 INTRODUCTION = """\
 Each setting is pretrained with several budgets of samples and several seeds, and judged on held-out clips. What counts
@@ -29,7 +29,13 @@ def picture(name: str) -> str:
     return f"quality-{name}.png"
 
 
-def page(results: Sequence[Result]) -> str:
+EARLIER = """\
+Studies of one number of samples each, by `benchmarks/points.py` and `benchmarks/recipes.py`, mean and deviation of three \
+seeds; an untrained score without deviation is of one model. CPU seconds are of the pretraining, in one thread beside \
+other work, and compare within a table and commit at most."""
+
+
+def page(results: Sequence[Result], earlier: Sequence[Grid] = ()) -> str:
     """docs/quality.md, whole."""
     parts = [
         "<!-- Written by `python benchmarks/quality.py board`, not by hand. -->",
@@ -45,7 +51,11 @@ def page(results: Sequence[Result]) -> str:
         parts.append("\n".join(f"- {note}" for note in view.notes()))
     absent = [study.title for name, study in SETS.items() if name not in {view.name for view in shown}]
     if absent:
-        parts += ["## Not measured yet", f"There are no lines of: {'; '.join(absent)}."]
+        parts += ["## Not measured at several budgets yet", f"There are no lines of: {'; '.join(absent)}."]
+    if earlier:
+        parts += ["## At one budget", EARLIER]
+    for grid in earlier:
+        parts += [f"**{grid.title}**", grid.markdown()]
     return "\n\n".join(parts) + "\n"
 
 

@@ -171,27 +171,28 @@ def summary(results: Sequence[Result]) -> Table:
         splits = sorted({r["split"] for r in rows})
         seconds = [r.get("pretrain_cpu_seconds", 0) + r["tuned"][task]["cpu_seconds"] for r in rows]
         kinds = KINDS if task == "auto" else ("fused" if task == "av" else task,)
-        values = (_tuned(task), _probe("trained", kinds), _probe("untrained", kinds))
-        numbers = [_by_seed(rows, seeds, value) for value in values]
+        values = (tuned_by(task), probe_of("trained", kinds), probe_of("untrained", kinds))
+        numbers = [f"{number} %" if number else "" for number in (by_seed(rows, value) for value in values)]
         cells = (str(len(seeds)), str(len(splits)), *numbers, f"{statistics.mean(seconds):,.0f}")
         name = recipe if task == "auto" else f"{recipe}, {task}"
         table.add_row(name, "from scratch" if source == SCRATCH else source, *cells)
     return table
 
 
-def _by_seed(rows: Sequence[Result], seeds: Sequence[int], value: Value) -> str:
+def by_seed(rows: Sequence[Result], value: Value) -> str:
+    """Mean and deviation over the seeds, in %, of each seed's mean over the splits; "": some have no such value."""
     means = []
-    for seed in seeds:
+    for seed in sorted({row["seed"] for row in rows}):
         mine = [r for r in rows if r["seed"] == seed]
         found = [x for x in map(value, mine) if x is not None]
         if len(found) < len(mine):
             return ""
         means.append(statistics.mean(found))
     spread = f" ± {100 * statistics.stdev(means):.1f}" if len(means) > 1 else ""
-    return f"{100 * statistics.mean(means):.1f}{spread} %"
+    return f"{100 * statistics.mean(means):.1f}{spread}" if means else ""
 
 
-def _tuned(task: str) -> Value:
+def tuned_by(task: str) -> Value:
     def value(result: Result) -> float | None:
         tuned = result["tuned"].get(task)
         if tuned is None:
@@ -202,7 +203,7 @@ def _tuned(task: str) -> Value:
     return value
 
 
-def _probe(model: str, kinds: Sequence[str]) -> Value:
+def probe_of(model: str, kinds: Sequence[str]) -> Value:
     """Of the first kind of features that there is."""
 
     def value(result: Result) -> float | None:
@@ -245,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with tempfile.TemporaryDirectory() as folder:
                 found = run(cell, args.data.absolute(), Path(folder), args.extra.split())
             write(args.json, {**vars(cell), **found, **identity(torch.device("cpu"))})
-            told = ", ".join(f"{task} {100 * (_tuned(task)(found) or 0):.1f} %" for task in found["tuned"])
+            told = ", ".join(f"{task} {100 * (tuned_by(task)(found) or 0):.1f} %" for task in found["tuned"])
             console.print(f"{cell}: {told}", highlight=False)
     results = read(args.json)
     if results:

@@ -115,9 +115,7 @@ class Branch(nn.Module):
         patches = [self.patches(*batch) for batch in zip(x, ids, strict=True)]
         return self.encoder(patches, [rearrange(i, "b v k -> (b v) k") for i in ids], scales)
 
-    def encode_deep(
-        self, x: Sequence[Tensor], ids: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
+    def encode_deep(self, x: Sequence[Tensor], ids: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
         """As `encode_all`, and of each batch what the decoder reads besides: what every block gave, or nothing."""
         if not self.decoder.mixes:
             return self.encode_all(x, ids), [()] * len(x)

@@ -238,7 +238,16 @@ class DiffMAViL(nn.Module):
         fused = self._fuse(tokens)
         pictures = {
             name: draw_pictures(
-                branch, fused[name][0], x, ids[name], seed, offset, sample_steps, timestep, as_predicted, blocks[name][0]
+                branch,
+                fused[name][0],
+                x,
+                ids[name],
+                seed,
+                offset,
+                sample_steps,
+                timestep,
+                as_predicted,
+                blocks[name][0],
             )
             for name, branch, x in self._present(spec, video)
         }

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from benchmarks import quality
+from benchmarks import quality, quality_earlier
 from benchmarks.frontier import FROM_SCRATCH
 from benchmarks.lines import read
 from benchmarks.quality_board import page, picture
@@ -182,7 +182,39 @@ def test_without_lines_the_page_says_so(tmp_path: Path, capsys: pytest.CaptureFi
     assert "![" not in text
 
 
+def test_studies_of_one_budget_have_a_table_each():
+    point = {"study": "synthetic", "seed": 0, "samples": 32000, "cpu_seconds": 10}
+    point |= {"commit": "abc", "date": "2026-01-01"}
+    points = [
+        {**point, "setting": setting, "trained:probe/fused": score, "untrained:probe/fused": 0.5}
+        for setting, score in (("mavil-tiny", 0.7), ("mavil-tiny", 0.8), ("diffmavil-tiny", 0.6))
+    ]
+    probes = {"trained": {"probe/audio": 0.6}, "untrained": {"probe/audio": 0.4}}
+    tuned = {"auto": {"headline": {"weights": "last", "crops": "1", "metric": "top1"}}}
+    folds = [
+        {"recipe": "esc10", "source": source, "split": split, "seed": seed, "commit": "abd", "date": "2026-01-02"}
+        | {"tuned": {"auto": {**tuned["auto"], "results": {"last": {"1": {"top1": top1}}}}}}
+        | ({} if source == "none" else {"probes": probes, "pretrain_cpu_seconds": 7.0})
+        for source, split, seed, top1 in (
+            *(("none", "fold 1", 0, 0.5), ("none", "fold 2", 0, 0.7)),
+            *(("mavil-tiny", "fold 1", 0, 0.8), ("mavil-tiny", "fold 2", 0, 0.9), ("mavil-tiny", "fold 1", 1, 0.75)),
+        )
+    ]
+    generated, esc = quality_earlier.grids(folds, points)
+    assert column(generated, "setting") == ["mavil-tiny", "diffmavil-tiny"]
+    assert column(generated, "%") == ["75.0 ± 7.1", "60.0"]
+    assert column(generated, "untrained, or from scratch, %") == ["50.0", "50.0"]
+    assert column(esc, "score") == ["probe", "fine-tuned"]
+    assert column(esc, "%") == ["60.0 ± 0.0", "80.0 ± 7.1"]
+    assert column(esc, "untrained, or from scratch, %") == ["40.0", "60.0"]
+    assert column(esc, "seeds") == ["2", "2"]
+    assert column(esc, "CPU s") == ["7", "7"]
+    text = page([], [esc])
+    assert "## At one budget" in text
+    assert esc.markdown() in text
+
+
 def test_the_page_is_what_the_lines_say_and_has_its_pictures():
     results = read(quality.RESULTS)
-    assert (quality.DOCS / quality.PAGE).read_text() == page(results)
+    assert (quality.DOCS / quality.PAGE).read_text() == page(results, quality.earlier())
     assert {file.name for file in quality.DOCS.glob("quality-*.png")} == {picture(v.name) for v in views(results)}
