@@ -26,7 +26,7 @@ from diffmavil.config.cli import parse_train
 from diffmavil.config.model import sees
 from diffmavil.data.stats import open_data
 from diffmavil.evaluation.classification import Classification
-from diffmavil.model.flops import FORWARDS
+from diffmavil.model.flops import FORWARDS, meta_teacher, teacher_flops
 from diffmavil.training.costs import scheduled_flops
 
 Result = dict[str, Any]
@@ -56,6 +56,8 @@ CHANGES: dict[str, str] = {
     "diffmavil-tiny-fast, batches of 32": "--train.batch-size 32",
     "diffmavil-tiny-fast, batches of 16": "--train.batch-size 16",
     "diffmavil-tiny-fast, blocks mixed": "--model.video-decoder.reads mix --model.audio-decoder.reads mix",
+    "mavil-tiny-stage2, averaged teacher": "--teacher ema",
+    "diffmavil-tiny-fast-stage2, averaged teacher": "--teacher ema",
 }
 """Setting -> flags of the training. What stands before the comma is the preset, over which the recipe's file goes, and
 the flags over that. A line more here is a setting more."""
@@ -252,9 +254,10 @@ def _pretrained(cell: Cell, asked: Asked, processes: Processes, run: Path) -> Re
     judged = [*asked.scored(), "--seed", str(cell.seed)]
     seconds, evaluation = pretrain(processes.python, preset, run, flags, judged)
     gflop = scheduled_flops(config.model, config.mask).total * 1e-9
+    taught = teacher_flops(meta_teacher(config.model)) * 1e-9 if config.teacher.stage == 2 else 0.0
     return {
         "gflop_per_clip": gflop,
-        "tflop": FORWARDS * gflop * cell.samples * 1e-3,
+        "tflop": (FORWARDS * gflop + taught) * cell.samples * 1e-3,
         "cpu_seconds": seconds,
         "clips": evaluation.clips["heldout"].used,
         "scores": dict(evaluation.results["trained"]),

@@ -30,9 +30,9 @@ def picture(name: str) -> str:
 
 
 EARLIER = """\
-Studies of one number of samples each, by `benchmarks/points.py` and `benchmarks/recipes.py`, mean and deviation of three \
-seeds; an untrained score without deviation is of one model. CPU seconds are of the pretraining, in one thread beside \
-other work, and compare within a table and commit at most."""
+Studies of one number of samples each, by `benchmarks/points.py` and `benchmarks/recipes.py`, mean and deviation of \
+three seeds; an untrained score without deviation is of one model. CPU seconds are of the pretraining, in one thread \
+beside other work, and compare within a table and commit at most."""
 
 
 def page(results: Sequence[Result], earlier: Sequence[Grid] = ()) -> str:

@@ -26,6 +26,8 @@ from diffmavil.config.cli import parse_flags, parse_train
 from diffmavil.config.finetune_cli import parse_finetune
 from diffmavil.config.presets import preset
 from diffmavil.evaluate import Options
+from diffmavil.model.flops import teacher_flops
+from diffmavil.model.teacher import Teacher
 from diffmavil.model.weights import WEIGHTS_FILE
 from diffmavil.training.costs import scheduled_flops, techniques
 
@@ -108,6 +110,19 @@ def test_every_budget_has_a_schedule_of_its_length_and_costs_stand_in_the_line(t
     assert row["invocation"].endswith(row["commit"])
     assert row["device"].endswith("1 thread")
     assert {"date", "versions", "load"} <= row.keys()
+
+
+def test_a_teacher_s_work_is_counted_and_has_no_backward_pass(tmp_path: Path, commands: Commands):
+    setting = "mavil-tiny-stage2, averaged teacher"
+    flags = ("--seeds", "0", "--budget", "1", "--setting", setting, "--setting", "mavil-tiny")
+    assert study(tmp_path, "fsdd", *flags) == 0
+    rows = {row["setting"]: row for row in read(tmp_path / "out.jsonl")}
+    config = Asked("fsdd").config(setting)
+    assert config.teacher.averaged
+    teacher = teacher_flops(Teacher(config.model)) * 64_000 * 1e-12
+    student = 3 * scheduled_flops(config.model, config.mask).total * 64_000 * 1e-12
+    assert rows[setting]["tflop"] == pytest.approx(student + teacher, rel=1e-3)
+    assert rows["mavil-tiny"]["tflop"] == pytest.approx(3 * rows["mavil-tiny"]["gflop_per_clip"] * 64, rel=1e-3)
 
 
 def test_esc_is_fine_tuned_also_from_scratch_and_pretrained_without_the_fold_it_is_tested_on(
@@ -250,9 +265,10 @@ def test_the_chain_takes_one_step_of_the_table_of_techniques_at_a_time():
 
 @pytest.mark.parametrize("name", frontier.CHANGES)
 def test_a_named_change_changes_its_preset(name: str):
-    alone = preset(name.partition(",")[0])
-    alone = replace(alone, data=replace(alone.data, workers=0))
-    assert (Asked("synthetic").config(name) == alone) == ("," not in name)
+    asked = Asked("fsdd")
+    of_preset = [name.partition(",")[0], "--config", str(frontier.config_of("fsdd", "pretrain"))]
+    alone = parse_train([*of_preset, *frontier.held_ratios(of_preset), *asked.data_flags()])[1]
+    assert (asked.config(name) == alone) == ("," not in name)
 
 
 def test_what_trains_the_very_same_is_left_out(tmp_path: Path, commands: Commands, capsys):
