@@ -32,6 +32,8 @@ from diffmavil.model.exchange.transformers_files import write_transformers
 from diffmavil.model.mavil import DiffMAViL
 from diffmavil.model.weights import WEIGHTS_FILE, export_weights, is_ours, load_weights, notes_of
 
+NO_DECODER = "decoder"
+"""Note of a file whose decoder is not that of the weights it was converted from, which had none of our kind."""
 Format = Literal["diffmavil", "transformers", "torch-export", "onnx", "safetensors"]
 
 
@@ -66,12 +68,15 @@ def main(argv: Sequence[str]) -> None:
         console = open_console()
         if ours:
             model, config = load_weights(found.weights)
-            notes, decodes = notes_of(found.weights), True
+            notes = notes_of(found.weights)
+            decodes = NO_DECODER not in notes
         else:
             imported = import_weights(found, options.asked)
             model, config = imported.model, imported.config
             notes = {"converted_from": options.source}
             decodes = not any("decoder" in name for name in imported.report.new)
+            if not decodes:
+                notes[NO_DECODER] = "it begins at random"
             show(imported.report, console)
         written = write(model, config, options, notes, decodes)
     if written is not None:

@@ -29,10 +29,10 @@ from diffmavil.data.sources import split_source
 from diffmavil.evaluation.classification import Lesson, classify_run, read_classification
 from diffmavil.evaluation.evaluate import evaluate
 from diffmavil.evaluation.result import Evaluation
-from diffmavil.evaluation.vggsounder import read_annotations
+from diffmavil.evaluation.vggsounder import check_known, read_annotations
 from diffmavil.model.weights import WEIGHTS_FILE, load_classifier, load_weights
 from diffmavil.reporting.page import write_report
-from diffmavil.training.metrics import read_metrics
+from diffmavil.training.planner import timetable
 
 _NAMED = 10  # skipped clips that are printed
 
@@ -42,7 +42,8 @@ class DataOptions:
     """Other clips than the run's own."""
 
     root: str | None = None
-    """Training clips for probe and neighbours. Default: the run's. Alone, it replaces the run's held-out clips too."""
+    """Training clips for probe and neighbours, in place of all sets of the run. Default: the run's. Alone, it replaces
+    the run's held-out clips too."""
     eval_root: str | None = None
     """Held-out clips. Default: the run's."""
     cache: str | None = None
@@ -52,7 +53,7 @@ class DataOptions:
 
     def apply(self, data: DataConfig) -> DataConfig:
         if self.root is not None:
-            data = replace(data, root=self.root, eval_root=None)
+            data = replace(data, root=self.root, more=(), weights=(), eval_root=None)
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         return replace(data, **given)
 
@@ -139,6 +140,8 @@ def judge_features(options: Options, device: torch.device, console: Console) -> 
         config = replace(config, data=options.data.apply(config.data))
         split = split_source(config.data, config.model.modalities)
         sounder = read_annotations(options.vggsounder) if options.vggsounder else None
+        if sounder:
+            check_known(sounder, split.held_out.clips)
     console.print(f"training clips: {split.train.note}\nheld-out clips: {split.held_out.note}")
     evaluation = evaluate(
         model,
@@ -146,7 +149,7 @@ def judge_features(options: Options, device: torch.device, console: Console) -> 
         split.train,
         split.held_out,
         weights=weights,
-        step=last_step(options.run_dir) if options.weights is None else None,
+        step=timetable(config).steps if options.weights is None else None,
         batch_size=options.batch_size,
         crops=options.crops or 1,
         seed=options.seed,
@@ -182,12 +185,6 @@ def parse(argv: Sequence[str]) -> Options:
         if options.features:
             check_writable("--features", options.features.absolute().parent)
     return options
-
-
-def last_step(run_dir: Path) -> int | None:
-    """Of a run that has ended, for which it wrote its weights; None: its records are gone."""
-    records = read_metrics(run_dir)
-    return int(records[-1]["step"]) if records else None
 
 
 def show(evaluation: Evaluation, console: Console) -> None:

@@ -117,6 +117,9 @@ def validation(model: Classifier, config: FinetuneConfig, clips: ClipSet | None,
 def finish(task: Classification, run: Run, config: FinetuneConfig, split: LabelledSplit) -> None:
     """Export the weights, score them on the held-out clips, write the report."""
     console, batch = open_console(), config.train.batch_size
+    kept = {"last", *task.averages.models, *(["best"] if split.validation else [])}
+    for name in KINDS.keys() - kept:  # of an end that this run had before, with other settings
+        (run.folder / KINDS[name]).unlink(missing_ok=True)
     export_weights(task.model, config, run.folder / WEIGHTS_FILE)
     for name, averaged in task.averages.models.items():
         export_weights(averaged.module, config, run.folder / KINDS[name])

@@ -21,8 +21,8 @@ from diffmavil.config.errors import usage_errors
 from diffmavil.config.files import CONFIG_FILE, save_config
 from diffmavil.config.folders import check_writable, writing
 from diffmavil.config.progress import open_console
-from diffmavil.evaluation.classification import read_classification
-from diffmavil.evaluation.result import read_evaluation
+from diffmavil.evaluation.classification import KINDS, read_classification
+from diffmavil.evaluation.result import is_of, read_evaluation
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.exchange.folder import write_folder
 from diffmavil.model.exchange.hub import fetch, looks_like_hub_id, upload
@@ -118,20 +118,28 @@ def pull(options: Pull) -> str:
 
 
 def make_folder(source: Path, folder: Path, name: str, licence: str | None) -> None:
-    """All files of a model. Raises `UsageError` for weights that are not ours."""
+    """All files of a model. Raises `UsageError` for weights that are not ours.
+
+    Of a fine-tuned run these are the weights of its headline, so that the card's scores are theirs.
+    """
     weights = locate(source).weights
     model, config = load_any(weights)
-    public, run = without_paths(config), weights.parent
+    run, beside = weights.parent, source.is_dir()  # weights alone may lie beside the results of others
+    tuned = read_classification(run) if beside and isinstance(model, Classifier) else None
+    if tuned is not None:
+        weights = run / KINDS[tuned.headline["weights"]]
+        model, config = load_any(weights)
+    judged = read_evaluation(run) if beside and tuned is None else None
+    public = without_paths(config)
     notes = {name: _last(text) for name, text in notes_of(weights).items()}
     write_folder(model, public, folder, notes)
     save_config(public, folder / CONFIG_FILE)
-    beside = source.is_dir()  # weights alone may lie beside the results of others
     card = Card(
         name,
         public,
         count_parameters(model),
-        read_evaluation(run) if beside and not isinstance(model, Classifier) else None,
-        read_classification(run) if beside and isinstance(model, Classifier) else None,
+        judged if judged is not None and is_of(judged, weights) else None,
+        tuned,
         licence,
         notes.get("converted_from"),
     )

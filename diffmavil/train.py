@@ -44,10 +44,10 @@ def main(argv: Sequence[str]) -> None:
             run = run.noting(note)
         with usage_errors():
             if teacher is None:
-                task = Pretraining(config, peers.device, clips=len(split.train))
+                task = Pretraining(config, peers.device, sets=split.train.sets)
             else:
                 frozen = load_teacher(config, teacher, peers.device)
-                task = SecondStage(config, peers.device, frozen, clips=len(split.train))
+                task = SecondStage(config, peers.device, frozen, sets=split.train.sets)
             said = peers.main_first(partial(initialise_from_image_mae, task.model, init)).lines() if init else []
         if isinstance(task, SecondStage):
             task.begin()  # an averaged teacher has what the student was initialised with

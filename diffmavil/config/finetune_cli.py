@@ -72,6 +72,11 @@ def parse_finetune(
             raise UsageError("--from beside --resume: the run goes on from its own checkpoint; leave it out")
         if not isinstance(start, FinetuneConfig):
             raise UsageError("--run-dir: holds a pretraining run: python -m diffmavil.train goes on with it")
+        elif (task := flag(argv, "task")) is not None:
+            begun = start.model.modalities
+            require(
+                task in ("auto", begun), "--task", task, f"{begun!r}, or left out, with --resume: the run has begun"
+            )
         if flag(argv, "train.steps") is not None and flag(argv, "head.epochs") is None:
             start = _by_steps(start)
         args = parse_flags(

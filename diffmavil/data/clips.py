@@ -59,6 +59,11 @@ class ClipSet:
     def __len__(self) -> int:
         return len(self.clips)
 
+    @property
+    def sets(self) -> tuple[tuple[int, float], ...]:
+        """(clips, weight) of each of them, also of one alone."""
+        return self.parts or ((len(self.clips), 1.0),)
+
     def spread(self, count: int) -> ClipSet:
         """At most `count` of the clips, evenly over the set, which may be sorted by class."""
         step = max(1.0, len(self.clips) / count)

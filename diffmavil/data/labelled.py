@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from diffmavil.config import FinetuneConfig, require
 from diffmavil.data.clips import Clip, ClipSet
-from diffmavil.data.sources import FEWEST_FOR_SPLIT, file_of, hash_share, read_set
+from diffmavil.data.overlap import file_of, telling
+from diffmavil.data.sources import FEWEST_FOR_SPLIT, hash_share, read_set
 from diffmavil.data.stats import open_data
 
 _NAMED = 5
@@ -119,7 +120,7 @@ def _with_validation(config: FinetuneConfig, train: ClipSet, test: ClipSet) -> t
         return train, replace(test, note=note)
     if head.val_root is not None:
         found = _labelled(read_set(config, head.val_root, "head.val_root"), "head.val_root")
-        return train, _to_judge_by(found, train.classes, "head.val_root")
+        return train, telling(_to_judge_by(found, train.classes, "head.val_root"), train)
     files = {file_of(clip) for clip in train.clips}
     if not head.validation or len(files) < FEWEST_FOR_SPLIT or train.parts:
         return train, None
@@ -128,8 +129,10 @@ def _with_validation(config: FinetuneConfig, train: ClipSet, test: ClipSet) -> t
 
 def _slice(train: ClipSet, share: float) -> tuple[ClipSet, ClipSet | None]:
     """A share of the files, by a hash of their names; None of them where they could choose nothing."""
-    chosen = [clip for clip in train.clips if _hash_share(file_of(clip)) < share]
-    kept = [clip for clip in train.clips if _hash_share(file_of(clip)) >= share]
+    files = sorted({file_of(clip) for clip in train.clips})
+    held_back = {file for file, name in zip(files, _names(files), strict=True) if _hash_share(name) < share}
+    chosen = [clip for clip in train.clips if file_of(clip) in held_back]
+    kept = [clip for clip in train.clips if file_of(clip) not in held_back]
     left, held = _keep_classes(replace(train, clips=kept), replace(train, clips=chosen))
     if not _telling(held.clips):
         return train, None
@@ -156,9 +159,19 @@ def _keep_classes(train: ClipSet, held: ClipSet) -> tuple[ClipSet, ClipSet]:
     )
 
 
-def _hash_share(path: str) -> float:
-    """A number in [0, 1) for each file name, others than those by which held-out clips are chosen."""
-    name = path.replace("\\", "/").rpartition("/")[2]
+def _names(files: Sequence[str]) -> list[str]:
+    """What each file is chosen by: its name, which is the same wherever the set lies; of files of which some have the
+    same name, the path below the folder that all are in."""
+    parts = [file.replace("\\", "/").split("/") for file in files]
+    last = [part[-1] for part in parts]
+    if len(set(last)) == len(files):
+        return last
+    above = next(i for i, names in enumerate(zip(*parts, strict=False)) if len(set(names)) > 1)
+    return ["/".join(part[above:]) for part in parts]
+
+
+def _hash_share(name: str) -> float:
+    """A number in [0, 1) for each name, others than those by which held-out clips are chosen."""
     return hash_share(f"validation {name}")
 
 

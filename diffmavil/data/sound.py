@@ -13,7 +13,7 @@ from av.packet import Packet
 from diffmavil.data.channels import ChannelReader, require_sound
 from diffmavil.data.extent import seconds_of, tick_of
 from diffmavil.data.frames import decoded_of
-from diffmavil.data.library import library_errors
+from diffmavil.data.library import BadClip, library_errors
 from diffmavil.data.media import Media
 from diffmavil.data.windows import Span
 
@@ -47,25 +47,33 @@ def sound_of(media: Media, packets: list[Packet], window: Span, end: float, samp
     """The window's `samples` at `rate`; the sound ends at second `end` at the latest.
 
     Raises:
-        BadClip: samples that are no sound, as `require_sound` says.
+        BadClip: samples that are no sound, as `require_sound` says, or most packets cannot be decoded.
     """
+    damaged: list[Packet | None] = []
     wave, heard = np.zeros(samples, np.float32), np.zeros(samples, bool)
     limit = min(samples, round((end - window.start) * rate))
     start, valid = limit, 0
-    for begin, run in _runs(media, packets, rate):
+    for begin, run in _runs(media, packets, rate, damaged):
         first = round((begin - window.start) * rate)
         low, high = max(0, first), min(limit, first + len(run))
         if high > low:
             wave[low:high] = run[low - first : high - first]
             heard[low:high] = True
             start, valid = min(start, low), max(valid, high)
+    if 2 * len(damaged) > len(packets):
+        raise BadClip(media.path, "most of the sound cannot be decoded")
     require_sound(wave)
     return Sound(wave, max(0, min(start, valid)), valid, heard)
 
 
-def _runs(media: Media, packets: list[Packet], rate: int) -> Iterator[tuple[float, np.ndarray]]:
-    """(start in seconds, mono float32 at `rate`) of each stretch of sound without a gap or a change of format."""
-    frames = decoded_of(media, media.audio, packets)
+def _runs(
+    media: Media, packets: list[Packet], rate: int, damaged: list[Packet | None]
+) -> Iterator[tuple[float, np.ndarray]]:
+    """(start in seconds, mono float32 at `rate`) of each stretch of sound without a gap or a change of format.
+
+    Packets that cannot be decoded are put into `damaged`.
+    """
+    frames = decoded_of(media, media.audio, packets, damaged)
     vorbis = media.audio.codec_context.name == "vorbis"
     for start, stretch in _stretches(frames, tick_of(media.audio), vorbis):
         run = _Run(_kind(stretch[0]), rate)

@@ -13,11 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from diffmavil.config import Config, DataConfig, Modalities
+from diffmavil.config import Config, DataConfig, Modalities, require
 from diffmavil.config.folders import expand, writing
 from diffmavil.data.clips import Clip, ClipSet, Split
 from diffmavil.data.csv_table import read_csv
 from diffmavil.data.media_files import find_files, folder_classes
+from diffmavil.data.overlap import Files, file_of, telling
 from diffmavil.data.shards.prepared import is_prepared, read_prepared
 from diffmavil.data.synthetic import CLASSES, ensure_synthetic
 
@@ -43,7 +44,8 @@ def split_source(data: DataConfig, modalities: Modalities = "av") -> Split:
     Held out are: the clips of `data.eval_root` when it is set; the synthetic set's own held-out split; else a tenth of
     the files of `data.root`, chosen by a hash of their relative paths, so that the choice does not depend on order or
     place and all segments of a file are on one side. With fewer than 20 files the training clips serve for both, and
-    the note says so. Of `data.more`, each set is split by itself; its training clips are mixed in by `data.weights`.
+    the note says so. Of `data.more`, each set is split by itself; its training clips, but for those of files that
+    another set holds out, are mixed in by `data.weights`.
 
     Args:
         modalities: what of the clips will be decoded. It decides which files of a folder are taken: videos, and for
@@ -55,7 +57,8 @@ def split_source(data: DataConfig, modalities: Modalities = "av") -> Split:
     """
     if data.more:
         single = [replace(data, root=root, more=(), weights=()) for root in (data.root, *data.more)]
-        return _mixed([_split_one(one, modalities) for one in single], data.weights)
+        splits = [_split_one(one, modalities) for one in single]
+        return _mixed(splits if data.eval_root is not None else _without_held_out(splits), data.weights)
     return _split_one(data, modalities)
 
 
@@ -83,10 +86,31 @@ def _mixed(splits: list[Split], weights: tuple[float, ...]) -> Split:
     return Split(whole, ClipSet(kept, classes, " + ".join(notes)))
 
 
+def _without_held_out(splits: list[Split]) -> list[Split]:
+    """What one set holds out is not trained on through another. `ValueError`: nothing is left of a set to train on."""
+    file_by = Files()
+    own = [split.held_out.clips for split in splits if _holds_out(split)]
+    held_out = {file_by(clip) for clips in own for clip in clips}
+    found = []
+    for split in splits:
+        kept = [clip for clip in split.train.clips if file_by(clip) not in held_out]
+        left = len(split.train) - len(kept)
+        require(bool(kept), "data.more", split.train.note, "sets with files that no other one holds out")
+        note = f"{split.train.note} ({left} held out of another set left out)" if left else split.train.note
+        found.append(split._replace(train=replace(split.train, clips=kept, note=note)))
+    return found
+
+
+def _holds_out(split: Split) -> bool:
+    """False of a set of few files, whose training clips serve for both."""
+    return not {*split.train.clips} & {*split.held_out.clips}
+
+
 def _split_one(data: DataConfig, modalities: Modalities) -> Split:
     train = _read(data, data.root, "data.root", "train", modalities)
     if data.eval_root is not None:
-        return _share_classes(train, _read(data, data.eval_root, "data.eval_root", "eval", modalities))
+        held_out = _read(data, data.eval_root, "data.eval_root", "eval", modalities)
+        return _share_classes(train, telling(held_out, train))
     if data.root == "synthetic":
         return _share_classes(train, _read_synthetic(data, "eval"))
     files = sorted({file_of(clip) for clip in train.clips})
@@ -108,11 +132,6 @@ def _split_one(data: DataConfig, modalities: Modalities) -> Split:
         replace(train, clips=kept, note=f"{len(kept)} of the {train.note}"),
         replace(train, clips=held_out, note=f"{len(held_out)} clips of {data.root} held out by a hash of their paths"),
     )
-
-
-def file_of(clip: Clip) -> str:
-    """The file that a clip is a part of."""
-    return clip.origin or clip.path
 
 
 def _read(
@@ -153,7 +172,7 @@ def _read_synthetic(data: DataConfig, split: Literal["train", "eval"]) -> ClipSe
 
 def hash_share(name: str) -> float:
     """A number in [0, 1) for each name."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
 
 
 def _share_classes(first: ClipSet, second: ClipSet) -> Split:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,9 +14,10 @@ from diffmavil import __version__
 from diffmavil.config import Config
 from diffmavil.config.progress import tracking
 from diffmavil.data.clips import ClipSet
+from diffmavil.data.overlap import shared
 from diffmavil.evaluation.features import FeatureTable, extract, save_features, untrained_model
 from diffmavil.evaluation.judge import Judgement, judge
-from diffmavil.evaluation.result import CENTRE, Evaluation, Protocol
+from diffmavil.evaluation.result import CENTRE, Evaluation, Protocol, digest_of
 from diffmavil.evaluation.vggsounder import Annotations, judge_vggsounder
 from diffmavil.model import DiffMAViL
 
@@ -105,14 +105,10 @@ def _protocol(
 ) -> Protocol:
     video, audio = config.model.video, config.model.audio
     sees, hears = config.model.sees, config.model.hears
-    digest = None
-    if weights:
-        with weights.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Protocol(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         weights=str(weights) if weights else None,
-        sha256=digest,
+        sha256=digest_of(weights) if weights else None,
         step=step,
         seed=seed,
         crops=crops,
@@ -127,6 +123,5 @@ def _protocol(
 
 
 def _overlap(train: ClipSet, heldout: ClipSet) -> list[str]:
-    seen = {(clip.path, clip.start) for clip in train.clips}
-    both = sum((clip.path, clip.start) in seen for clip in heldout.clips)
+    both = len(shared(train.clips, heldout.clips))
     return [f"{both} held-out clips are training clips too: of new clips, the numbers say less."] if both else []

@@ -20,6 +20,7 @@ from diffmavil.data.clips import ClipSet
 from diffmavil.data.dataset import Batch
 from diffmavil.data.durable import whole_file
 from diffmavil.data.loader import eval_batches
+from diffmavil.data.overlap import file_of
 from diffmavil.evaluation.result import NOT_FINITE
 from diffmavil.model import DiffMAViL
 from diffmavil.model.weights import runs_here
@@ -39,6 +40,8 @@ class FeatureTable:
     """Indices into `classes`."""
     classes: list[str]
     paths: list[str]
+    files: list[str]
+    """Of each clip: its path, or of a prepared one the name that it had."""
     starts: list[float | None]
     """Seconds into the file, where the source gives them."""
     clips: int
@@ -115,7 +118,7 @@ def extract(
         RunError: a model gives no finite features of any clip.
     """
     if not clips.clips:
-        return FeatureTable({name: {} for name in models}, [], clips.classes, [], [], 0, {})
+        return FeatureTable({name: {} for name in models}, [], clips.classes, [], [], [], 0, {})
     device = next(next(iter(models.values())).parameters()).device
     look = Look(config, device)
     sums: dict[str, dict[str, list[Tensor]]] = {name: {} for name in models}
@@ -158,6 +161,7 @@ def _by_clip(features: dict[str, dict[str, Tensor]], clip: Tensor, clips: ClipSe
         labels=[clip.labels for clip in chosen],
         classes=clips.classes,
         paths=[clip.path for clip in chosen],
+        files=[file_of(clip) for clip in chosen],
         starts=[clip.start for clip in chosen],
         clips=len(clips.clips),
         bad=spoilt | bad,

@@ -36,6 +36,7 @@ k / held-out clips (recall@k), and half of the held-out clips (median rank).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,10 +47,12 @@ from rich.table import Table
 
 from diffmavil.config.errors import UsageError
 from diffmavil.evaluation.bootstrap import Interval
+from diffmavil.model.weights import WEIGHTS_FILE
 
 NOT_FINITE = "its features are not finite"
 """Why a clip is skipped of which a model gives NaN."""
 EVALUATION_FILE = "evaluation.json"
+OF_OTHERS = "These are not scores of the run's weights as they are now: they were made of a file {} on {}."
 Score = Literal["accuracy", "mAP"]
 _CHANCE = {
     "accuracy": "always the most common class; any order of the candidates",
@@ -206,8 +209,22 @@ class Evaluation:
         return " ".join([*about, *self.notes])
 
 
+def is_of(evaluation: Evaluation, weights: Path) -> bool:
+    """Whether it was made of this very file."""
+    return evaluation.protocol.sha256 == digest_of(weights)
+
+
+def digest_of(file: Path) -> str:
+    """sha256 of its bytes."""
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
 def read_evaluation(folder: Path) -> Evaluation | None:
     """What `Evaluation.write` left in a run folder; None when the run was not evaluated.
+
+    That it was made of other weights than the folder's becomes a note: of a file that was named, or of the run before
+    it was made longer.
 
     Raises:
         UsageError: the file is damaged or of another version.
@@ -223,8 +240,12 @@ def read_evaluation(folder: Path) -> Evaluation | None:
             name: {metric: (low, high) for metric, (low, high) in found.items()}
             for name, found in data["intervals"].items()
         }
-        return Evaluation(**data)
+        found = Evaluation(**data)
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(
             f"{path}: not a readable evaluation; run python -m diffmavil.evaluate again: {error}"
         ) from error
+    own, made_of = folder / WEIGHTS_FILE, found.protocol.weights
+    if made_of is not None and own.exists() and not is_of(found, own):
+        found.notes.append(OF_OTHERS.format(Path(made_of).name, found.protocol.date[:10]))
+    return found

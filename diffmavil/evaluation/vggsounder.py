@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +26,8 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_average_precision
 
 from diffmavil.config import require
+from diffmavil.data.clips import Clip
+from diffmavil.data.overlap import file_of
 from diffmavil.evaluation.bootstrap import Interval, interval, mean_interval, precision_interval
 from diffmavil.evaluation.features import FeatureTable
 from diffmavil.evaluation.judge import Judgement
@@ -80,7 +83,7 @@ def judge_vggsounder(found: Judgement, heldout: FeatureTable, annotations: Annot
         found.notes.append("VGGSounder is left out: there is no linear probe to score.")
         return
     rows = found.answers.rows.tolist()
-    given = [_find(annotations, heldout.paths[i], heldout.starts[i]) for i in rows]
+    given = [_find(annotations, heldout.files[i], heldout.starts[i]) for i in rows]
     known = sum(labels is not None for labels in given)
     unknown = {label for labels in given if labels for label in labels} - set(found.classes)
     note = f"VGGSounder: it has labels of {known} of the {len(rows)} held-out clips."
@@ -97,6 +100,14 @@ def judge_vggsounder(found: Judgement, heldout: FeatureTable, annotations: Annot
                 scores = found.answers.scores[kind]
                 chosen = carries.to(scores.device)
                 _add(found, f"vggsounder_{subset}", scores[chosen], target[carries].to(scores.device), seed)
+
+
+def check_known(annotations: Annotations, clips: Sequence[Clip]) -> None:
+    """Raises `ValueError` where it has labels of none of the clips."""
+    found = any(_find(annotations, file_of(clip), clip.start) for clip in clips)
+    some = file_of(clips[0]) if clips else "no clip"
+    allowed = "a file of these held-out clips: files are named by their ids, as ID_000030.mp4, or ID.mp4 with a start"
+    require(found, "vggsounder", f"labels of none of the {len(clips)} held-out clips, as {some}", allowed)
 
 
 def _find(annotations: Annotations, path: str, start: float | None) -> dict[str, str] | None:

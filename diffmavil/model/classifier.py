@@ -132,7 +132,10 @@ class Classifier(nn.Module):
         return ClassifierDraws(ids, {})
 
     def _logits(self, video: Tensor, spec: Tensor, heard: Tensor, draws: ClassifierDraws) -> Tensor:
-        return self.head(self._features(video, spec, heard, draws)).float()
+        features = self._features(video, spec, heard, draws)
+        # Of scores in bf16 many would be equal, and the order of the classes would decide.
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features.float())
 
     def _features(self, video: Tensor, spec: Tensor, heard: Tensor, draws: ClassifierDraws) -> Tensor:
         check_inputs(self.config, video, spec)

@@ -17,6 +17,7 @@ from diffmavil.config import Config, FinetuneConfig
 from diffmavil.evaluation.classification import Classification
 from diffmavil.evaluation.result import RANK, Evaluation
 from diffmavil.reporting.parts import input_rows
+from diffmavil.training.planner import timetable
 
 _TAGS = ["diffmavil", "masked-autoencoder", "self-supervised-learning"]
 _MODALITIES = {"av": ["audio", "video", "audio-visual"], "audio": ["audio"], "video": ["video"]}
@@ -142,8 +143,8 @@ class Card:
             return "The weights do not tell what they were trained on."
         data = self.config.data
         sets = ", ".join(f"`{_last(one)}`" for one in (data.root, *data.more))
-        steps = f"{self.config.train.steps:,} steps of {self.config.train.batch_size} clips"
-        return f"Trained on {sets}, {steps}, seed {self.config.train.seed}."
+        table = timetable(self.config)
+        return f"Trained on {sets}, {table.samples:,} clips in {table.steps:,} steps, seed {self.config.train.seed}."
 
     def _results(self) -> list[str]:
         found = []

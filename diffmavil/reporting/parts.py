@@ -14,6 +14,7 @@ from diffmavil.config.progress import format_seconds
 from diffmavil.reporting import figures
 from diffmavil.reporting.figures import Line
 from diffmavil.training.metrics import Metrics
+from diffmavil.training.planner import timetable
 
 Lines = Sequence[tuple[str, str]]
 """(metric, label) of each line of a panel; a line without a label is told by the panel's title."""
@@ -200,7 +201,7 @@ def run_rows(config: Config, records: Sequence[Metrics]) -> list[tuple[str, str]
     last = records[-1] if records else {}
     samples = f" ({last['samples']:,.0f} samples)" if _known(last, "samples") else ""
     if _known(last, "step"):
-        rows.append(("steps", f"{last['step']:,.0f} of {config.train.steps:,}{samples}"))
+        rows.append(("steps", f"{last['step']:,.0f} of {timetable(config).steps:,}{samples}"))
     seconds = _seconds(records)
     if seconds > 0:
         rows.append(("training time", format_seconds(seconds)))

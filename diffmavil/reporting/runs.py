@@ -129,7 +129,7 @@ def _evaluations(runs: Sequence[RunView]) -> Section:
         for _, name, values in evaluation.rows():
             cells.setdefault(name, {})[run.name] = values[at["trained"]]
             cells[name][f"{run.name}, untrained"] = values[at["untrained"]]
-        notes.append(f"{run.name}: {evaluation.caption()}.")
+        notes.append(" ".join([f"{run.name}: {evaluation.caption()}.", *evaluation.notes]))
     command = Markup("{} is not evaluated yet: <code>python -m diffmavil.evaluate --run-dir {}</code> adds it here.")
     notes += [command.format(run.name, run.folder) for run in missing]
     columns = [name for run in runs if run not in missing for name in (run.name, f"{run.name}, untrained")]

@@ -41,6 +41,7 @@ from diffmavil.config.files import CONFIG_FILE, config_to_yaml
 from diffmavil.data.durable import sync_folder, write_whole
 from diffmavil.training.distributed import World
 from diffmavil.training.old_checkpoints import complaint_about_old, is_old, load_old
+from diffmavil.training.optim import LR_SCALE
 
 _NAME = re.compile(r"step-(\d{8,})")
 _STATE_FILE, _CHECKSUMS_FILE = "state.json", "checksums.json"
@@ -55,6 +56,11 @@ def checkpoints(run_dir: Path) -> list[Path]:
 def checkpoint_step(path: Path) -> int:
     """The number of steps done."""
     return int(path.name.removeprefix("step-"))
+
+
+_BY_CONFIG = ("weight_decay", "betas", LR_SCALE)
+"""What the config says of a group of parameters. A checkpoint has it of the config that it was saved with, which may
+not be that of the run that goes on."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,12 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
             _fill(tree, tensors, saved)
     except (CheckpointException, SafetensorError, RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
         raise RunError(f"{path}: cannot be loaded into this model: {error}") from error
+    groups = [group for optimizer in state.optimizers for group in optimizer.param_groups]
+    asked = [{name: group[name] for name in _BY_CONFIG if name in group} for group in groups]
     set_state_dict(state.model, state.optimizers, model_state_dict=tree["model"], optim_state_dict=tree["optimizer"])
+    groups = [group for optimizer in state.optimizers for group in optimizer.param_groups]
+    for group, settings in zip(groups, asked, strict=True):
+        group.update(settings)
     for name, value in state.counters.items():
         value.copy_(tree["counters"][name])
 

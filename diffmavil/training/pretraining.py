@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,13 +21,16 @@ from diffmavil.training.planner import Counts, Plan, timetable
 from maekernels.philox import fold_in
 
 _INIT, _MASKS = 1, 2  # streams folded out of the run's seed
+_RARE = 1 / 16
+"""Share of a set in one step up to which clips hardly come twice: where two epochs meet in a step, one in 1,500. With
+more, the contrast is told which clips they are, and stores the matrix of all pairs for it."""
 
 
 class Pretraining:
     """`diffmavil.training.task.Task` of a `DiffMAViL`, initialised by the run's seed.
 
     Args:
-        clips: in the set; None: more than a step takes.
+        sets: (clips, weight) of each set that is trained on; none: of more clips than a step could show twice.
 
     Attributes:
         note: what the user should know; None: nothing.
@@ -35,13 +39,16 @@ class Pretraining:
         ValueError: kernels that cannot be had here.
     """
 
-    def __init__(self, config: Config, device: torch.device, *, clips: int | None = None) -> None:
+    def __init__(self, config: Config, device: torch.device, *, sets: Sequence[tuple[int, float]] = ()) -> None:
         self.config, self.device = config, device
         self.names = loss_names(config.model)
         largest = max((stretch.batch_size for stretch in timetable(config).stretches), default=0)
-        self._twice = clips is not None and clips < largest
-        said = f"a step takes up to {largest} clips of a set of {clips}: some come twice, and are no negatives then"
-        self.note = said if self._twice else None
+        total = sum(weight for _, weight in sets)
+        taken = [(math.ceil(largest * weight / total), clips) for clips, weight in sets]
+        self._twice = any(some > _RARE * clips for some, clips in taken)
+        said = "a step takes up to {} clips of a set of {}: some come twice, and are no negatives then"
+        small = next((of for of in taken if of[0] > of[1]), None)
+        self.note = said.format(*small) if small else None
         torch.manual_seed(fold_in(config.train.seed, _INIT) % 2**63)
         self.model = DiffMAViL(config.model).to(device)
         self.seed = fold_in(config.train.seed, _MASKS)

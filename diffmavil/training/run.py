@@ -18,7 +18,7 @@ from diffmavil.training.boards import check_boards
 from diffmavil.training.checkpoint import Progress, checkpoints, newest_whole, read_progress
 from diffmavil.training.distributed import World
 from diffmavil.training.metrics import read_metrics
-from diffmavil.training.planner import check_processes, continued
+from diffmavil.training.planner import check_processes, continued, timetable
 
 C = TypeVar("C", bound=Config)
 
@@ -84,7 +84,15 @@ def _resumed(folder: Path, world: World) -> Run:
 
 
 def write_run(run: Run, config: Config, world: World) -> None:
-    """Create the folder with the resolved config."""
+    """Create the folder with the resolved config.
+
+    Raises:
+        UsageError: a run that is to end before the step that it has reached.
+    """
+    done, steps = run.progress.step, timetable(config).steps
+    with usage_errors():
+        enough = f"enough for the {done:,} steps that are done (fine-tuning: or head.epochs), with --resume"
+        require(steps >= done, "train.steps", config.train.steps, enough)
     if world.main:
         run.folder.mkdir(parents=True, exist_ok=True)
         save_config(config, run.folder / CONFIG_FILE)

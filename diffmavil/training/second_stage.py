@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,14 +22,16 @@ class SecondStage(Pretraining):
 
     Args:
         teacher: on the device. With `teacher.source` ema it has the student's architecture, and its weights are set.
-        clips: as of `Pretraining`.
+        sets: as of `Pretraining`.
 
     Raises:
         ValueError: as of `Pretraining`, or a teacher of another width than `model.target_width`.
     """
 
-    def __init__(self, config: Config, device: torch.device, teacher: Teacher, *, clips: int | None = None) -> None:
-        super().__init__(config, device, clips=clips)
+    def __init__(
+        self, config: Config, device: torch.device, teacher: Teacher, *, sets: Sequence[tuple[int, float]] = ()
+    ) -> None:
+        super().__init__(config, device, sets=sets)
         width = config.model.target_width
         require(width == teacher.width, "model.target_width", width, f"{teacher.width}, the width of the teacher")
         self.teacher = teacher

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from clip_files import MEDIA, cut_off, number_shown, numbered, rotate_clockwise, write_clip
@@ -358,6 +359,28 @@ def test_damage_in_the_middle_is_survived(tmp_path: Path) -> None:
     path.write_bytes(bytes(data))
     for seed in range(4):
         assert decode(path, seed).video.shape == (32, 64, 64, 3)
+
+
+def spoil(path: Path, share: float) -> Path:
+    """With that share of the packets of sound overwritten, all over the clip."""
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(audio=0) if packet.size]
+    for i, packet in enumerate(packets):
+        if int((i + 1) * share) > int(i * share):
+            data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(bytes(data))
+    return path
+
+
+def test_a_clip_most_of_whose_sound_is_damaged_is_bad(tmp_path: Path) -> None:
+    some = spoil(write_clip(tmp_path / "some.mp4", seconds=4.0), 0.2)
+    assert decode(some).wave.std() > 0
+    most = spoil(write_clip(tmp_path / "most.mp4", seconds=4.0), 0.8)
+    with pytest.raises(BadClip, match="most of the sound cannot be decoded"):
+        decode(most)
+    with pytest.raises(BadClip, match="most of the sound cannot be decoded"):
+        decode_sound(str(most), AUDIO)
 
 
 @pytest.mark.skipif(not MEDIA.is_dir(), reason=f"no real clips at {MEDIA} (DIFFMAVIL_MEDIA)")

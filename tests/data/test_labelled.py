@@ -13,7 +13,7 @@ import pytest
 
 from diffmavil.config import AudioConfig, DataConfig, FinetuneConfig, HeadConfig, ModelConfig
 from diffmavil.data.clips import ClipSet
-from diffmavil.data.labelled import LabelledSplit, open_held_out, open_labelled
+from diffmavil.data.labelled import LabelledSplit, _hash_share, open_held_out, open_labelled
 from diffmavil.finetune import prepared
 from diffmavil.training.distributed import World
 
@@ -103,6 +103,27 @@ def test_validation_is_a_tenth_of_the_files_by_their_names_wherever_they_lie(sou
     )
     assert split.train.note.startswith(f"{len(split.train)} of the 200 clips of {root}")
     assert open_labelled(config(str(tmp_path / "elsewhere"), test, validation=0.0))[1].validation is None
+
+
+@pytest.mark.parametrize("name", ["audio", "video"], ids=["a name that would be chosen", "one that would not"])
+def test_files_of_one_name_in_many_folders_are_told_apart(table, name):
+    assert (_hash_share(f"{name}.wav") < 0.1) == (name == "audio")
+    lines = [f"{i:04d}/{name}.wav,{('bell', 'dog')[i % 2]}" for i in range(200)]
+    train, test = table("train.csv", "\n".join(["path,labels", *lines])), table("test.csv", rows(4, "bell", "dog"))
+    (Path(train).parent / "0000").mkdir()
+    (Path(train).parent / "0000" / f"{name}.wav").touch()
+    _, split = open_labelled(config(train, test))
+    assert split.validation is not None
+    assert 10 < len(split.validation) < 30
+    assert len(split.train) + len(split.validation) == 200
+
+
+def test_validation_clips_that_are_trained_on_are_told(sounds):
+    root, test = sounds("train", bell=30, dog=30), sounds("test", dog=2, bell=1)
+    _, split = open_labelled(config(root, test, val_root=root))
+    assert split.validation is not None
+    assert "60 of them are training clips too" in split.validation.note
+    assert "training clips too" not in split.test.note
 
 
 def test_validation_takes_no_class_away(table):

@@ -24,6 +24,7 @@ from prepared_sets import DEADLINE, contents, layout_of, prepare_here, work_thro
 from telling_clips import frames_of
 
 from diffmavil.config.errors import CannotWrite, UsageError
+from diffmavil.data.library import BadClip
 from diffmavil.data.prepare import work as work_module
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.pack import pack_shard
@@ -47,6 +48,18 @@ def pieces_of(path: Path, *, start: float | None = None, duration: float | None 
 def sound_of(piece: Piece) -> np.ndarray:
     with av.open(io.BytesIO(piece.flac), "r") as container:
         return np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)])
+
+
+@pytest.mark.parametrize(("peak", "kept"), [(1.1, True), (5.0, False)])
+def test_sound_far_above_full_scale_is_refused_and_not_cut_off(tmp_path: Path, peak: float, kept: bool) -> None:
+    sound = peak * np.sin(np.arange(32_000) / 5)
+    path = write_clip(tmp_path / "a.mkv", seconds=2.0, sound=sound, codecs=("libx264", "pcm_f32le"))
+    if kept:
+        assert np.abs(sound_of(pieces_of(path)[0])).max() >= 32_767
+        return
+    (found,) = transcode(Item(0, str(path), path.name, None, None), Settings(), DEADLINE)
+    assert isinstance(found, BadClip)
+    assert re.search(r"reaches 5 where full scale is 1: FLAC of 16 bits would cut \d\d\.\d% of its energy", str(found))
 
 
 def test_a_clip_keeps_frames_times_and_sound(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from diffmavil.config import DataConfig
 from diffmavil.data.clips import Clip
+from diffmavil.data.overlap import shared
 from diffmavil.data.sources import open_source, split_source
 from diffmavil.data.table import ClipTable
 
@@ -175,3 +176,68 @@ def test_table_gives_the_clips_again() -> None:
     table = ClipTable(clips)
     assert len(table) == 4
     assert [table[i] for i in range(4)] == clips
+
+
+def test_held_out_clips_that_are_trained_on_are_told(tmp_path: Path) -> None:
+    """A folder inside the other, read by another way; and none where they differ."""
+    root = touch(tmp_path / "d", "a.mp4", "b.mp4", "test/c.mp4", "test/d.mp4")
+    (tmp_path / "link").symlink_to(root / "test")
+    for eval_root, both in ((root / "test", 2), (tmp_path / "link", 2), (touch(tmp_path / "e", "c.mp4"), 0)):
+        _, held_out = split_source(data(root, eval_root=str(eval_root)))
+        assert (f"; {both} of them are training clips too" in held_out.note) == bool(both)
+        assert ("too" in held_out.note) == bool(both)
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "both"),
+    [
+        ("a.mp4,,", "a.mp4,,", 1),
+        ("a.mp4,,", "a.mp4,7,1", 1),
+        ("a.mp4,0,2", "a.mp4,1,2", 1),
+        ("a.mp4,0,2", "a.mp4,2,2", 0),
+        ("a.mp4,3,", "a.mp4,,2", 0),
+    ],
+    ids=["whole", "a part", "overlapping", "neighbours", "its end, its beginning"],
+)
+def test_segments_that_meet_are_the_same_sound(tmp_path: Path, train: str, held_out: str, both: int) -> None:
+    touch(tmp_path, "a.mp4")
+    for name, row in (("train", train), ("test", held_out)):
+        (tmp_path / f"{name}.csv").write_text(f"path,start,duration\n{row}\n")
+    split = split_source(data(tmp_path / "train.csv", eval_root=str(tmp_path / "test.csv")))
+    assert len(shared(split.train.clips, split.held_out.clips)) == both
+
+
+def test_what_one_set_holds_out_is_not_trained_on_through_another(tmp_path: Path) -> None:
+    """A table that has half of a folder's files again."""
+    root = touch(tmp_path / "d", *(f"{i}.mp4" for i in range(100)))
+    (tmp_path / "again.csv").write_text("\n".join(["path", *(f"d/{i}.mp4" for i in range(50))]))
+    alone = split_source(data(root))
+    split = split_source(data(root, more=(str(tmp_path / "again.csv"),)))
+    trained, held_out = ({clip.path for clip in clips.clips} for clips in split)
+    assert {clip.path for clip in alone.held_out.clips} <= held_out
+    assert not trained & held_out
+    assert len(trained | held_out) == 100
+    assert sum(size for size, _ in split.train.parts) == len(split.train)
+    assert "held out of another set left out" in split.train.note
+
+
+def test_small_sets_that_hold_nothing_out_lose_nothing(tmp_path: Path) -> None:
+    roots = [touch(tmp_path / name, *(f"{i}.mp4" for i in range(5))) for name in ("a", "b")]
+    split = split_source(data(roots[0], more=(str(roots[1]),)))
+    assert [size for size, _ in split.train.parts] == [5, 5]
+
+
+def test_a_set_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
+    root = touch(tmp_path / "d", *(f"{i}.mp4" for i in range(100)))
+    held_out = split_source(data(root)).held_out
+    table = tmp_path / "again.csv"
+    table.write_text("\n".join(["path", *(clip.path for clip in held_out.clips)]))
+    with pytest.raises(ValueError, match=r"data\.more=.*must be sets with files that no other one holds out"):
+        split_source(data(root, more=(str(table),)))
+
+
+def test_names_that_are_no_utf8_can_be_held_out(tmp_path: Path) -> None:
+    for i in range(30):
+        (tmp_path / os.fsdecode(b"\xff%d.mp4" % i)).touch()
+    train, held_out = split_source(data(tmp_path))
+    assert len(train) + len(held_out) == 30

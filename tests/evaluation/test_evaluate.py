@@ -15,17 +15,19 @@ import diffmavil.evaluation.judge as judging
 from diffmavil import __version__
 from diffmavil.config import Config
 from diffmavil.config.errors import UsageError
-from diffmavil.config.files import save_config
+from diffmavil.config.files import load_config, save_config
 from diffmavil.config.presets import preset
 from diffmavil.data.clips import Clip, ClipSet
 from diffmavil.data.sources import split_source
-from diffmavil.evaluate import DataOptions, last_step, main, parse
+from diffmavil.evaluate import DataOptions, main, parse
 from diffmavil.evaluation.evaluate import evaluate
 from diffmavil.evaluation.features import KINDS, FeatureTable, extract, untrained_model
 from diffmavil.evaluation.judge import Judgement, judge
-from diffmavil.evaluation.result import ClipCounts, Evaluation, Protocol, read_evaluation
+from diffmavil.evaluation.result import ClipCounts, Evaluation, Protocol, digest_of, read_evaluation
 from diffmavil.model.weights import export_weights
 from diffmavil.reporting.page import write_report
+from diffmavil.reporting.runs import open_runs, score_sections
+from diffmavil.training.planner import timetable
 
 LABELLED = [f"{method}/{kind}" for method in ("probe", "knn") for kind in KINDS]
 DIRECTIONS = ("audio_to_video", "video_to_audio")
@@ -45,7 +47,9 @@ def table(labels: list[tuple[int, ...]], seed: int, classes: str = "abc", inform
         for model, scale in (("trained", float(informative)), ("untrained", 0.0))
     }
     paths = [f"{seed}-{i}.mp4" for i in range(len(labels))]
-    return FeatureTable(features, labels, list(classes), paths, [None] * len(paths), len(paths) + 1, {"broken": "why"})
+    return FeatureTable(
+        features, labels, list(classes), paths, paths, [None] * len(paths), len(paths) + 1, {"broken": "why"}
+    )
 
 
 SINGLE = [(i % 3,) for i in range(60)]
@@ -264,7 +268,11 @@ def check_protocol(protocol: Protocol, run_dir: Path) -> None:
     weights = run_dir / "model.safetensors"
     assert protocol.weights == str(weights)
     assert protocol.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert (protocol.step, protocol.seed, protocol.crops) == (None, 11, 1)
+    assert (protocol.step, protocol.seed, protocol.crops) == (
+        timetable(load_config(run_dir / "config.yaml")).steps,
+        11,
+        1,
+    )
     assert protocol.clips == {"train": {"listed": 24, "found": 24}, "heldout": {"listed": 24, "found": 24}}
     assert (protocol.audio_mean, protocol.audio_std) == (-6.0, 4.0)
     assert protocol.video_seconds == 4.0
@@ -273,10 +281,19 @@ def check_protocol(protocol: Protocol, run_dir: Path) -> None:
     assert protocol.versions["diffmavil"] == __version__
 
 
-def test_the_step_of_a_run_is_told(tmp_path):
-    assert last_step(tmp_path) is None
-    (tmp_path / "metrics.jsonl").write_text('{"step": 5}\n{"step": 8}\n')
-    assert last_step(tmp_path) == 8
+def test_scores_of_other_weights_than_the_folder_s_are_told_so(run_dir):
+    own = run_dir / "model.safetensors"
+    protocol = replace(evaluation().protocol, weights="runs/x/other.safetensors", sha256=digest_of(own))
+    written = replace(evaluation(), protocol=protocol)
+    written.write(run_dir)
+    assert read_evaluation(run_dir) == written
+    own.write_bytes(own.read_bytes() + b" ")
+    found = read_evaluation(run_dir)
+    assert found is not None
+    (note,) = (one for one in found.notes if one not in written.notes)
+    assert "not scores of the run's weights as they are now: they were made of a file other.safetensors" in note
+    assert note in found.note()
+    assert note in str(score_sections(open_runs([run_dir]))[0])
 
 
 def check_features_file(file: Path, config: Config) -> None:
@@ -396,3 +413,9 @@ def test_new_training_clips_replace_the_held_out_ones():
     assert DataOptions(root="new").apply(data).eval_root is None
     assert DataOptions(root="new", eval_root="held").apply(data).eval_root == "held"
     assert DataOptions(workers=0).apply(data) == replace(data, workers=0)
+
+
+def test_new_training_clips_replace_all_sets_of_the_run():
+    data = replace(preset("diffmavil-tiny").data, more=("b", "c"), weights=(1.0, 2.0, 3.0))
+    assert DataOptions(root="new").apply(data) == replace(data, root="new", more=(), weights=(), eval_root=None)
+    assert DataOptions(eval_root="held").apply(data) == replace(data, eval_root="held")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ import torch
 from diffmavil.config import Config
 from diffmavil.config.errors import UsageError
 from diffmavil.config.files import save_config
+from diffmavil.data.clips import Clip, Stored
 from diffmavil.evaluate import main
 from diffmavil.evaluation.features import FeatureTable, untrained_model
 from diffmavil.evaluation.judge import Answers, Judgement
-from diffmavil.evaluation.vggsounder import Annotations, judge_vggsounder, read_annotations
+from diffmavil.evaluation.vggsounder import Annotations, check_known, judge_vggsounder, read_annotations
 from diffmavil.model.weights import export_weights
 
 HEADER = "video_id,label,modality,background_music,static_image,voice_over\n"
@@ -71,7 +73,7 @@ LABELS = {
 def judged(paths: list[str], starts: list[float | None], scores: dict[str, torch.Tensor]) -> Judgement:
     """Scores of the clips after the first, of which there are none."""
     names = ["first.mp4", *paths]
-    table = FeatureTable({}, [()] * len(names), CLASSES, names, [None, *starts], len(names), {})
+    table = FeatureTable({}, [()] * len(names), CLASSES, names, names, [None, *starts], len(names), {})
     found = Judgement(CLASSES, {}, {"trained": {}, "chance": {}}, {"trained": {}})
     found.answers = Answers(torch.arange(1, len(names)), scores)
     judge_vggsounder(found, table, Annotations(LABELS), seed=0)
@@ -108,6 +110,15 @@ def test_clips_that_it_does_not_know_are_told():
     found = judged(["other.mp4"], [None], {"audio": torch.eye(3)[:1]})
     assert found.results["trained"] == {}
     assert found.notes == ["VGGSounder: it has labels of 0 of the 1 held-out clips."]
+
+
+def test_a_prepared_clip_is_found_by_the_name_that_its_file_had():
+    clip = Clip(
+        "set/shard-000000.tar/00000000-0000", stored=Stored("set", "s", 0, 0, 0, 0, 0, 0), origin="a_000030.mp4"
+    )
+    check_known(Annotations(LABELS), [clip])
+    with pytest.raises(ValueError, match=r"labels of none of the 1 held-out clips, as x\.mp4.*ID_000030\.mp4"):
+        check_known(Annotations(LABELS), [replace(clip, origin="x.mp4")])
 
 
 def test_a_wrong_file_ends_the_command_before_anything_is_decoded(config: Config, tmp_path):

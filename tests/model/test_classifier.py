@@ -64,6 +64,17 @@ def test_scores_are_probabilities_of_each_class(clips, modalities, head):
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_scores_are_not_rounded_to_bf16(clips):
+    """Of equal scores the order of the classes would make the first the answer."""
+    video, spec = clips(4)
+    model = made(PLAIN)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features, scores = (read(video, spec, heard(4)) for read in (model.features, model.scores))
+    logits = torch.nn.functional.linear(features.float(), model.head.weight, model.head.bias)
+    assert not torch.equal(logits, logits.bfloat16().float())
+    torch.testing.assert_close(scores, logits.softmax(dim=1))
+
+
 def test_the_loss_of_one_label(clips):
     video, spec = clips(4)
     model = made(replace(PLAIN, label_smoothing=0.1))

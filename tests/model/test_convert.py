@@ -106,6 +106,14 @@ def test_others_to_others_in_one_go(tmp_path: Path) -> None:
     assert told["architectures"] == ["ViTMAEModel"]  # the file has parts of a decoder alone
 
 
+def test_others_to_ours_and_on_to_others_is_the_same(tmp_path: Path) -> None:
+    """A decoder that began at random when it became ours is not passed on as one that was trained."""
+    torch.save(mae.random_state(), tmp_path / "mae.pth")
+    main([str(tmp_path / "mae.pth"), str(tmp_path / "ours.safetensors"), "--heads", "3"])
+    main([str(tmp_path / "ours.safetensors"), str(tmp_path / "vit"), "--to", "transformers"])
+    assert json.loads((tmp_path / "vit" / "config.json").read_text())["architectures"] == ["ViTMAEModel"]
+
+
 class _Code:
     def __init__(self, made: Path) -> None:
         self.made = made

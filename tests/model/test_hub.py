@@ -14,13 +14,17 @@ import yaml
 from diffmavil.config import Config, DataConfig, FinetuneConfig, HeadConfig, TrainConfig
 from diffmavil.config.errors import UsageError
 from diffmavil.convert import main as convert
+from diffmavil.evaluation.classification import KINDS
+from diffmavil.evaluation.result import digest_of
 from diffmavil.hub import main
 from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.weights import export_weights, load_classifier, load_weights
+from tests.evaluation.test_evaluate import evaluation
 from tests.model import foreign
 from tests.model.hub_server import Hub, serving
 from tests.model.small import SMALL
+from tests.reporting.test_page import scored
 
 FILES = ["README.md", "config.json", "config.yaml", "model.safetensors"]
 DATA = DataConfig(
@@ -73,6 +77,36 @@ def test_a_classifier_is_pushed_as_one(tmp_path: Path) -> None:
     _, read = load_classifier(pushed / "model.safetensors")
     assert read.head == replace(head, source="base")
     assert "AutoModelForVideoClassification" in (pushed / "README.md").read_text()
+
+
+def test_of_a_fine_tuned_run_the_weights_of_the_headline_are_pushed(tmp_path: Path) -> None:
+    """The scores on the card are of them."""
+    head = HeadConfig(classes=("cat", "dog", "owl"), labels="one", fusion_depth=1)
+    run, hub = tmp_path / "run", tmp_path / "hub"
+    run.mkdir()
+    models = {name: Classifier(SMALL, head) for name in ("last", "best")}
+    for name, model in models.items():
+        export_weights(model, FinetuneConfig(model=SMALL, head=head), run / KINDS[name])
+    scored(["cat", "dog", "owl"]).write(run)
+    main(["push", str(run), "me/tuned", "--local", str(hub)])
+    pushed, _ = load_classifier(hub / "me" / "tuned" / "model.safetensors")
+    headline = scored(["cat"]).headline["weights"]
+    assert headline == "best"
+    assert torch.equal(pushed.head.weight, models[headline].head.weight)
+    assert "model-index" in (hub / "me" / "tuned" / "README.md").read_text()
+
+
+def test_scores_of_other_weights_do_not_stand_on_the_card(run: Path, tmp_path: Path) -> None:
+    def card() -> str:
+        main(["push", str(run), "me/x", "--local", str(tmp_path / "hub")])
+        return (tmp_path / "hub" / "me" / "x" / "README.md").read_text()
+
+    judged = evaluation()
+    protocol = replace(judged.protocol, weights=str(run / "model.safetensors"))
+    for digest, told in ((digest_of(run / "model.safetensors"), True), ("0" * 64, False)):
+        replace(judged, protocol=replace(protocol, sha256=digest)).write(run)
+        assert ("model-index" in card()) == told
+        assert ("Not evaluated." in card()) != told
 
 
 def _foreign(folder: Path) -> None:

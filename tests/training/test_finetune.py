@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -295,6 +296,17 @@ def reports(monkeypatch) -> list[Path]:
     asked: list[Path] = []
     monkeypatch.setattr("diffmavil.evaluate.write_report", lambda folder: asked.append(folder) or folder)
     return asked
+
+
+def test_a_longer_run_without_an_average_leaves_none_of_before(arguments, whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    flags = ["--resume", "--run-dir", str(folder), "--train.steps", str(STEPS + 1), "--head.average", "0"]
+    main(flags)
+    assert not (folder / "average.safetensors").exists()
+    assert set(result(folder).results) == {"last", "best", "ema"}
+    with pytest.raises(UsageError, match=r"--task='video': must be 'audio', or left out, with --resume"):
+        main([*flags, "--task", "video"])
 
 
 def test_evaluate_finds_what_the_run_found(copied, whole, reports, capsys):

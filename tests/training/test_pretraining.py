@@ -54,3 +54,24 @@ def test_a_run_of_sound_alone_tells_of_sound_alone(train, tmp_path: Path) -> Non
     assert len(steps) == 8
     assert all("(audio " in line and "video" not in line and "inter" not in line for line in steps)
     assert "the video features" not in told
+
+
+@pytest.mark.parametrize(
+    ("sets", "told", "noted"),
+    [
+        ((), False, None),
+        ([(512, 1.0)], False, None),
+        ([(511, 1.0)], True, None),
+        ([(30, 1.0)], True, "up to 32 clips of a set of 30"),
+        ([(10_000, 1.0), (200, 1.0)], True, None),
+        ([(10_000, 3.0), (10, 1.0)], True, None),
+        ([(10_000, 1.0), (10, 1.0)], True, "up to 16 clips of a set of 10"),
+        ([(10_000, 1.0), (10_000, 1.0)], False, None),
+    ],
+)
+def test_the_contrast_is_told_which_clips_they_are_where_they_may_come_twice(sets, told, noted) -> None:
+    """In a step of 32: of a small set, of a small one of several, and where two epochs meet."""
+    task = Pretraining(config("av", 1), torch.device("cpu"), sets=sets)
+    assert len(task.random_inputs(2)) == (3 if told else 2)
+    assert (task.note is None) == (noted is None)
+    assert noted is None or noted in str(task.note)

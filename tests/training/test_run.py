@@ -215,6 +215,15 @@ def test_a_resume_with_another_batch_sees_every_sample_once(whole_run, train, tm
     assert read_metrics(folder)[-1]["loss"] == records[-1]["loss"]
 
 
+def test_a_resume_to_an_end_that_is_passed_is_refused(whole_run, train, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    before = (folder / "config.yaml").read_bytes()
+    done = train(folder, "--resume", "--train.steps", "5", preset=None, code=2)
+    assert "train.steps=5: must be enough for the 8 steps that are done" in done.stderr
+    assert (folder / "config.yaml").read_bytes() == before
+
+
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(whole_run, train, tmp_path):
     folder = tmp_path / "run"
     train(folder, "--train.checkpoint-every", "4")

@@ -178,6 +178,10 @@ def _piece(
     )
 
 
+_MOST_CLIPPED = 0.01
+"""Above which a clip is bad: 20 dB below the sound. What lossy codecs overshoot by is far less, and is cut off."""
+
+
 @dataclass(frozen=True)
 class _Sounding:
     flac: bytes
@@ -192,6 +196,9 @@ _NO_SOUND = _Sounding(b"", 0, 0, False, {})
 
 def _sounding(item: Item, wave: np.ndarray, heard: np.ndarray, settings: Settings) -> _Sounding:
     """The sound of a piece, coded and measured; raises `BadClip` for too little of it."""
+    if (lost := _clipped(wave)) > _MOST_CLIPPED:
+        peak = f"reaches {np.abs(wave).max():.2g} where full scale is 1"
+        raise BadClip(item.source, f"its sound {peak}: FLAC of 16 bits would cut {lost:.1%} of its energy off")
     samples, decoded = _quantized(wave), int(np.count_nonzero(heard))
     if decoded < least_seconds(settings.modalities) * SAMPLE_RATE:
         raise BadClip(item.source, f"only {decoded / SAMPLE_RATE:.2f} s of its sound can be decoded")
@@ -312,6 +319,12 @@ class _Encoder:
             self.container.mux(packet)
         self.container.close()
         return _Picture(self.file.getvalue(), start, float(until * _TICK), len(self.stamps), *self.size)
+
+
+def _clipped(wave: np.ndarray) -> float:
+    """Energy of what lies above full scale, as a share of all."""
+    over, energy = np.maximum(np.abs(wave) - 1, 0), float(np.square(wave).sum())
+    return float(np.square(over).sum()) / energy if energy else 0.0
 
 
 def _quantized(wave: np.ndarray) -> np.ndarray:
