@@ -224,6 +224,8 @@ class _Job:
             return None
         if np.count_nonzero(found.heard) < rate // 40:
             raise BadClip(self.path, "no sound could be decoded")
+        if found.damaged > 0.5:
+            raise BadClip(self.path, "most of the sound cannot be decoded")
         return found
 
 

@@ -13,7 +13,7 @@ from av.packet import Packet
 from diffmavil.data.channels import ChannelReader, require_sound
 from diffmavil.data.extent import seconds_of, tick_of
 from diffmavil.data.frames import decoded_of
-from diffmavil.data.library import BadClip, library_errors
+from diffmavil.data.library import library_errors
 from diffmavil.data.media import Media
 from diffmavil.data.windows import Span
 
@@ -35,19 +35,21 @@ class Sound(NamedTuple):
         first: samples before the sound's start.
         valid: samples before its end.
         heard: bool `[S]`: samples that were decoded; between `first` and `valid` the others lie in gaps of the sound.
+        damaged: share of the packets that cannot be decoded.
     """
 
     wave: np.ndarray
     first: int
     valid: int
     heard: np.ndarray
+    damaged: float = 0.0
 
 
 def sound_of(media: Media, packets: list[Packet], window: Span, end: float, samples: int, rate: int) -> Sound:
     """The window's `samples` at `rate`; the sound ends at second `end` at the latest.
 
     Raises:
-        BadClip: samples that are no sound, as `require_sound` says, or most packets cannot be decoded.
+        BadClip: samples that are no sound, as `require_sound` says.
     """
     damaged: list[Packet | None] = []
     wave, heard = np.zeros(samples, np.float32), np.zeros(samples, bool)
@@ -60,10 +62,8 @@ def sound_of(media: Media, packets: list[Packet], window: Span, end: float, samp
             wave[low:high] = run[low - first : high - first]
             heard[low:high] = True
             start, valid = min(start, low), max(valid, high)
-    if 2 * len(damaged) > len(packets):
-        raise BadClip(media.path, "most of the sound cannot be decoded")
     require_sound(wave)
-    return Sound(wave, max(0, min(start, valid)), valid, heard)
+    return Sound(wave, max(0, min(start, valid)), valid, heard, len(damaged) / max(1, len(packets)))
 
 
 def _runs(

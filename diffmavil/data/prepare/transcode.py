@@ -151,7 +151,7 @@ def _piece(
     start, wave, heard = window.start, np.empty(0, np.float32), np.empty(0, bool)
     if hears(settings.modalities):
         length = round(sound.length * SAMPLE_RATE)
-        wave, first, valid, heard = sound_of(media, audio_packets, sound, sound.end, length, SAMPLE_RATE)
+        wave, first, valid, heard, _ = sound_of(media, audio_packets, sound, sound.end, length, SAMPLE_RATE)
         wave, heard = wave[:valid], heard[:valid]
         start += first / SAMPLE_RATE
     coded = _NO_PICTURE
