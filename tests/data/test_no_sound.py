@@ -21,8 +21,8 @@ from rich.console import Console
 from diffmavil.config import AudioConfig, Config, DataConfig, ModelConfig, TrainConfig
 from diffmavil.data.audio import log_mel
 from diffmavil.data.decode import decode_clip
+from diffmavil.data.library import BadClip
 from diffmavil.data.loader import eval_batches, make_loader
-from diffmavil.data.prepare.transcode import Piece
 from diffmavil.data.stats import open_data
 from diffmavil.prepare import report
 
@@ -105,10 +105,12 @@ def test_one_sample_that_is_no_sound_makes_a_bad_clip(
 
 
 def test_loud_sound_is_sound(tmp_path: Path) -> None:
-    """Float sound may pass full scale: 20 dB here."""
+    """Float sound may pass full scale: 20 dB here. The 16 bits of what is prepared cannot hold it."""
     path = write_sound(tmp_path / "a.mkv", np.full((2, RATE), 10.0, np.float32), "pcm_f32le", "stereo")
     assert decode_clip(str(path), VIDEO, AUDIO).wave.max() == pytest.approx(10.0)
-    assert isinstance(prepared(path)[0], Piece)
+    (found,) = prepared(path)
+    assert isinstance(found, BadClip)
+    assert found.reason.startswith("its sound reaches 10 where full scale is 1")
 
 
 def test_such_clips_are_named_in_training_and_left_out_of_the_statistics(tmp_path: Path) -> None:
