@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -293,7 +294,7 @@ def test_scores_of_other_weights_than_the_folder_s_are_told_so(run_dir):
     (note,) = (one for one in found.notes if one not in written.notes)
     assert "not scores of the run's weights as they are now: they were made of a file other.safetensors" in note
     assert note in found.note()
-    assert note in score_sections(open_runs([run_dir]))[0].note.replace("&#39;", "'")
+    assert note in unescape(str(score_sections(open_runs([run_dir]))[0].note))
 
 
 def check_features_file(file: Path, config: Config) -> None:
