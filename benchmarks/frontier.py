@@ -123,7 +123,7 @@ class Cell:
     set: str
     setting: str
     budget: float
-    """Part of the samples that the recipe, or without one the preset, is trained with."""
+    """Part of the samples that `BASE` is trained with, by the recipe where there is one."""
     seed: int
     samples: int
 

@@ -30,7 +30,7 @@ from diffmavil.evaluation.classification import Lesson, classify_run, read_class
 from diffmavil.evaluation.evaluate import evaluate
 from diffmavil.evaluation.result import Evaluation
 from diffmavil.evaluation.vggsounder import check_known, read_annotations
-from diffmavil.model.weights import WEIGHTS_FILE, load_classifier, load_weights
+from diffmavil.model.weights import WEIGHTS_FILE, load_classifier, load_weights, notes_of
 from diffmavil.reporting.page import write_report
 from diffmavil.training.planner import timetable
 
@@ -149,7 +149,7 @@ def judge_features(options: Options, device: torch.device, console: Console) -> 
         split.train,
         split.held_out,
         weights=weights,
-        step=timetable(config).steps if options.weights is None else None,
+        step=None if options.weights or "converted_from" in notes_of(weights) else timetable(config).steps,
         batch_size=options.batch_size,
         crops=options.crops or 1,
         seed=options.seed,

@@ -21,7 +21,7 @@ from diffmavil.config.errors import usage_errors
 from diffmavil.config.files import CONFIG_FILE, save_config
 from diffmavil.config.folders import check_writable, writing
 from diffmavil.config.progress import open_console
-from diffmavil.evaluation.classification import KINDS, read_classification
+from diffmavil.evaluation.classification import read_classification, scored_file
 from diffmavil.evaluation.result import is_of, read_evaluation
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.exchange.folder import write_folder
@@ -120,16 +120,18 @@ def pull(options: Pull) -> str:
 def make_folder(source: Path, folder: Path, name: str, licence: str | None) -> None:
     """All files of a model. Raises `UsageError` for weights that are not ours.
 
-    Of a fine-tuned run these are the weights of its headline, so that the card's scores are theirs.
+    Of a fine-tuned run these are the weights of its headline, whose scores stand on the card; the last ones, without scores,
+    where those are gone or others by now.
     """
     weights = locate(source).weights
     model, config = load_any(weights)
     run, beside = weights.parent, source.is_dir()  # weights alone may lie beside the results of others
     tuned = read_classification(run) if beside and isinstance(model, Classifier) else None
-    if tuned is not None:
-        weights = run / KINDS[tuned.headline["weights"]]
+    best = scored_file(tuned, run) if tuned is not None else None
+    if best is not None:
+        weights = best
         model, config = load_any(weights)
-    judged = read_evaluation(run) if beside and tuned is None else None
+    judged = read_evaluation(run) if beside and not isinstance(model, Classifier) else None
     public = without_paths(config)
     notes = {name: _last(text) for name, text in notes_of(weights).items()}
     write_folder(model, public, folder, notes)
@@ -139,7 +141,7 @@ def make_folder(source: Path, folder: Path, name: str, licence: str | None) -> N
         public,
         count_parameters(model),
         judged if judged is not None and is_of(judged, weights) else None,
-        tuned,
+        tuned if best is not None else None,
         licence,
         notes.get("converted_from"),
     )

@@ -26,7 +26,8 @@ class Stored(NamedTuple):
 class Clip:
     """`duration` seconds from second `start` of a file (None: from its start, to its end); indices of its classes.
 
-    A prepared clip has `stored`, its `path` is a name, and `origin` names the file it was cut from.
+    A prepared clip has `stored`, its `path` is a name, `origin` names the file it was cut from, and `cut_at` is the
+    second of that at which it begins.
     """
 
     path: str
@@ -35,6 +36,7 @@ class Clip:
     labels: tuple[int, ...] = ()
     stored: Stored | None = None
     origin: str = ""
+    cut_at: float = 0.0
 
 
 @dataclass(frozen=True)

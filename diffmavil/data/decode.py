@@ -23,7 +23,7 @@ from diffmavil.data.frames import Painter
 from diffmavil.data.media import BadClip, Deadline, Media, UnknownLength
 from diffmavil.data.modalities import too_short
 from diffmavil.data.samples import Sample, open_media
-from diffmavil.data.sound import Sound, sound_of
+from diffmavil.data.sound import MOST_DAMAGED, Sound, sound_of
 from diffmavil.data.transforms import FramingRule, centre_framing
 from diffmavil.data.windows import Span, Windows, choose_windows, free_seconds
 
@@ -224,7 +224,7 @@ class _Job:
             return None
         if np.count_nonzero(found.heard) < rate // 40:
             raise BadClip(self.path, "no sound could be decoded")
-        if found.damaged > 0.5:
+        if found.damaged > MOST_DAMAGED:
             raise BadClip(self.path, "most of the sound cannot be decoded")
         return found
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from diffmavil.data.clips import Clip, ClipSet
+from diffmavil.data.shards.store import is_remote
 
 File = tuple[str, str]
+Seconds = tuple[float, float]
+_SLACK = 1e-3
+"""Seconds by which clips may meet and still be neighbours: times in tables are rounded."""
 
 
 def file_of(clip: Clip) -> str:
@@ -17,10 +22,15 @@ def file_of(clip: Clip) -> str:
     return clip.origin or clip.path
 
 
+def cut_from(clip: Clip) -> tuple[str, float | None]:
+    """That file, and the second of it at which the clip begins; None: the source does not say."""
+    return file_of(clip), clip.start if clip.stored is None else clip.cut_at
+
+
 class Files:
     """Tells files apart by where they really lie: of links to folders, what they lead to.
 
-    Of prepared clips it is the name that the file had and the folder of the set: that two prepared sets, or a prepared
+    Of prepared clips it is the name that the file had, and the folder of the set: that two prepared sets, or a prepared
     set and plain files, hold the same recording is not seen.
     """
 
@@ -28,23 +38,21 @@ class Files:
         self._real: dict[str, str] = {}
 
     def __call__(self, clip: Clip) -> File:
-        if clip.stored is not None:
-            return clip.stored.root, file_of(clip)
-        folder, name = os.path.split(clip.path)
-        if folder not in self._real:  # of millions of files few folders have to be looked at
-            self._real[folder] = os.path.realpath(folder)
+        folder, name = os.path.split(clip.path) if clip.stored is None else (clip.stored.root, file_of(clip))
+        if folder not in self._real:
+            self._real[folder] = folder if is_remote(folder) else os.path.realpath(folder)
         return self._real[folder], name
 
 
 def shared(train: Iterable[Clip], judged: Sequence[Clip]) -> list[Clip]:
     """Those of `judged` that show or play some of what a training clip does."""
     file_by, spans = Files(), defaultdict(list)
-    wanted = {file_by(clip) for clip in judged}
+    names = {os.path.basename(file_of(clip)) for clip in judged}
     for clip in train:
-        key = file_by(clip)
-        if key in wanted:
-            spans[key].append(_span(clip))
-    return [clip for clip in judged if any(_meet(_span(clip), other) for other in spans[file_by(clip)])]
+        if os.path.basename(file_of(clip)) in names:  # of millions of files few have to be looked at
+            spans[file_by(clip)].append(_span(clip))
+    trained = {file: _merged(found) for file, found in spans.items()}
+    return [clip for clip in judged if _meets(_span(clip), trained.get(file_by(clip), []))]
 
 
 def telling(judged: ClipSet, train: ClipSet) -> ClipSet:
@@ -54,12 +62,25 @@ def telling(judged: ClipSet, train: ClipSet) -> ClipSet:
     return replace(judged, note=note) if both else judged
 
 
-def _span(clip: Clip) -> tuple[float, float]:
-    if clip.stored is not None:  # a whole piece, whose place in its file is not known here
+def _span(clip: Clip) -> Seconds:
+    if clip.stored is not None:  # how long a piece is, is not known here
         return float("-inf"), float("inf")
     start = clip.start or 0.0
     return start, float("inf") if clip.duration is None else start + clip.duration
 
 
-def _meet(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return one[0] < other[1] and other[0] < one[1]
+def _merged(spans: Iterable[Seconds]) -> list[Seconds]:
+    """The same seconds as spans in order, none of which meets another."""
+    found: list[Seconds] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], end)
+        else:
+            found.append((start, end))
+    return found
+
+
+def _meets(span: Seconds, merged: Sequence[Seconds]) -> bool:
+    """Whether it has more than `_SLACK` in common with one of them: with the last that begins before it ends."""
+    last = bisect_left(merged, (span[1] - _SLACK,)) - 1
+    return last >= 0 and span[0] + _SLACK < merged[last][1]

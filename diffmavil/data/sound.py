@@ -27,6 +27,10 @@ _LASTS = 4, 12
 """Frames whose stamps all disagree with the count, by the same, or in one direction only: then the stamps are right."""
 
 
+MOST_DAMAGED = 0.5
+"""Share of the packets; with more a clip is bad."""
+
+
 class Sound(NamedTuple):
     """The samples of a window.
 

@@ -58,8 +58,10 @@ def split_source(data: DataConfig, modalities: Modalities = "av") -> Split:
     if data.more:
         single = [replace(data, root=root, more=(), weights=()) for root in (data.root, *data.more)]
         splits = [_split_one(one, modalities) for one in single]
-        return _mixed(splits if data.eval_root is not None else _without_held_out(splits), data.weights)
-    return _split_one(data, modalities)
+        split = _mixed(splits if data.eval_root is not None else _without_held_out(splits), data.weights)
+    else:
+        split = _split_one(data, modalities)
+    return split if data.eval_root is None else split._replace(held_out=telling(split.held_out, split.train))
 
 
 def read_set(config: Config, root: str, name: str, flag: str = _FLAG) -> ClipSet:
@@ -89,7 +91,8 @@ def _mixed(splits: list[Split], weights: tuple[float, ...]) -> Split:
 def _without_held_out(splits: list[Split]) -> list[Split]:
     """What one set holds out is not trained on through another. `ValueError`: nothing is left of a set to train on."""
     file_by = Files()
-    own = [split.held_out.clips for split in splits if _holds_out(split)]
+    # A set of few files holds none out: its training clips serve for both.
+    own = [split.held_out.clips for split in splits if split.held_out.clips is not split.train.clips]
     held_out = {file_by(clip) for clips in own for clip in clips}
     found = []
     for split in splits:
@@ -101,16 +104,10 @@ def _without_held_out(splits: list[Split]) -> list[Split]:
     return found
 
 
-def _holds_out(split: Split) -> bool:
-    """False of a set of few files, whose training clips serve for both."""
-    return not {*split.train.clips} & {*split.held_out.clips}
-
-
 def _split_one(data: DataConfig, modalities: Modalities) -> Split:
     train = _read(data, data.root, "data.root", "train", modalities)
     if data.eval_root is not None:
-        held_out = _read(data, data.eval_root, "data.eval_root", "eval", modalities)
-        return _share_classes(train, telling(held_out, train))
+        return _share_classes(train, _read(data, data.eval_root, "data.eval_root", "eval", modalities))
     if data.root == "synthetic":
         return _share_classes(train, _read_synthetic(data, "eval"))
     files = sorted({file_of(clip) for clip in train.clips})

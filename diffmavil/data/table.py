@@ -14,7 +14,7 @@ from diffmavil.data.clips import Clip, Stored
 
 
 class ClipTable:
-    """Read-only: index i gives `Clip` i again, but for its `origin`."""
+    """Read-only: index i gives `Clip` i again, but for its `origin` and `cut_at`."""
 
     def __init__(self, clips: Sequence[Clip]) -> None:
         paths = [clip.path.encode("utf-8", "surrogateescape") for clip in clips]

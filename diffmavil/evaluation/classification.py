@@ -19,6 +19,7 @@ Schema (one JSON object):
     per_class {class: float}   of the headline: average precision (several) or recall (one)
     confusion [[int]]   of the headline, true class by answer; null with several labels
     chance    {metric: float}   always the most common class (top1), clips in any order (mAP)
+    sha256    {weights: str}   of the files that were scored; absent in files of before
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -44,6 +45,7 @@ from diffmavil.data.durable import write_whole
 from diffmavil.data.labelled import LabelledSplit
 from diffmavil.evaluation.classify import Predictions, predict
 from diffmavil.evaluation.labels import chance
+from diffmavil.evaluation.result import digest_of
 from diffmavil.evaluation.validation import BEST_FILE, headline, read_best
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.weights import WEIGHTS_FILE, load_classifier
@@ -94,6 +96,7 @@ class Classification:
     per_class: dict[str, float]
     confusion: list[list[int]] | None
     chance: dict[str, float]
+    sha256: dict[str, str] = field(default_factory=dict)
 
     @property
     def lesson(self) -> Lesson:
@@ -160,6 +163,13 @@ def read_classification(folder: Path) -> Classification | None:
     return Classification(**json.loads(path.read_text())) if path.exists() else None
 
 
+def scored_file(found: Classification, folder: Path) -> Path | None:
+    """The weights of the headline, if they are still those that were scored."""
+    name = found.headline["weights"]
+    path = folder / KINDS[name]
+    return path if path.exists() and found.sha256.get(name) == digest_of(path) else None
+
+
 def classify_run(
     folder: Path,
     config: FinetuneConfig,
@@ -182,7 +192,8 @@ def classify_run(
     steps = dict.fromkeys(models, timetable(config).steps)
     if "best" in files:
         steps["best"] = read_best(files["best"])[0]
-    return classify(models, steps, config, test, lesson, batch_size=batch_size, seed=seed, console=console)
+    found = classify(models, steps, config, test, lesson, batch_size=batch_size, seed=seed, console=console)
+    return replace(found, sha256={name: digest_of(file) for name, file in files.items()})
 
 
 def classify(

@@ -20,7 +20,7 @@ from diffmavil.data.clips import ClipSet
 from diffmavil.data.dataset import Batch
 from diffmavil.data.durable import whole_file
 from diffmavil.data.loader import eval_batches
-from diffmavil.data.overlap import file_of
+from diffmavil.data.overlap import cut_from
 from diffmavil.evaluation.result import NOT_FINITE
 from diffmavil.model import DiffMAViL
 from diffmavil.model.weights import runs_here
@@ -40,8 +40,8 @@ class FeatureTable:
     """Indices into `classes`."""
     classes: list[str]
     paths: list[str]
-    files: list[str]
-    """Of each clip: its path, or of a prepared one the name that it had."""
+    cut_from: list[tuple[str, float | None]]
+    """File of each clip, of a prepared one the name that it had, and second of it at which the clip begins."""
     starts: list[float | None]
     """Seconds into the file, where the source gives them."""
     clips: int
@@ -161,7 +161,7 @@ def _by_clip(features: dict[str, dict[str, Tensor]], clip: Tensor, clips: ClipSe
         labels=[clip.labels for clip in chosen],
         classes=clips.classes,
         paths=[clip.path for clip in chosen],
-        files=[file_of(clip) for clip in chosen],
+        cut_from=[cut_from(clip) for clip in chosen],
         starts=[clip.start for clip in chosen],
         clips=len(clips.clips),
         bad=spoilt | bad,

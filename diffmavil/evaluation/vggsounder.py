@@ -27,7 +27,7 @@ from torchmetrics.functional.classification import binary_average_precision
 
 from diffmavil.config import require
 from diffmavil.data.clips import Clip
-from diffmavil.data.overlap import file_of
+from diffmavil.data.overlap import cut_from
 from diffmavil.evaluation.bootstrap import Interval, interval, mean_interval, precision_interval
 from diffmavil.evaluation.features import FeatureTable
 from diffmavil.evaluation.judge import Judgement
@@ -83,7 +83,7 @@ def judge_vggsounder(found: Judgement, heldout: FeatureTable, annotations: Annot
         found.notes.append("VGGSounder is left out: there is no linear probe to score.")
         return
     rows = found.answers.rows.tolist()
-    given = [_find(annotations, heldout.files[i], heldout.starts[i]) for i in rows]
+    given = [_find(annotations, *heldout.cut_from[i]) for i in rows]
     known = sum(labels is not None for labels in given)
     unknown = {label for labels in given if labels for label in labels} - set(found.classes)
     note = f"VGGSounder: it has labels of {known} of the {len(rows)} held-out clips."
@@ -104,8 +104,8 @@ def judge_vggsounder(found: Judgement, heldout: FeatureTable, annotations: Annot
 
 def check_known(annotations: Annotations, clips: Sequence[Clip]) -> None:
     """Raises `ValueError` where it has labels of none of the clips."""
-    found = any(_find(annotations, file_of(clip), clip.start) for clip in clips)
-    some = file_of(clips[0]) if clips else "no clip"
+    found = any(_find(annotations, *cut_from(clip)) for clip in clips)
+    some = cut_from(clips[0])[0] if clips else "no clip"
     allowed = "a file of these held-out clips: files are named by their ids, as ID_000030.mp4, or ID.mp4 with a start"
     require(found, "vggsounder", f"labels of none of the {len(clips)} held-out clips, as {some}", allowed)
 

@@ -45,8 +45,7 @@ def contrast(a: Tensor, b: Tensor, temperature: float, clips: Tensor | None = No
     """Symmetric InfoNCE of the rows of a and b `[B, D]`, over all ranks.
 
     clips: which clip each row shows, where a batch may hold one twice: rows of one clip are then no negatives of each
-    other. That stores the matrix of all pairs, which is small where the set is smaller than a batch. None: every row
-    shows another clip.
+    other. That stores the matrix of all pairs. None: every row shows another clip.
     """
     if clips is None:
         return info_nce(a, b, temperature)

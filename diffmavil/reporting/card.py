@@ -144,7 +144,7 @@ class Card:
         data = self.config.data
         sets = ", ".join(f"`{_last(one)}`" for one in (data.root, *data.more))
         table = timetable(self.config)
-        return f"Trained on {sets}, {table.samples:,} clips in {table.steps:,} steps, seed {self.config.train.seed}."
+        return f"Trained on {sets}, {table.samples:,} samples in {table.steps:,} steps, seed {self.config.train.seed}."
 
     def _results(self) -> list[str]:
         found = []

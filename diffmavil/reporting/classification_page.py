@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from diffmavil.config import FinetuneConfig
-from diffmavil.evaluation.classification import Classification, read_classification
+from diffmavil.evaluation.classification import Classification, read_classification, scored_file
 from diffmavil.reporting import figures
 from diffmavil.reporting.parts import THROUGHPUT, Bar, Panels, Row, Section, Table, curve_sections, input_rows, run_rows
 from diffmavil.training.metrics import Metrics
@@ -18,6 +18,7 @@ ALL_CLASSES = 60
 """Of more classes than that the best and the worst are shown, and the confusions that come most often."""
 _EACH_END = 20
 _NAMED = 200  # skipped clips
+STALE = "These are not scores of the run's weights as they are now. "
 _MISTAKES = "What is mistaken for what"
 _TASKS = {"av": "sound and picture", "audio": "sound alone", "video": "picture alone"}
 _LABELS = {"one": "one for each clip", "several": "several for a clip", "auto": "not known before training"}
@@ -67,15 +68,18 @@ def sections(run_dir: Path, records: Sequence[Metrics]) -> list[Section]:
     curves = curve_sections({run_dir.name: records}, PANELS, NOTES)
     if found is None:
         return [Section("Scores", "No scores yet: held-out clips are scored when the run ends."), *curves]
-    return [_scores(found), _classes(found), *_confusion(found), _clips(found), *curves]
+    stale = "" if not found.sha256 or scored_file(found, run_dir) else STALE
+    return [_scores(found, stale), _classes(found), *_confusion(found), _clips(found), *curves]
 
 
-def _scores(found: Classification) -> Section:
+def _scores(found: Classification, stale: str) -> Section:
     rows = found.rows()
     metrics = list(dict.fromkeys(name for _, cells in rows for name in cells))
     shown = [Row([what, *(cells.get(name, "") for name in metrics)], strong=what.endswith("*")) for what, cells in rows]
     steps = ", ".join(f"{weights} of step {step:,}" for weights, step in found.steps.items())
-    return Section("Scores", f"{found.note()} Weights: {steps}.", table=Table(["", *metrics], shown, found.caption()))
+    return Section(
+        "Scores", f"{stale}{found.note()} Weights: {steps}.", table=Table(["", *metrics], shown, found.caption())
+    )
 
 
 def _classes(found: Classification) -> Section:

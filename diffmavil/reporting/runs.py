@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from diffmavil.config import Config, FinetuneConfig
 from diffmavil.config.files import CONFIG_FILE, flat_settings, load_config
-from diffmavil.evaluation.classification import read_classification
+from diffmavil.evaluation.classification import read_classification, scored_file
 from diffmavil.evaluation.result import read_evaluation
 from diffmavil.reporting import classification_page, pretraining_page
 from diffmavil.reporting.parts import Lines, Panels, Row, Section, Table, curve_sections
@@ -147,7 +147,9 @@ def _classifications(runs: Sequence[RunView]) -> Section:
             continue
         chosen = next(cells for what, cells in found.rows() if what.endswith("*"))
         rows[run.name] = chosen
-        notes.append(f"{run.name}: {found.caption()}, by the {found.headline['weights']} weights.")
+        told = f"{run.name}: {found.caption()}, by the {found.headline['weights']} weights."
+        stale = found.sha256 and scored_file(found, run.folder) is None
+        notes.append(f"{told} {classification_page.STALE}" if stale else told)
     metrics = list(dict.fromkeys(metric for cells in rows.values() for metric in cells))
     shown = [Row([name, *(cells.get(metric, "") for metric in metrics)]) for name, cells in rows.items()]
     return Section("Scores", " ".join(notes), table=Table(["", *metrics], shown) if shown else None)

@@ -24,8 +24,8 @@ class Averages:
 
     def after_step(self, done: int) -> None:
         for name, averaged in self.models.items():
-            if name == "average" and done == self._first[name]:
-                averaged.n_averaged.zero_()  # a run that was made longer has the average of its earlier end
+            if name == "average" and averaged.n_averaged > max(0, done - self._first[name]):
+                averaged.n_averaged.zero_()  # a run that was made longer has some of its earlier end in it
             if done >= self._first[name]:
                 averaged.update_parameters(self._model)
 

@@ -29,7 +29,8 @@ def depth_of(name: str, encoder_depth: int) -> int:
 def parameter_groups(
     model: nn.Module, weight_decay: float, layer_decay: float = 1.0, lr_video: float = 1.0
 ) -> list[dict[str, Any]]:
-    """The matrices of Linear layers decay; biases and norms do not, as in MAE, nor learnt single tokens, as MAE's do.
+    """The matrices of Linear layers decay; biases and norms do not, as in MAE, nor learnt single tokens, as MAE's do,
+    nor the weights of a decoder's mix, which begin at one.
 
     With `layer_decay` below 1 a group for each height (`depth_of`) too, the lower the slower; with `lr_video` other
     than 1 one for the video branch, by so much. Each trained parameter is in exactly one group.
@@ -39,7 +40,8 @@ def parameter_groups(
     found: dict[tuple[bool, int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in trained:
         height = 0 if layer_decay == 1 else depth + 1 - depth_of(name, depth)
-        found[parameter.ndim != 2, height, lr_video != 1 and name.startswith("video.")].append(parameter)
+        exempt = parameter.ndim != 2 or name.endswith(".mix.weight")
+        found[exempt, height, lr_video != 1 and name.startswith("video.")].append(parameter)
     return [
         {
             "params": params,

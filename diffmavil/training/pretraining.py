@@ -21,9 +21,10 @@ from diffmavil.training.planner import Counts, Plan, timetable
 from maekernels.philox import fold_in
 
 _INIT, _MASKS = 1, 2  # streams folded out of the run's seed
-_RARE = 1 / 16
-"""Share of a set in one step up to which clips hardly come twice: where two epochs meet in a step, one in 1,500. With
-more, the contrast is told which clips they are, and stores the matrix of all pairs for it."""
+_RARE, _STORED = 1 / 16, 1024
+"""A step that takes a larger share of a set than the first tells the contrast which clips they are: with less, one clip
+in 1,500 meets itself, where two epochs do. The contrast then stores the matrix of all pairs, so in larger steps than
+the second it is told only where it must be, of a set that is smaller than what a step takes of it."""
 
 
 class Pretraining:
@@ -45,8 +46,10 @@ class Pretraining:
         largest = max((stretch.batch_size for stretch in timetable(config).stretches), default=0)
         total = sum(weight for _, weight in sets)
         taken = [(math.ceil(largest * weight / total), clips) for clips, weight in sets]
-        self._twice = any(some > _RARE * clips for some, clips in taken)
-        said = "a step takes up to {} clips of a set of {}: some come twice, and are no negatives then"
+        rare = _RARE if largest <= _STORED else 1
+        self._twice = any(some > rare * clips for some, clips in taken)
+        most = "up to" if len(sets) == 1 else "about"
+        said = f"a step takes {most} {{}} clips of a set of {{}}: some come twice, and are no negatives then"
         small = next((of for of in taken if of[0] > of[1]), None)
         self.note = said.format(*small) if small else None
         torch.manual_seed(fold_in(config.train.seed, _INIT) % 2**63)

@@ -18,7 +18,7 @@ from diffmavil.training.boards import check_boards
 from diffmavil.training.checkpoint import Progress, checkpoints, newest_whole, read_progress
 from diffmavil.training.distributed import World
 from diffmavil.training.metrics import read_metrics
-from diffmavil.training.planner import check_processes, continued, timetable
+from diffmavil.training.planner import check_processes, continued, plan
 
 C = TypeVar("C", bound=Config)
 
@@ -32,6 +32,8 @@ class Run:
     """Where it continues."""
     notes: tuple[str, ...] = ()
     """What the user should know, to be printed once."""
+    begun_at: int = 0
+    """Where in the stream of samples the last step that is done began."""
 
     def noting(self, note: str) -> Run:
         return replace(self, notes=(*self.notes, note))
@@ -62,6 +64,7 @@ def open_run(preset: str, config: C, options: RunOptions, world: World) -> tuple
             begun = f"{old.teacher.source!r}, or left out, with --resume: the run has begun with it"
             require(same, "teacher.source", config.teacher.source, begun)
             config = continued(old, config, run.progress.step, run.progress.position)
+        run = replace(run, begun_at=plan(old, run.progress.step - 1).position)
         for line in differences(old, config):
             run = run.noting(f"changed on resume: {line}")
     with usage_errors():
@@ -87,12 +90,17 @@ def write_run(run: Run, config: Config, world: World) -> None:
     """Create the folder with the resolved config.
 
     Raises:
-        UsageError: a run that is to end before the step that it has reached.
+        UsageError: a run that is to end before what it has done.
     """
-    done, steps = run.progress.step, timetable(config).steps
     with usage_errors():
-        enough = f"enough for the {done:,} steps that are done (fine-tuning: or head.epochs), with --resume"
-        require(steps >= done, "train.steps", config.train.steps, enough)
+        batch = config.train.batch_size
+        enough = (
+            f"more than {run.begun_at // batch:,} with batches of {batch}, for the samples that --resume begins after"
+        )
+        if run.checkpoint is not None:
+            require(
+                config.train.steps * batch > run.begun_at, "train.steps (or head.epochs)", config.train.steps, enough
+            )
     if world.main:
         run.folder.mkdir(parents=True, exist_ok=True)
         save_config(config, run.folder / CONFIG_FILE)

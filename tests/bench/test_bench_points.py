@@ -17,7 +17,7 @@ from benchmarks.digits import AUDIO, HELD_OUT, pretrain_and_probe, read_digits
 from diffmavil.config.presets import preset
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-OLD = sorted(file for file in RESULTS.glob("quality*.jsonl") if file.name != "quality-frontier.jsonl")
+OLD = sorted(file for file in RESULTS.glob("quality*.jsonl") if file.read_text().startswith('{"study"'))
 
 
 @pytest.fixture(scope="module")

@@ -368,6 +368,7 @@ def spoil(path: Path, share: float) -> Path:
         packets = [packet for packet in container.demux(audio=0) if packet.size]
     for i, packet in enumerate(packets):
         if int((i + 1) * share) > int(i * share):
+            assert packet.pos is not None
             data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
     path.write_bytes(bytes(data))
     return path

@@ -59,7 +59,9 @@ def test_sound_far_above_full_scale_is_refused_and_not_cut_off(tmp_path: Path, p
         return
     (found,) = transcode(Item(0, str(path), path.name, None, None), Settings(), DEADLINE)
     assert isinstance(found, BadClip)
-    assert re.search(r"reaches 5 where full scale is 1: FLAC of 16 bits would cut \d\d\.\d% of its energy", str(found))
+    assert re.search(
+        r"reaches 5 where full scale is 1: what FLAC of 16 bits would cut off has \d\d\.\d% of its energy", str(found)
+    )
 
 
 def test_a_clip_keeps_frames_times_and_sound(tmp_path: Path) -> None:

@@ -178,6 +178,13 @@ def test_table_gives_the_clips_again() -> None:
     assert [table[i] for i in range(4)] == clips
 
 
+def test_of_several_sets_and_one_to_judge_by_that_is_told_once(tmp_path: Path) -> None:
+    roots = [touch(tmp_path / name, *(f"{name}{i}.mp4" for i in range(3))) for name in ("a", "b")]
+    split = split_source(data(roots[0], more=(str(roots[1]),), eval_root=str(roots[0])))
+    assert split.held_out.note.count("clips of") == 1
+    assert split.held_out.note.endswith("; 3 of them are training clips too: of new clips, the numbers say less")
+
+
 def test_held_out_clips_that_are_trained_on_are_told(tmp_path: Path) -> None:
     """A folder inside the other, read by another way; and none where they differ."""
     root = touch(tmp_path / "d", "a.mp4", "b.mp4", "test/c.mp4", "test/d.mp4")
@@ -196,8 +203,10 @@ def test_held_out_clips_that_are_trained_on_are_told(tmp_path: Path) -> None:
         ("a.mp4,0,2", "a.mp4,1,2", 1),
         ("a.mp4,0,2", "a.mp4,2,2", 0),
         ("a.mp4,3,", "a.mp4,,2", 0),
+        ("a.mp4,0.96,0.96\na.mp4,2.88,0.96", "a.mp4,0,0.96\na.mp4,1.92,0.96\na.mp4,3.84,0.96", 0),
+        ("a.mp4,0,1\na.mp4,8,1\na.mp4,4,1", "a.mp4,3,9\na.mp4,2,1\na.mp4,8.5,0.1", 2),
     ],
-    ids=["whole", "a part", "overlapping", "neighbours", "its end, its beginning"],
+    ids=["whole", "a part", "overlapping", "neighbours", "its end, its beginning", "rounded neighbours", "several"],
 )
 def test_segments_that_meet_are_the_same_sound(tmp_path: Path, train: str, held_out: str, both: int) -> None:
     touch(tmp_path, "a.mp4")

@@ -49,7 +49,14 @@ def table(labels: list[tuple[int, ...]], seed: int, classes: str = "abc", inform
     }
     paths = [f"{seed}-{i}.mp4" for i in range(len(labels))]
     return FeatureTable(
-        features, labels, list(classes), paths, paths, [None] * len(paths), len(paths) + 1, {"broken": "why"}
+        features,
+        labels,
+        list(classes),
+        paths,
+        [(path, None) for path in paths],
+        [None] * len(paths),
+        len(paths) + 1,
+        {"broken": "why"},
     )
 
 

@@ -73,7 +73,9 @@ LABELS = {
 def judged(paths: list[str], starts: list[float | None], scores: dict[str, torch.Tensor]) -> Judgement:
     """Scores of the clips after the first, of which there are none."""
     names = ["first.mp4", *paths]
-    table = FeatureTable({}, [()] * len(names), CLASSES, names, names, [None, *starts], len(names), {})
+    when = [None, *starts]
+    cut_from = list(zip(names, when, strict=True))
+    table = FeatureTable({}, [()] * len(names), CLASSES, names, cut_from, when, len(names), {})
     found = Judgement(CLASSES, {}, {"trained": {}, "chance": {}}, {"trained": {}})
     found.answers = Answers(torch.arange(1, len(names)), scores)
     judge_vggsounder(found, table, Annotations(LABELS), seed=0)
@@ -117,6 +119,7 @@ def test_a_prepared_clip_is_found_by_the_name_that_its_file_had():
         "set/shard-000000.tar/00000000-0000", stored=Stored("set", "s", 0, 0, 0, 0, 0, 0), origin="a_000030.mp4"
     )
     check_known(Annotations(LABELS), [clip])
+    check_known(Annotations(LABELS), [replace(clip, origin="a.mp4", cut_at=30.0)])
     with pytest.raises(ValueError, match=r"labels of none of the 1 held-out clips, as x\.mp4.*ID_000030\.mp4"):
         check_known(Annotations(LABELS), [replace(clip, origin="x.mp4")])
 

@@ -87,13 +87,23 @@ def test_of_a_fine_tuned_run_the_weights_of_the_headline_are_pushed(tmp_path: Pa
     models = {name: Classifier(SMALL, head) for name in ("last", "best")}
     for name, model in models.items():
         export_weights(model, FinetuneConfig(model=SMALL, head=head), run / KINDS[name])
-    scored(["cat", "dog", "owl"]).write(run)
-    main(["push", str(run), "me/tuned", "--local", str(hub)])
-    pushed, _ = load_classifier(hub / "me" / "tuned" / "model.safetensors")
-    headline = scored(["cat"]).headline["weights"]
-    assert headline == "best"
-    assert torch.equal(pushed.head.weight, models[headline].head.weight)
-    assert "model-index" in (hub / "me" / "tuned" / "README.md").read_text()
+    found = replace(scored(["cat", "dog", "owl"]), sha256={name: digest_of(run / KINDS[name]) for name in models})
+    assert found.headline["weights"] == "best"
+    found.write(run)
+
+    def pushed() -> tuple[torch.Tensor, str]:
+        main(["push", str(run), "me/tuned", "--local", str(hub)])
+        folder = hub / "me" / "tuned"
+        return load_classifier(folder / "model.safetensors")[0].head.weight, (folder / "README.md").read_text()
+
+    weight, card = pushed()
+    assert torch.equal(weight, models["best"].head.weight)
+    assert "model-index" in card
+    for change in (lambda path: path.write_bytes(path.read_bytes() + b" "), Path.unlink):
+        change(run / KINDS["best"])
+        weight, card = pushed()
+        assert torch.equal(weight, models["last"].head.weight)
+        assert "Not evaluated." in card
 
 
 def test_scores_of_other_weights_do_not_stand_on_the_card(run: Path, tmp_path: Path) -> None:

@@ -110,16 +110,17 @@ def test_the_average_is_over_the_last_share_of_the_steps(steps, share, mean):
     assert averaged(steps, share=share) == {"average": pytest.approx(mean)}
 
 
-def test_the_average_of_a_run_that_was_made_longer_is_of_its_new_end():
+@pytest.mark.parametrize(("steps", "mean"), [(8, 6.5), (6, 5.5)], ids=["all of its end", "what is left of it"])
+def test_the_average_of_a_run_that_was_made_longer_is_of_its_new_end(steps, mean):
     model = nn.Linear(1, 1, bias=False)
-    first, longer = Averages(model, decay=0, share=0.5, steps=4), Averages(model, decay=0, share=0.5, steps=8)
-    for averages, begin, end in ((first, 1, 4), (longer, 5, 8)):
+    first, longer = Averages(model, decay=0, share=0.5, steps=4), Averages(model, decay=0, share=0.5, steps=steps)
+    for averages, begin, end in ((first, 1, 4), (longer, 5, steps)):
         for name, value in first.state.items():
             longer.state[name].data.copy_(value)
         for done in range(begin, end + 1):
             nn.init.constant_(model.weight, done)
             averages.after_step(done)
-    assert longer.models["average"].module.get_parameter("weight").item() == pytest.approx(6.5)
+    assert longer.models["average"].module.get_parameter("weight").item() == pytest.approx(mean)
 
 
 def test_the_exponential_mean():

@@ -11,6 +11,7 @@ import time
 import wave
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from diffmavil.finetune import main
 from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.weights import export_weights, load_classifier, read_weights
+from diffmavil.reporting import classification_page
+from diffmavil.reporting.classification_page import STALE
+from diffmavil.reporting.runs import open_runs, score_sections
 from diffmavil.training.checkpoint import checkpoints
 from diffmavil.training.metrics import read_metrics
 from tests.runs import losses
@@ -315,6 +319,15 @@ def test_evaluate_finds_what_the_run_found(copied, whole, reports, capsys):
     assert replace(result(copied), date="") == replace(result(whole), date="")
     assert reports == [copied]
     assert "│ best, 2 crops * " in capsys.readouterr().out
+
+
+def test_scores_of_weights_that_were_changed_since_are_told_so(copied):
+    (section,) = score_sections(open_runs([copied]))
+    assert "not scores" not in section.note
+    (copied / "best.safetensors").write_bytes((copied / "best.safetensors").read_bytes() + b" ")
+    (section,) = score_sections(open_runs([copied]))
+    assert STALE.strip() in unescape(str(section.note))
+    assert STALE.strip() in classification_page.sections(copied, [])[0].note
 
 
 def test_evaluate_on_other_clips_with_other_crops(copied, whole, reports, tmp_path):

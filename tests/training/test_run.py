@@ -220,7 +220,9 @@ def test_a_resume_to_an_end_that_is_passed_is_refused(whole_run, train, tmp_path
     shutil.copytree(whole_run, folder)
     before = (folder / "config.yaml").read_bytes()
     done = train(folder, "--resume", "--train.steps", "5", preset=None, code=2)
-    assert "train.steps=5: must be enough for the 8 steps that are done" in done.stderr
+    assert "train.steps (or head.epochs)=5: must be more than 7 with batches of 4" in done.stderr
+    done = train(folder, "--resume", "--train.batch-size", "2", "--train.steps", "12", preset=None, code=2)
+    assert "train.steps (or head.epochs)=12: must be more than 14 with batches of 2" in done.stderr
     assert (folder / "config.yaml").read_bytes() == before
 
 

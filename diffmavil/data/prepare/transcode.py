@@ -36,7 +36,7 @@ from diffmavil.data.prepare.canvas import Canvas
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.settings import MELS, SAMPLE_RATE, Settings
 from diffmavil.data.shape import Shape, Shapes
-from diffmavil.data.sound import sound_of
+from diffmavil.data.sound import MOST_DAMAGED, sound_of
 from diffmavil.data.windows import Span, Windows
 
 _TICK = Fraction(1, 90_000)
@@ -151,7 +151,9 @@ def _piece(
     start, wave, heard = window.start, np.empty(0, np.float32), np.empty(0, bool)
     if hears(settings.modalities):
         length = round(sound.length * SAMPLE_RATE)
-        wave, first, valid, heard, _ = sound_of(media, audio_packets, sound, sound.end, length, SAMPLE_RATE)
+        wave, first, valid, heard, lost = sound_of(media, audio_packets, sound, sound.end, length, SAMPLE_RATE)
+        if lost > MOST_DAMAGED:
+            raise BadClip(item.source, "most of the sound cannot be decoded")
         wave, heard = wave[:valid], heard[:valid]
         start += first / SAMPLE_RATE
     coded = _NO_PICTURE
@@ -198,7 +200,7 @@ def _sounding(item: Item, wave: np.ndarray, heard: np.ndarray, settings: Setting
     """The sound of a piece, coded and measured; raises `BadClip` for too little of it."""
     if (lost := _clipped(wave)) > _MOST_CLIPPED:
         peak = f"reaches {np.abs(wave).max():.2g} where full scale is 1"
-        raise BadClip(item.source, f"its sound {peak}: FLAC of 16 bits would cut {lost:.1%} of its energy off")
+        raise BadClip(item.source, f"its sound {peak}: what FLAC of 16 bits would cut off has {lost:.1%} of its energy")
     samples, decoded = _quantized(wave), int(np.count_nonzero(heard))
     if decoded < least_seconds(settings.modalities) * SAMPLE_RATE:
         raise BadClip(item.source, f"only {decoded / SAMPLE_RATE:.2f} s of its sound can be decoded")

@@ -66,8 +66,8 @@ def _clips(root: str, description: Description, index: Index) -> list[Clip]:
     names = [name for name, _ in description.shards]
     clips = []
     for i, row in enumerate(index.entries.tolist()):
-        shard, video, video_size, audio, audio_size, video_crc, audio_crc, source, *_, number, piece = row
+        shard, video, video_size, audio, audio_size, video_crc, audio_crc, source, start, _, number, piece = row
         stored = Stored(root, names[shard], video, video_size, audio, audio_size, video_crc, audio_crc)
         path = f"{root}/{names[shard]}/{number:08d}-{piece:04d}"
-        clips.append(Clip(path, labels=index.labels_of(i), stored=stored, origin=index.sources[source]))
+        clips.append(Clip(path, labels=index.labels_of(i), stored=stored, origin=index.sources[source], cut_at=start))
     return clips
