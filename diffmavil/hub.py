@@ -120,8 +120,8 @@ def pull(options: Pull) -> str:
 def make_folder(source: Path, folder: Path, name: str, licence: str | None) -> None:
     """All files of a model. Raises `UsageError` for weights that are not ours.
 
-    Of a fine-tuned run these are the weights of its headline, whose scores stand on the card; the last ones, without scores,
-    where those are gone or others by now.
+    Of a fine-tuned run these are the weights of its headline, whose scores stand on the card; the last ones, without
+    scores, where those are gone or others by now.
     """
     weights = locate(source).weights
     model, config = load_any(weights)
