@@ -146,7 +146,8 @@ def run(asked: Asked, wanted: Sequence[Cell], path: Path, console: Console) -> N
         return
     if asked.keep:
         asked.keep.mkdir(parents=True, exist_ok=True)
-        there = [str(path) for cell in left if (path := kept(cell, asked.keep)).exists()]
+        runs = [kept(cell, asked.keep) for cell in left]
+        there = [str(run) for run in runs if run.exists()]
         require(not there, "--keep", ", ".join(there), "a folder without the runs that are to come")
     make_ready(asked)
     processes, done = Processes(threads=1), 0
