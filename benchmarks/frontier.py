@@ -160,14 +160,12 @@ class Asked:
 
     def training(self, setting: str) -> tuple[str, list[str]]:
         """Preset and flags, all but seed and length."""
-        preset = setting.partition(",")[0]
-        recipe = ["--config", str(config_of(self.name, "pretrain"))] if self.study.split else []
-        flags = [*recipe, *CHANGES[setting].split()]
-        return preset, [*flags, *held_ratios([preset, *flags]), *self.extra, *self.data_flags()]
+        preset, flags, _ = _resolved(self, setting)
+        return preset, [*flags]
 
     def config(self, setting: str) -> Config:
         """Raises `UsageError` for flags in `extra` that are not allowed; unknown ones end in `SystemExit`, code 2."""
-        return _resolved(self, setting)
+        return _resolved(self, setting)[2]
 
     def settings(self) -> Result:
         """What all settings of the set were trained with besides, for the lines: others are not put beside them."""
@@ -177,9 +175,13 @@ class Asked:
 
 
 @functools.cache
-def _resolved(asked: Asked, setting: str) -> Config:
-    preset, flags = asked.training(setting)
-    return parse_train([preset, *flags])[1]
+def _resolved(asked: Asked, setting: str) -> tuple[str, tuple[str, ...], Config]:
+    """Preset, flags and what they come to."""
+    preset = setting.partition(",")[0]
+    recipe = ["--config", str(config_of(asked.name, "pretrain"))] if asked.study.split else []
+    flags = [*recipe, *CHANGES[setting].split()]
+    flags += [*held_ratios([preset, *flags]), *asked.extra, *asked.data_flags()]
+    return preset, tuple(flags), parse_train([preset, *flags])[1]
 
 
 def distinct(asked: Asked, settings: Sequence[str]) -> dict[str, str | None]:

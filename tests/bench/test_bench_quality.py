@@ -35,19 +35,23 @@ SCORES = {"probe/audio": 0.8, "probe/fused": 0.9, "audio_to_video/recall@1": 0.1
 
 
 class Commands:
-    """Stands in for `Processes.python`: notes what is given, and how many ran at once."""
+    """Stands in for `Processes.python`: notes what is given, and how many ran at once. The first waits until `together`
+    do."""
 
     def __init__(self) -> None:
         self.given: list[tuple[str, ...]] = []
         self.fails = ""
         self.most = self._now = 0
-        self._lock = threading.Lock()
+        self.together = 1
+        self._lock = threading.Condition()
 
     def python(self, *arguments: str) -> float:
         with self._lock:
             self.given.append(arguments)
             self._now += 1
             self.most = max(self.most, self._now)
+            self._lock.notify_all()
+            self._lock.wait_for(lambda: self.most >= self.together, timeout=60)
         time.sleep(0.02)
         with self._lock:
             self._now -= 1
@@ -186,7 +190,7 @@ def test_cells_go_seed_by_seed_from_the_smallest_budget_on():
 
 
 def test_a_study_is_run_side_by_side_and_goes_on_where_it_was_stopped(tmp_path: Path, commands: Commands, capsys):
-    commands.fails = "diffmavil-tiny-fast"
+    commands.fails, commands.together = "diffmavil-tiny-fast", 2
     flags = ("--seeds", "0", "1", "--budget", "1/3")
     assert study(tmp_path, "synthetic", *flags) == 1
     assert "error: python -m diffmavil.train ended with 1" in capsys.readouterr().err
