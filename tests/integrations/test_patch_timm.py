@@ -72,6 +72,22 @@ def run(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"out": out}, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+class InFloat32(nn.LayerNorm):
+    """As autocast computes it on CUDA."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.float())
+
+
+def test_norms_of_queries_and_keys_under_autocast():
+    model = make(qk_norm=True, norm_layer=InFloat32)
+    x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+        patch(model)
+        torch.testing.assert_close(model(x), expected, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("settings", [{}, {"qk_norm": True}, {"qkv_bias": False}], ids=["plain", "qk-norm", "no bias"])
 def test_outputs_and_gradients(settings):
     model = make(**settings)

@@ -39,7 +39,9 @@ def _forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: b
         return type(self).forward(self, x, *extra)
     batch, tokens, _ = x.shape
     q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).unbind(2)
-    out = attention(self.q_norm(q), self.k_norm(k), v).reshape(batch, tokens, -1)
+    # Autocast gives norms in float32, and would cast what goes into torch's own attention.
+    q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+    out = attention(q, k, v).reshape(batch, tokens, -1)
     # From 1.0 on, where asked for.
     if getattr(self, "norm", None) is not None:
         out = self.norm(out)
