@@ -168,7 +168,8 @@ def prepare(options: Options, model: Embedder, peers: World) -> Extraction:
         wanted,
         fingerprint(model.weights),
         share,
-        part=part * peers.size + peers.rank,
+        # Of the parts of this place alone, so that places may have other numbers of processes.
+        part=part + of * peers.rank,
         of=of * peers.size,
     )
     job.claim()

@@ -74,6 +74,8 @@ def check_range(ids: Tensor, length: int) -> None:
 def check_alpha_bar(alpha_bar: Tensor, batch: int, device: torch.device) -> None:
     ok = alpha_bar.shape == (batch,) and alpha_bar.dtype == torch.float32 and alpha_bar.device == device
     check(ok, "alpha_bar", describe(alpha_bar), f"float32 [B] with B={batch} on {device}")
+    learnt = alpha_bar.requires_grad and torch.is_grad_enabled()
+    check(not learnt, "alpha_bar", "a tensor that requires a gradient", "detached: it would get none")
 
 
 def check_alpha_bar_range(alpha_bar: Tensor) -> None:

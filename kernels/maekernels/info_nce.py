@@ -44,7 +44,7 @@ def info_nce(a: Tensor, b: Tensor, temperature: float, *, backend: str | None = 
 
     Args:
         a, b: float [B, D], any norm, of one type (else both become the wider); with several ranks the same B on each.
-        temperature: positive.
+        temperature: a positive number.
         backend: for tests and benchmarks only: 'torch' or 'triton'.
 
     Returns:
@@ -54,6 +54,10 @@ def info_nce(a: Tensor, b: Tensor, temperature: float, *, backend: str | None = 
     check_float("b", b, "[B, D]")
     check(a.shape == b.shape and a.device == b.device, "b", describe(b), f"in the shape and device of a={describe(a)}")
     check(a.shape[0] > 0 and a.shape[1] > 0, "a", describe(a), "at least one row and column")
+    if isinstance(temperature, Tensor):
+        check(
+            False, "temperature", describe(temperature), "a positive number, not a tensor, which would get no gradient"
+        )
     check(temperature > 0, "temperature", temperature, "positive")
     check_backend(backend, a.device, native=False)
     wide = torch.promote_types(a.dtype, b.dtype)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -317,6 +318,31 @@ def test_it_refuses_what_it_cannot_continue(clips: Path, whole: Path, tmp_path: 
         layout_of(clips / "class0", whole, per_shard=3)
     with pytest.raises(ValueError, match="must be a new or empty folder"):
         layout_of(clips, clips)
+
+
+def test_files_that_changed_since_and_shards_that_are_lost_are_not_passed_over(clips: Path, tmp_path: Path) -> None:
+    """Not as if all were done: a finished set is looked at too."""
+    src, out = tmp_path / "src", tmp_path / "out"
+    shutil.copytree(clips, src)
+    command = [str(src), str(out), "--workers", "1", "--per-shard", "3"]
+    main(command)
+    first = min(out.glob("*.tar"))
+    data = first.read_bytes()
+    first.unlink()
+    with pytest.raises(
+        UsageError, match=rf"the shard {first.name} is missing.*delete .*shard-000000\.json and .*dataset"
+    ):
+        main(command)
+    (out / ".prepare" / "shard-000000.json").unlink()
+    (out / "dataset.json").unlink()
+    main(command)
+    assert first.read_bytes() == data
+    file = max(src.rglob("*.mp4"))
+    file.write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(UsageError, match=r"made of other files: .*\.mp4 had .* bytes, now"):
+        main(command)
+    file.write_bytes(file.read_bytes()[:-1])
+    main(command)
 
 
 def test_wrong_flags_say_what_is_allowed(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

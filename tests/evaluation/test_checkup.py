@@ -197,6 +197,26 @@ def test_fine_tuning_from_scratch_and_from_weights(cache: Path, tmp_path: Path) 
     assert checks_of(other)[:2] == ["sound", "sound"]
     assert "in the weights it started from" in " ".join(finding.reference for finding in other.findings[:2])
 
+    more = replace(with_kind(tuned, -6.0, 4.0), data=replace(tuned.data, synthetic_train=48))
+    held_back = examine(write_run(tmp_path / "more", more), most=4)
+    assert "samples seen" not in checks_of(held_back), "epochs are of the clips that it learns from"
+
+    # Statistics of other sound, which came with the weights; and those of its own clips, set beside them.
+    louder = with_kind(tuned, 0.0, 1.0)
+    (tmp_path / "louder").mkdir()
+    export_weights(
+        untrained_model(config.model, seed=1), with_sound(config, 0.0, 1.0), tmp_path / "louder" / weights.name
+    )
+    louder = replace(louder, head=replace(louder.head, source=str(tmp_path / "louder")))
+    assert "sound" not in checks_of(examine(write_run(tmp_path / "inherited", louder), most=4))
+    unmeasured = replace(config, model=replace(config.model, audio=replace(config.model.audio, mean=None, std=None)))
+    measured = resolve_audio_stats(unmeasured, split_source(config.data).train).model.audio
+    assert measured.mean is not None
+    assert measured.std is not None
+    own = examine(write_run(tmp_path / "own", with_kind(louder, measured.mean, measured.std)), most=24)
+    (sound,) = (finding for finding in own.findings if finding.check == "sound")
+    assert sound.advice.startswith("right if it was meant")
+
     deeper = replace(tuned, model=replace(tuned.model, encoder=replace(tuned.model.encoder, depth=3)))
     said = {finding.check: finding for finding in examine(write_run(tmp_path / "deep", deeper), most=4).findings}
     assert "audio.encoder.blocks.1" in said["weights"].here

@@ -20,16 +20,18 @@ from safetensors import SafetensorError
 import diffmavil
 import diffmavil.evaluation.feature_files as feature_files
 from diffmavil.config import Config
-from diffmavil.config.cli import run_main
+from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import RunError, TooManyBadClips, UsageError
 from diffmavil.data.sources import split_source
 from diffmavil.evaluation.embed import Embedder, load
 from diffmavil.evaluation.extraction import Extraction
 from diffmavil.evaluation.feature_files import FeatureSet, read_features
 from diffmavil.evaluation.features import KINDS, extract, untrained_model
-from diffmavil.extract import main
+from diffmavil.extract import Options, main, open_embedder
+from diffmavil.extract import prepare as prepare_extraction
 from diffmavil.model.weights import export_weights
 from diffmavil.prepare import main as prepare
+from diffmavil.training.distributed import World
 from tests.data.clip_files import write_clip
 
 CLIPS = 7
@@ -181,6 +183,19 @@ def test_shares_of_several_machines(run, tmp_path: Path, capsys: pytest.CaptureF
     assert "share 1/2 is done; 2 of 3 parts are left to others" in capsys.readouterr().out
     torch.testing.assert_close(run("--shard", "0/2", out=out).features, run().features, rtol=1e-4, atol=1e-5)
     assert (out / "bad.csv").exists()
+
+
+def test_places_may_have_other_numbers_of_processes(table: Path, weights: Path, tmp_path: Path):
+    """One process at the first, two at the second: every part is someone's, and no one else's."""
+    parts: list[int] = []
+    for place, size in (("0/2", 1), ("1/2", 2)):
+        for rank in range(size):
+            given = [str(table), str(tmp_path / "out"), "--from", str(weights), "--part", "1", "--shard", place]
+            options = parse_flags(Options, given, prog="extract")
+            peers = World(rank, size, torch.device("cpu"))
+            job = prepare_extraction(options, open_embedder(options, peers), peers)
+            parts += range(job.part, CLIPS, job.of)
+    assert sorted(parts) == list(range(CLIPS))
 
 
 def test_two_processes_do_not_do_the_same_share(run, monkeypatch: pytest.MonkeyPatch):

@@ -134,6 +134,10 @@ def test_export():
         ({"alpha_bar": torch.zeros(3, dtype=torch.float64)}, r"alpha_bar=float64"),
         ({"alpha_bar": torch.tensor([0.0, 1.5, 0.0])}, r"alpha_bar=values in \[0.0, 1.5\]: must be in \[0, 1\]"),
         ({"alpha_bar": torch.tensor([0.0, float("nan"), 0.0])}, r"alpha_bar=values in \[nan, nan\]"),
+        (
+            {"alpha_bar": torch.zeros(3, requires_grad=True)},
+            r"alpha_bar=a tensor that requires a gradient: must be detached",
+        ),
         ({"seed": 2**63}, r"seed=9223372036854775808"),
         ({"offset": -1}, r"offset=-1"),
         ({"backend": "triton"}, r"backend='triton'"),

@@ -185,9 +185,10 @@ def test_two_ranks_are_one_batch(tmp_path):
         ({"b": torch.zeros(7, 4)}, r"b=float32\[7, 4\] on cpu: must be in the shape and device of a=float32\[8, 4\]"),
         ({"a": torch.zeros(0, 4), "b": torch.zeros(0, 4)}, r"a=float32\[0, 4\] on cpu: must be at least one row"),
         ({"temperature": 0.0}, r"temperature=0.0: must be positive"),
+        ({"temperature": torch.ones(())}, r"temperature=float32\[\] on cpu: must be a positive number, not a tensor"),
         ({"backend": "triton"}, r"backend='triton'"),
     ],
-    ids=["rank", "dtype", "shapes", "empty", "temperature", "backend"],
+    ids=["rank", "dtype", "shapes", "empty", "temperature", "tensor", "backend"],
 )
 def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message):

@@ -23,11 +23,13 @@ from diffmavil.config.errors import CannotWrite
 from diffmavil.data.durable import sync_folder, to_json, write_whole
 from diffmavil.data.prepare.items import Catalog, Item
 from diffmavil.data.prepare.settings import SAMPLE_RATE, Settings
-from diffmavil.data.prepare.work import BLOCK
+from diffmavil.data.prepare.work import BLOCK, size_of
 from diffmavil.data.shards.index import DATASET_FILE, INDEX_FILE, Description, make_index
 
 QUARANTINE_FILE = "quarantine.csv"
 _END_OF_TAR = b"\0" * (2 * BLOCK)
+_LOOKED_AT = 64
+"""Files whose sizes are remembered."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,12 @@ class Layout:
         """
         plan = self.state / "plan.json"
         wanted = {"settings": _written(self.settings), "rows": len(self.catalog.items), "list": self._digest()}
+        sizes = self._sizes()
         if not plan.exists():
             # A first start that was killed has left the folder of states alone.
             if self.out.exists() and (not self.out.is_dir() or set(self.out.iterdir()) - {self.state}):
                 raise ValueError(f"OUT={str(self.out)!r}: must be a new or empty folder, or one being prepared")
-            write_whole(plan, to_json(wanted))
+            write_whole(plan, to_json({**wanted, "sizes": sizes}))
         found = json.loads(plan.read_bytes())
         # An older version did not know all settings, and did what their defaults say.
         found["settings"] = {**_written(Settings()), **found.get("settings", {})}
@@ -77,6 +80,29 @@ class Layout:
             if found.get(name) != value:
                 what = "a list of other rows" if name == "list" else f"other {name}: {found.get(name)}, now {value}"
                 raise ValueError(f"OUT={str(self.out)!r}: holds {what}: choose another folder, or delete it")
+        for source, size in found.get("sizes", {}).items():
+            now = sizes.get(source, size)
+            if now != size:
+                what = f"what was made of other files: {source} had {size:,} bytes, now {now:,}"
+                raise ValueError(f"OUT={str(self.out)!r}: holds {what}: choose another folder, or delete it")
+        self._check_finished()
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of some of the files, evenly over the list: those of another folder, or made anew, have others."""
+        items, count = self.catalog.items, min(len(self.catalog.items), _LOOKED_AT)
+        chosen = [items[i * len(items) // count] for i in range(count)]
+        return {item.source: size for item in chosen if (size := size_of(item.path))}
+
+    def _check_finished(self) -> None:
+        """Raises `ValueError` for a shard of a finished set that is not there as it was written."""
+        description = self.out / DATASET_FILE
+        if not description.exists():
+            return
+        for name, size in Description.from_bytes(description.read_bytes()).shards:
+            if size_of(str(self.out / name)) != size:
+                again = self.state / Path(name).with_suffix(".json").name
+                how = f"copy it again, or delete {again} and {description}, and it is made again"
+                raise ValueError(f"OUT={str(self.out)!r}: the shard {name} is missing, or not of {size:,} bytes: {how}")
 
     def _digest(self) -> str:
         digest = hashlib.sha256(to_json(self.catalog.classes))

@@ -50,7 +50,7 @@ class Worker:
         outcome = {
             "source": item.source,
             "start": item.start,
-            "bytes_in": _size(item.path),
+            "bytes_in": size_of(item.path),
             "samples": samples,
             "bad": reasons,
         }
@@ -62,7 +62,8 @@ class Worker:
         return self.staging / f"{item.number:08d}.json"
 
 
-def _size(path: str) -> int:
+def size_of(path: str) -> int:
+    """Bytes of a file; 0: there is none."""
     try:
         return Path(path).stat().st_size if path else 0
     except OSError:

@@ -54,9 +54,11 @@ def check_samples(case: Case) -> list[Finding]:
     seen = case.last.get("samples", 0)
     config, reference = case.config, case.reference
     if isinstance(config, FinetuneConfig) and isinstance(reference, FinetuneConfig):
-        clips = len(case.split.train)
         wanted, unit = reference.head.epochs or 0, "epochs"
-        seen = seen / max(1, clips)
+        if config.head.epochs is not None:  # of the clips that it learns from, fewer than the set has
+            seen = config.head.epochs * seen / (case.steps * config.train.batch_size)
+        else:
+            seen = seen / max(1, len(case.split.train))
     else:
         wanted, unit = reference.train.steps * reference.train.batch_size, "samples"
     if not wanted or seen >= _ENOUGH * wanted:
