@@ -34,11 +34,12 @@ def _inverse_kernel(ids_ptr, inverse_ptr, N, K, BLOCK: tl.constexpr):
     for first in range(0, K, BLOCK):
         k = first + tl.arange(0, BLOCK)
         token = tl.load(ids_ptr + k, mask=k < K, other=0)
-        tl.store(inverse_ptr + token, k, mask=k < K)
+        # An id that is none, which the CPU refuses, must not write to another sample, or beyond them all.
+        tl.store(inverse_ptr + token, k, mask=(k < K) & (token >= 0) & (token < N))
 
 
 def launch_inverse(ids: Tensor, length: int) -> Tensor:
-    """int32 [B, length]: k where ids[b, k] is the token, -1 where no id is."""
+    """int32 [B, length]: k where ids[b, k] is the token, -1 where no id is. Ids that are no token are passed over."""
     ids = ids.contiguous()
     inverse = ids.new_empty((len(ids), length), dtype=torch.int32)
     if inverse.numel():

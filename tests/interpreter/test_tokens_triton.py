@@ -35,6 +35,12 @@ def test_inverse(batch, length, dim, keep):
         assert row == [expected.get(n, -1) for n in range(length)]
 
 
+def test_an_id_that_is_none_writes_nowhere():
+    """The sanitizer knows where each argument ends; a neighbouring sample's row would have the wrong place in it."""
+    ids = torch.tensor([[0, 5, 2], [-1, 3, 1], [4, 7, -6]], dtype=torch.int32)
+    assert launch_inverse(ids, 5).tolist() == [[0, -1, 2, -1, -1], [-1, 2, -1, 1, -1], [-1, -1, -1, -1, 0]]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @EVERY
 def test_gather(batch, length, dim, keep, dtype):
