@@ -21,14 +21,16 @@ from benchmarks.quality_view import Point, View, measured
 # Okabe and Ito's palette, told apart by colour-blind readers too; shapes say it again.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_OF_SETTING = 0.27
+"""Inches of the legend's line."""
 Cost = Callable[[Point], float | None]
 
 
 def draw(view: View) -> Figure:
     """A row for each metric: left CPU seconds, of one invocation alone, right TFLOP."""
-    metrics = list(view.metrics)
+    metrics, settings = list(view.metrics), len({point.setting for point in view.points})
     with plt.rc_context({"font.size": 12, "xtick.labelsize": 11}):
-        size = (7.2, 2.6 * len(metrics) + 1.9)
+        size = (7.2, 2.6 * len(metrics) + 1.1 + _OF_SETTING * (settings + 1))
         figure, panels = plt.subplots(
             len(metrics), 2, figsize=size, sharex="col", sharey="row", squeeze=False, layout="constrained"
         )
@@ -61,7 +63,7 @@ def _panel(axes: Axes, view: View, metric: str, cost: Cost) -> None:
             [100 * score.mean for _, score in found],
             yerr=[100 * (score.sd or 0.0) for _, score in found],
             color=COLOURS[i % len(COLOURS)],
-            marker=MARKERS[i % len(MARKERS)],
+            marker=MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],  # an eighth setting has a colour again, not a shape
             markersize=7,
             capsize=4,
             label=setting,
