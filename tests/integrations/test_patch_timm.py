@@ -75,8 +75,8 @@ def run(model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
 class InFloat32(nn.LayerNorm):
     """As autocast computes it on CUDA."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.float())
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.float())
 
 
 def test_norms_of_queries_and_keys_under_autocast():
