@@ -68,15 +68,8 @@ def parse_finetune(
             start = file.over(_adapted(recipe, pretrained, flag(argv, "task") or "auto", source or NOTHING))
             if file.sets("train", "steps") and not file.sets("head", "epochs"):
                 start = _by_steps(start)
-        elif source is not None:
-            raise UsageError("--from beside --resume: the run goes on from its own checkpoint; leave it out")
-        if not isinstance(start, FinetuneConfig):
-            raise UsageError("--run-dir: holds a pretraining run: python -m diffmavil.train goes on with it")
-        elif (task := flag(argv, "task")) is not None:
-            begun = start.model.modalities
-            require(
-                task in ("auto", begun), "--task", task, f"{begun!r}, or left out, with --resume: the run has begun"
-            )
+        else:
+            start = _begun(start, source, flag(argv, "task"))
         if flag(argv, "train.steps") is not None and flag(argv, "head.epochs") is None:
             start = _by_steps(start)
         args = parse_flags(
@@ -93,6 +86,18 @@ def parse_finetune(
         raise UsageError("--model.audio.mean and .std: must be given, as the weights, which do not tell, were trained")
     options = FinetuneOptions(**{f.name: getattr(args, f.name) for f in fields(FinetuneOptions)})
     return name or "finetune", config, options
+
+
+def _begun(start: Config, source: str | None, task: str | None) -> FinetuneConfig:
+    """The config of a run that goes on. Raises `UsageError` and `ValueError` for what was settled when it began."""
+    if source is not None:
+        raise UsageError("--from beside --resume: the run goes on from its own checkpoint; leave it out")
+    if not isinstance(start, FinetuneConfig):
+        raise UsageError("--run-dir: holds a pretraining run: python -m diffmavil.train goes on with it")
+    begun = start.model.modalities
+    same = task in (None, "auto", begun)
+    require(same, "--task", task, f"{begun!r}, or left out, with --resume: the run has begun")
+    return start
 
 
 def _by_steps(config: FinetuneConfig) -> FinetuneConfig:

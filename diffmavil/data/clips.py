@@ -39,6 +39,16 @@ class Clip:
     cut_at: float = 0.0
 
 
+def file_of(clip: Clip) -> str:
+    """The file that a clip is a part of."""
+    return clip.origin or clip.path
+
+
+def cut_from(clip: Clip) -> tuple[str, float | None]:
+    """That file, and the second of it at which the clip begins; None: the source does not say."""
+    return file_of(clip), clip.start if clip.stored is None else clip.cut_at
+
+
 @dataclass(frozen=True)
 class ClipSet:
     """Clips and what is known of them together.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -10,6 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from diffmavil.config.errors import CannotWrite
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of its bytes."""
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,8 +9,8 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from diffmavil.config import FinetuneConfig, require
-from diffmavil.data.clips import Clip, ClipSet
-from diffmavil.data.overlap import file_of, telling
+from diffmavil.data.clips import Clip, ClipSet, file_of
+from diffmavil.data.overlap import telling
 from diffmavil.data.sources import FEWEST_FOR_SPLIT, hash_share, read_set
 from diffmavil.data.stats import open_data
 

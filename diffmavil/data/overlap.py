@@ -8,23 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from diffmavil.data.clips import Clip, ClipSet
+from diffmavil.data.clips import Clip, ClipSet, file_of
 from diffmavil.data.shards.store import is_remote
 
 File = tuple[str, str]
 Seconds = tuple[float, float]
 _SLACK = 1e-3
 """Seconds by which clips may meet and still be neighbours: times in tables are rounded."""
-
-
-def file_of(clip: Clip) -> str:
-    """The file that a clip is a part of."""
-    return clip.origin or clip.path
-
-
-def cut_from(clip: Clip) -> tuple[str, float | None]:
-    """That file, and the second of it at which the clip begins; None: the source does not say."""
-    return file_of(clip), clip.start if clip.stored is None else clip.cut_at
 
 
 class Files:

@@ -15,10 +15,10 @@ from typing import Literal
 
 from diffmavil.config import Config, DataConfig, Modalities, require
 from diffmavil.config.folders import expand, writing
-from diffmavil.data.clips import Clip, ClipSet, Split
+from diffmavil.data.clips import Clip, ClipSet, Split, file_of
 from diffmavil.data.csv_table import read_csv
 from diffmavil.data.media_files import find_files, folder_classes
-from diffmavil.data.overlap import Files, file_of, telling
+from diffmavil.data.overlap import Files, telling
 from diffmavil.data.shards.prepared import is_prepared, read_prepared
 from diffmavil.data.synthetic import CLASSES, ensure_synthetic
 

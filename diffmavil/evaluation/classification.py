@@ -41,11 +41,10 @@ from diffmavil import __version__
 from diffmavil.config import FinetuneConfig
 from diffmavil.config.progress import tracking
 from diffmavil.data.clips import ClipSet
-from diffmavil.data.durable import write_whole
+from diffmavil.data.durable import digest_of, write_whole
 from diffmavil.data.labelled import LabelledSplit
 from diffmavil.evaluation.classify import Predictions, predict
 from diffmavil.evaluation.labels import chance
-from diffmavil.evaluation.result import digest_of
 from diffmavil.evaluation.validation import BEST_FILE, headline, read_best
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.weights import WEIGHTS_FILE, load_classifier

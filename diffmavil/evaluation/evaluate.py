@@ -14,10 +14,11 @@ from diffmavil import __version__
 from diffmavil.config import Config
 from diffmavil.config.progress import tracking
 from diffmavil.data.clips import ClipSet
+from diffmavil.data.durable import digest_of
 from diffmavil.data.overlap import shared
 from diffmavil.evaluation.features import FeatureTable, extract, save_features, untrained_model
 from diffmavil.evaluation.judge import Judgement, judge
-from diffmavil.evaluation.result import CENTRE, Evaluation, Protocol, digest_of
+from diffmavil.evaluation.result import CENTRE, Evaluation, Protocol
 from diffmavil.evaluation.vggsounder import Annotations, judge_vggsounder
 from diffmavil.model import DiffMAViL
 

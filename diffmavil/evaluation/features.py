@@ -16,11 +16,10 @@ from diffmavil import __version__
 from diffmavil.config import Config, ModelConfig
 from diffmavil.config.errors import RunError
 from diffmavil.data.audio import frames_in, make_log_mel
-from diffmavil.data.clips import ClipSet
+from diffmavil.data.clips import ClipSet, cut_from
 from diffmavil.data.dataset import Batch
 from diffmavil.data.durable import whole_file
 from diffmavil.data.loader import eval_batches
-from diffmavil.data.overlap import cut_from
 from diffmavil.evaluation.result import NOT_FINITE
 from diffmavil.model import DiffMAViL
 from diffmavil.model.weights import runs_here

@@ -11,6 +11,7 @@ from diffmavil.config import Config, FinetuneConfig
 from diffmavil.config.errors import RunError
 from diffmavil.config.files import CONFIG_FILE, load_config
 from diffmavil.config.folders import expand
+from diffmavil.data.durable import digest_of
 from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.exchange.hub import fetch, looks_like_hub_id
@@ -81,11 +82,6 @@ def open_model(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMAVi
 
 def fingerprint(path: Path) -> str:
     """SHA-256 of the file that `find_weights` found; of a checkpoint, of those of its files, by their names."""
-
-    def sum_of(file: Path) -> str:
-        with file.open("rb") as data:
-            return hashlib.file_digest(data, "sha256").hexdigest()
-
     if path.is_file():
-        return sum_of(path)
-    return hashlib.sha256("".join(map(sum_of, sorted(path.iterdir()))).encode()).hexdigest()
+        return digest_of(path)
+    return hashlib.sha256("".join(map(digest_of, sorted(path.iterdir()))).encode()).hexdigest()

@@ -36,7 +36,6 @@ k / held-out clips (recall@k), and half of the held-out clips (median rank).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +45,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from diffmavil.config.errors import UsageError
+from diffmavil.data.durable import digest_of
 from diffmavil.evaluation.bootstrap import Interval
 from diffmavil.model.weights import WEIGHTS_FILE
 
@@ -212,12 +212,6 @@ class Evaluation:
 def is_of(evaluation: Evaluation, weights: Path) -> bool:
     """Whether it was made of this very file."""
     return evaluation.protocol.sha256 == digest_of(weights)
-
-
-def digest_of(file: Path) -> str:
-    """sha256 of its bytes."""
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:

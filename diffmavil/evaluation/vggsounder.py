@@ -26,8 +26,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_average_precision
 
 from diffmavil.config import require
-from diffmavil.data.clips import Clip
-from diffmavil.data.overlap import cut_from
+from diffmavil.data.clips import Clip, cut_from
 from diffmavil.evaluation.bootstrap import Interval, interval, mean_interval, precision_interval
 from diffmavil.evaluation.features import FeatureTable
 from diffmavil.evaluation.judge import Judgement

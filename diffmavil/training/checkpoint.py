@@ -14,7 +14,6 @@ is read by `diffmavil.training.old_checkpoints` with nothing but the types that 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -38,7 +37,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from diffmavil.config import Config
 from diffmavil.config.errors import RunError
 from diffmavil.config.files import CONFIG_FILE, config_to_yaml
-from diffmavil.data.durable import sync_folder, write_whole
+from diffmavil.data.durable import digest_of, sync_folder, write_whole
 from diffmavil.training.distributed import World
 from diffmavil.training.old_checkpoints import complaint_about_old, is_old, load_old
 from diffmavil.training.optim import LR_SCALE
@@ -111,7 +110,7 @@ def save_checkpoint(run_dir: Path, progress: Progress, state: TrainState, config
         files = sorted(partial.iterdir())
         for file in files:
             _flush(file)
-        sums = {file.name: [file.stat().st_size, _sha256(file)] for file in files}
+        sums = {file.name: [file.stat().st_size, digest_of(file)] for file in files}
         write_whole(partial / _CHECKSUMS_FILE, json.dumps(sums, indent=1).encode())
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -134,7 +133,7 @@ def complaint(path: Path) -> str | None:
                 return f"{name} is missing"
             if file.stat().st_size != size:
                 return f"{name} has {file.stat().st_size:,} bytes, written were {size:,}"
-            if _sha256(file) != digest:
+            if digest_of(file) != digest:
                 return f"{name} is not what was written"
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{_CHECKSUMS_FILE} cannot be read: {error}"
@@ -250,11 +249,6 @@ def _fill(tree: Any, tensors: dict[str, torch.Tensor], others: dict[str, Any], p
             tree[key] = tuple(others[path]) if isinstance(value, tuple) else others[path]
         else:
             _fill(value, tensors, others, f"{path}/")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def _flush(file: Path) -> None:

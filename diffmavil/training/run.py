@@ -94,9 +94,7 @@ def write_run(run: Run, config: Config, world: World) -> None:
     """
     with usage_errors():
         batch = config.train.batch_size
-        enough = (
-            f"more than {run.begun_at // batch:,} with batches of {batch}, for the samples that --resume begins after"
-        )
+        enough = f"more than {run.begun_at // batch:,} with batches of {batch}: so much is done"
         if run.checkpoint is not None:
             require(
                 config.train.steps * batch > run.begun_at, "train.steps (or head.epochs)", config.train.steps, enough

@@ -19,12 +19,13 @@ from diffmavil.config.errors import UsageError
 from diffmavil.config.files import load_config, save_config
 from diffmavil.config.presets import preset
 from diffmavil.data.clips import Clip, ClipSet
+from diffmavil.data.durable import digest_of
 from diffmavil.data.sources import split_source
 from diffmavil.evaluate import DataOptions, main, parse
 from diffmavil.evaluation.evaluate import evaluate
 from diffmavil.evaluation.features import KINDS, FeatureTable, extract, untrained_model
 from diffmavil.evaluation.judge import Judgement, judge
-from diffmavil.evaluation.result import ClipCounts, Evaluation, Protocol, digest_of, read_evaluation
+from diffmavil.evaluation.result import ClipCounts, Evaluation, Protocol, read_evaluation
 from diffmavil.model.weights import export_weights
 from diffmavil.reporting.page import write_report
 from diffmavil.reporting.runs import open_runs, score_sections

@@ -14,8 +14,8 @@ import yaml
 from diffmavil.config import Config, DataConfig, FinetuneConfig, HeadConfig, TrainConfig
 from diffmavil.config.errors import UsageError
 from diffmavil.convert import main as convert
+from diffmavil.data.durable import digest_of
 from diffmavil.evaluation.classification import KINDS
-from diffmavil.evaluation.result import digest_of
 from diffmavil.hub import main
 from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier

@@ -29,6 +29,7 @@ from diffmavil.training.checkpoint import (
     save_checkpoint,
 )
 from diffmavil.training.distributed import World
+from diffmavil.training.optim import LR_SCALE
 from diffmavil.training.planner import plan
 from diffmavil.training.pretraining import Pretraining
 from diffmavil.training.step import TrainStep
@@ -84,14 +85,16 @@ def test_every_bit_comes_back(tmp_path: Path, optimizer: str):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_what_the_optimiser_is_asked_for_now_holds_and_what_it_knows_comes_back(tmp_path: Path, optimizer: str):
     of = config(optimizer)
+    of = replace(of, optim=replace(of.optim, layer_decay=0.75))
     path = save_checkpoint(tmp_path, Progress(2, 8), trained(of).state, of, ALONE)
-    changed = replace(of, optim=replace(of.optim, weight_decay=0.2, betas=(0.5, 0.6)))
+    changed = replace(of, optim=replace(of.optim, weight_decay=0.2, betas=(0.5, 0.6), layer_decay=0.5))
     fresh, same = trained(changed, steps=0), trained(of, steps=0)
     load_checkpoint(path, fresh.state)
     load_checkpoint(path, same.state)
     groups = [group for optimizer in fresh.optimizers for group in optimizer.param_groups]
     assert {group["weight_decay"] for group in groups} == {0.0, 0.2}
     assert {group["betas"] for group in groups if "betas" in group} == {(0.5, 0.6)}
+    assert {group[LR_SCALE] for group in groups} == {1.0, 0.5, 0.25}
     ours, theirs = leaves(fresh.state), leaves(same.state)
     state = [name for name, value in theirs.items() if isinstance(value, torch.Tensor)]
     assert any("exp_avg" in name for name in state)

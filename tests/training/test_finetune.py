@@ -25,9 +25,9 @@ from diffmavil.config.cli import parse_train, run_main
 from diffmavil.config.errors import UsageError
 from diffmavil.config.files import load_config
 from diffmavil.config.presets import PRESETS
+from diffmavil.data.durable import digest_of
 from diffmavil.evaluate import main as evaluate
 from diffmavil.evaluation.classification import KINDS, Classification, read_classification
-from diffmavil.evaluation.result import digest_of
 from diffmavil.evaluation.validation import read_best
 from diffmavil.finetune import main
 from diffmavil.model import DiffMAViL

@@ -113,18 +113,20 @@ def check_sound(case: Case) -> Iterator[Finding]:
         raise Unchecked("the model does not hear")
     if audio.mean is None or audio.std is None:
         raise Unchecked("the config has no statistics yet")
-    here, theirs = f"mean {audio.mean:.4g}, std {audio.std:.4g}", _of_weights(case)
+    here, ours, theirs = f"mean {audio.mean:.4g}, std {audio.std:.4g}", (audio.mean, audio.std), _of_weights(case)
+    inherited = theirs is not None and _alike(ours, theirs)
     clips = chosen_clips(case.split.train, case.most)
     silent: list[str] = []
     try:
         mean, std = measure_audio_stats(clips, audio, make_reader(case.config), silent, case.config.model.modalities)
     except ValueError as error:
+        if theirs is not None and not inherited:
+            yield _other_than_weights(ours, theirs, here, meant=False)
         raise Unchecked(str(error)) from error
-    shift, spread = _apart((audio.mean, audio.std), (mean, std))
+    shift, spread = _apart(ours, (mean, std))
     own = shift <= _SHIFT and spread <= _SPREAD
-    inherited = theirs is not None and _alike((audio.mean, audio.std), theirs)
     if theirs is not None and not inherited:
-        yield _other_than_weights((audio.mean, audio.std), theirs, here, meant=own)
+        yield _other_than_weights(ours, theirs, here, meant=own)
     # What comes with the weights need not be that of the clips they are tuned on.
     if not own and not inherited:
         reference = f"mean {mean:.4g}, std {std:.4g}, measured over {len(clips) - len(silent):,} of its clips"
