@@ -51,7 +51,7 @@ def sound_of(piece: Piece) -> np.ndarray:
         return np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)])
 
 
-@pytest.mark.parametrize(("peak", "kept"), [(1.1, True), (5.0, False)])
+@pytest.mark.parametrize(("peak", "kept"), [(1.1, True), (1.5, True), (5.0, False)])
 def test_sound_far_above_full_scale_is_refused_and_not_cut_off(tmp_path: Path, peak: float, kept: bool) -> None:
     sound = peak * np.sin(np.arange(32_000) / 5)
     path = write_clip(tmp_path / "a.mkv", seconds=2.0, sound=sound, codecs=("libx264", "pcm_f32le"))

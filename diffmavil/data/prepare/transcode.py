@@ -180,8 +180,9 @@ def _piece(
     )
 
 
-_MOST_CLIPPED = 0.01
-"""Above which a clip is bad: 20 dB below the sound. What lossy codecs overshoot by is far less, and is cut off."""
+_MOST_CLIPPED = 0.1
+"""Above which a clip is bad. Loud recordings pass full scale when a lossy codec has overshot, by up to 3 % of the energy
+of GRID's words: that is cut off, as it is wherever sound is kept in 16 bits."""
 
 
 @dataclass(frozen=True)
