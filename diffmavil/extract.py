@@ -68,6 +68,8 @@ class Options:
     """Decoding processes for each GPU; 0 decodes in the main process."""
     shard: str = "0/1"
     """i/n: only share i of n, from 0; for n machines that see the same folders."""
+    retry_bad: bool = False
+    """Try again the clips that could not be used: files that were fetched or mended since."""
     max_bad_share: float | None = None
     """Stop when more than this share of the clips tried could not be used. Default: the run's data.max_bad_share."""
     device: str | None = None
@@ -171,6 +173,7 @@ def prepare(options: Options, model: Embedder, peers: World) -> Extraction:
         # Of the parts of this place alone, so that places may have other numbers of processes.
         part=part + of * peers.rank,
         of=of * peers.size,
+        retry_bad=options.retry_bad,
     )
     job.claim()
     return job

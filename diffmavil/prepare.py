@@ -21,7 +21,8 @@ from diffmavil.config.folders import check_writable
 from diffmavil.config.progress import tracking
 from diffmavil.data.prepare.items import read_catalog
 from diffmavil.data.prepare.job import Job
-from diffmavil.data.prepare.pack import QUARANTINE_FILE, Layout, unfinished
+from diffmavil.data.prepare.layout import Layout, unfinished
+from diffmavil.data.prepare.pack import QUARANTINE_FILE
 from diffmavil.data.prepare.settings import Settings
 from diffmavil.data.prepare.spread import ray_available
 from diffmavil.data.prepare.verify import verify
@@ -54,6 +55,8 @@ class Options:
     """Address of a Ray cluster to use instead of processes here; 'local' starts one."""
     deadline: float = 300.0
     """Seconds that a piece of a clip may take."""
+    retry_bad: bool = False
+    """Try again what failed earlier: files that were fetched or mended since, a longer deadline."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
     verify: Path | None = None
     """Instead: read every byte of this prepared folder and say what is wrong with it."""
@@ -108,7 +111,7 @@ def prepare(options: Options, console: Console) -> None:
     Raises:
         ValueError: the options do not fit what is there.
         CannotWrite: OUT cannot be written.
-        RunError: another process prepares the same part, or no clip could be used.
+        RunError: another process prepares the same part, its files are gone, or no clip could be used.
     """
     assert options.src is not None
     assert options.out is not None
@@ -126,7 +129,14 @@ def prepare(options: Options, console: Console) -> None:
     if catalog.note:
         console.print(catalog.note)
     layout = Layout(options.out, catalog, options.settings)
-    job = Job(layout, *options.part, workers=options.workers, deadline=options.deadline, ray=options.ray)
+    job = Job(
+        layout,
+        *options.part,
+        workers=options.workers,
+        deadline=options.deadline,
+        ray=options.ray,
+        retry_bad=options.retry_bad,
+    )
     description = job.run(console)
     if description is None:
         missing = sum(1 for _ in unfinished(layout, 0, 1))

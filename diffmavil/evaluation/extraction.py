@@ -72,6 +72,7 @@ class Extraction:
     Attributes:
         weights: fingerprint of the model's weights.
         max_bad_share: of the clips that this process tries and has tried.
+        retry_bad: try again the clips that could not be used, or not in all their windows.
     """
 
     out: Path
@@ -81,6 +82,7 @@ class Extraction:
     max_bad_share: float
     part: int = 0
     of: int = 1
+    retry_bad: bool = False
 
     @property
     def parts(self) -> int:
@@ -138,7 +140,7 @@ class Extraction:
         return digest.hexdigest()
 
     def run(self, model: FrozenModel, reader: Reader, batch_size: int, workers: int, console: Console | None) -> None:
-        """Do the missing parts of this process's share.
+        """Do the missing parts of this process's share, and on request what failed in the others.
 
         Raises:
             TooManyBadClips: more than `max_bad_share` of the clips cannot be used.
@@ -147,13 +149,9 @@ class Extraction:
         """
         with self._alone():
             mine = range(self.part, self.parts, self.of)
-            todo = [number for number in mine if not self.file(number).is_file()]
             tally = Tally(len(self.clips))
-            for number in mine:
-                if number not in todo:
-                    self._count_done(tally, number)
+            numbers = [clip for number in mine for clip in self._todo(number, tally)]
             self._check(tally)
-            numbers = [clip for number in todo for clip in self.numbers(number)]
             if not numbers:
                 return
             items = SourceClips([self.clips.clips[i] for i in numbers], self.wanted.modalities, reader)
@@ -168,14 +166,20 @@ class Extraction:
             with closing(found), tracking(console, "clips", len(numbers)) as tracker:
                 self._write(((numbers[i], one) for i, one in found), tally, tracker.update)
 
-    def _count_done(self, tally: Tally, number: int) -> None:
+    def _todo(self, number: int, tally: Tally) -> list[int]:
+        """The clips of a part that are to be done; the others are counted."""
+        if not self.file(number).is_file():
+            return list(self.numbers(number))
         done = self._read(number)
-        tally.count([i for i, _ in done.clips], [(i, self.clips.clips[i].path, why) for i, why in done.bad.items()])
+        again = sorted(done.bad) if self.retry_bad else []
+        bad = [(i, self.clips.clips[i].path, why) for i, why in done.bad.items() if i not in again]
+        tally.count([i for i, _ in done.clips if i not in again], bad)
+        return again
 
-    def _read(self, number: int) -> Part:
-        """Which clips a part that is done is of."""
+    def _read(self, number: int, *, features: bool = False) -> Part:
+        """A part that is done: which clips it is of, and on request their features."""
         try:
-            return read_part(self.file(number), features=False)
+            return read_part(self.file(number), features=features)
         except ValueError as error:
             raise RunError(str(error)) from error
 
@@ -186,13 +190,22 @@ class Extraction:
         open_parts: dict[int, _Rows] = {}
         for done, (clip, one) in enumerate(found, start=1):
             number = clip // self.wanted.part_clips
-            rows = open_parts.setdefault(number, _Rows(self.wanted, self.clips.clips, self.numbers(number)))
+            if number not in open_parts:
+                open_parts[number] = self._rows(number)
+            rows = open_parts[number]
             why = rows.add(clip, one)
             tally.count([clip], [(clip, self.clips.clips[clip].path, why)] if why else [])
             if rows.whole:
                 write_part(self.file(number), open_parts.pop(number).part(), self.clips.classes)
             self._check(tally)
             progress(done)
+
+    def _rows(self, number: int) -> _Rows:
+        """A part to be filled, with what is to stay of it if it was there already."""
+        rows = _Rows(self.wanted, self.clips.clips, self.numbers(number))
+        if self.file(number).is_file():
+            rows.keep(self._read(number, features=True))
+        return rows
 
     def _check(self, tally: Tally) -> None:
         if not tally.tried or not tally.too_many(self.max_bad_share):
@@ -247,7 +260,8 @@ class _Rows:
     wanted: Wanted
     clips: Sequence[Clip]
     numbers: range
-    found: dict[int, Embedding | None] = field(default_factory=dict)
+    found: dict[int, dict[str, Tensor] | None] = field(default_factory=dict)
+    """Clip -> what stands in the file for its windows; None: it could not be used."""
     bad: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -257,20 +271,27 @@ class _Rows:
     def add(self, clip: int, one: Embedding | BadClip) -> str:
         """Why the clip, or some of its windows, could not be used; ""."""
         why = one.reason if isinstance(one, BadClip) else one.problem
-        self.found[clip] = None if isinstance(one, BadClip) else one
+        self.found[clip] = None if isinstance(one, BadClip) else self._tensors(one)
         if why:
             self.bad[clip] = why
         return why
 
+    def keep(self, part: Part) -> None:
+        """Take over the clips that were used in full."""
+        for clip in self.numbers:
+            if clip not in part.bad:
+                own = part.tensors["clip"] == clip
+                self.found[clip] = {name: x[own] for name, x in part.tensors.items() if name != "clip"}
+
     def part(self) -> Part:
         columns: dict[str, list[Tensor]] = {}
         for number in self.numbers:
-            one = self.found[number]
-            if one is None:
+            own = self.found[number]
+            if own is None:
                 continue
-            for name, x in self._tensors(one).items():
+            for name, x in own.items():
                 columns.setdefault(name, []).append(x)
-            rows = len(next(iter(one.windows.values())))
+            rows = len(next(iter(own.values())))
             columns.setdefault("clip", []).append(torch.full((rows,), number, dtype=torch.int64))
         tensors = {name: torch.cat(parts) for name, parts in columns.items()}
         return Part(tensors, [(i, self.clips[i]) for i in self.numbers], self.bad)

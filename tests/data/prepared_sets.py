@@ -8,7 +8,8 @@ import numpy as np
 from clip_files import numbered, write_clip
 
 from diffmavil.data.prepare.items import read_catalog
-from diffmavil.data.prepare.pack import Layout, finish, pack_shard, unfinished
+from diffmavil.data.prepare.layout import Layout, unfinished
+from diffmavil.data.prepare.pack import finish, pack_shard
 from diffmavil.data.prepare.settings import Settings
 from diffmavil.data.prepare.work import Worker
 from diffmavil.data.shards.index import Description

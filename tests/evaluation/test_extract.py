@@ -239,6 +239,40 @@ def test_bad_clips_are_named_in_the_file_and_in_the_output(run, fp32: Config, tm
     assert "1, named in bad.csv" in told
 
 
+@pytest.mark.parametrize("flags", [(), ("--tokens", "--layers", "all", "--saved", "float16", "--windows", "2")])
+def test_clips_that_were_mended_are_tried_again_on_request(run, fp32: Config, tmp_path: Path, flags):
+    """The rest is neither computed again nor changed, and the files are those of a first try."""
+    src, first, again = tmp_path / "src", tmp_path / "first", tmp_path / "again"
+    src.mkdir()
+    whole = [Path(clip.path).read_bytes() for clip in split_source(fp32.data).held_out.clips[:5]]
+    for i, data in enumerate(whole):
+        (src / f"{i}.mp4").write_bytes(data)
+    run(*flags, src=src, out=first)
+    for i in (1, 3, 4):  # all of the second part
+        (src / f"{i}.mp4").write_bytes(b"nothing")
+    wanted = (*flags, "--max-bad-share", "0.9")
+    assert sorted(run(*wanted, src=src, out=again).bad) == [1, 3, 4]
+    before = parts(again)
+    assert sorted(run(*wanted, "--retry-bad", src=src, out=again).bad) == [1, 3, 4]
+    assert parts(again) == before
+    for i in (1, 4):
+        (src / f"{i}.mp4").write_bytes(whole[i])
+    assert sorted(run(*wanted, src=src, out=again).bad) == [1, 3, 4]
+    assert sorted(run(*wanted, "--retry-bad", src=src, out=again).bad) == [3]
+    (src / "3.mp4").write_bytes(whole[3])
+    for i in (0, 1, 2, 4):
+        (src / f"{i}.mp4").write_bytes(b"not read")
+    assert not run(*wanted, "--retry-bad", src=src, out=again).bad
+    assert (again / "bad.csv").read_text().splitlines() == ["path,start,reason"]
+    made, kept = read_features(first), read_features(again)
+    for group in ("features", "times", "layers", "tokens", "layer_tokens"):
+        found = getattr(kept, group)
+        assert found.keys() == getattr(made, group).keys()
+        for name, x in getattr(made, group).items():
+            torch.testing.assert_close(found[name], x)
+    assert torch.equal(kept.clip, made.clip)
+
+
 def test_too_many_bad_clips_stop_it(run, tmp_path: Path):
     src = tmp_path / "src"
     src.mkdir()

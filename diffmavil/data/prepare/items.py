@@ -39,6 +39,7 @@ class Item:
         labels: names of its classes.
         maybe_cut: the file may hold that part alone; then `start` does not count.
         reason: why it cannot be used, when that is known beforehand.
+        segment: id, start and end of a row that names no file; the file may be fetched later.
     """
 
     number: int
@@ -49,6 +50,7 @@ class Item:
     labels: tuple[str, ...] = ()
     maybe_cut: bool = False
     reason: str = ""
+    segment: tuple[str, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,13 @@ def _segment_item(
     folder: _Folder, files: SegmentFiles, number: int, name: str, start: float, end: float, labels: tuple[str, ...]
 ) -> Item:
     file, cut = files.find(name, start, end)
+    segment = (name, start, end)
     if file is None:
         reason = "files of this id, but of other times" if files.knows(name) else "no file of this id"
-        return Item(number, "", name, start, end - start, labels, reason=reason)
+        return Item(number, "", name, start, end - start, labels, reason=reason, segment=segment)
     part = (None, None) if cut else (start, end - start)
-    return Item(number, folder.path(file), file, *part, labels, maybe_cut=not cut, reason=folder.reason(file))
+    path, reason = folder.path(file), folder.reason(file)
+    return Item(number, path, file, *part, labels, maybe_cut=not cut, reason=reason, segment=segment)
 
 
 def _kind(rows: list[Row], table: Path) -> tuple[str, list[Row]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from rich.console import Console
 
 from diffmavil.config.errors import RunError
 from diffmavil.config.progress import tracking
+from diffmavil.data.prepare.again import forget_failed
 from diffmavil.data.prepare.crew import Crew
 from diffmavil.data.prepare.items import Item
-from diffmavil.data.prepare.pack import Layout, finish, pack_shard, unfinished
+from diffmavil.data.prepare.layout import Layout, unfinished
+from diffmavil.data.prepare.pack import finish, pack_shard
 from diffmavil.data.prepare.spread import run_on_ray
 from diffmavil.data.prepare.work import Worker
 from diffmavil.data.shards.index import DATASET_FILE, Description
@@ -27,6 +30,7 @@ class Job:
         workers: processes here.
         deadline: seconds that a piece of a clip may take.
         ray: address of a Ray cluster to use instead; None: no cluster.
+        retry_bad: do again what failed earlier.
     """
 
     layout: Layout
@@ -35,6 +39,7 @@ class Job:
     workers: int
     deadline: float
     ray: str | None = None
+    retry_bad: bool = False
 
     def run(self, console: Console | None) -> Description | None:
         """Do what is not done yet; the description of the set, or None while other parts are missing.
@@ -42,10 +47,14 @@ class Job:
         Raises:
             ValueError: the layout does not fit what is there.
             CannotWrite: the folder cannot be written.
-            RunError: another process prepares the same part.
+            RunError: another process prepares the same part, or the files are gone.
         """
         self.layout.claim()
         with self._alone():
+            if self.retry_bad:
+                again = forget_failed(self.layout, self.part, self.parts)
+                if console:
+                    console.print(f"{again:,} rows that failed are tried again")
             self._work(console)
         if any(True for _ in unfinished(self.layout, 0, 1)):
             return None
@@ -61,6 +70,14 @@ class Job:
             except BlockingIOError:
                 raise RunError(f"{self.layout.out}: another process prepares part {self.part}/{self.parts}") from None
             yield
+
+    def _check_source(self) -> None:
+        """Raises `RunError` if the disk is lost that the files lie on: that is no fault of theirs."""
+        if self.layout.gone():
+            what = f"the files that {self.layout.out} is made of are gone"
+            raise RunError(
+                f"{what}; nothing done is lost: once they are back, the same command with --retry-bad goes on"
+            )
 
     def _work(self, console: Console | None) -> None:
         """Do every unfinished item, shard by shard, and pack each shard when its last item is done."""
@@ -80,7 +97,9 @@ class Job:
                         todo.append(item)
                         continue
                     done += 1
-                for _ in self._run(worker, todo):
+                for item in self._run(worker, todo):
+                    if not os.path.exists(item.path):
+                        self._check_source()
                     done += 1
                     tracker.update(done)
                 pack_shard(self.layout, shard)

@@ -8,112 +8,23 @@ done when `dataset.json` is there, which the last one writes.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from diffmavil.config.errors import CannotWrite
 from diffmavil.data.durable import sync_folder, to_json, write_whole
-from diffmavil.data.prepare.items import Catalog, Item
-from diffmavil.data.prepare.settings import SAMPLE_RATE, Settings
-from diffmavil.data.prepare.work import BLOCK, size_of
+from diffmavil.data.prepare.layout import Layout
+from diffmavil.data.prepare.settings import SAMPLE_RATE
+from diffmavil.data.prepare.work import BLOCK, item_files
 from diffmavil.data.shards.index import DATASET_FILE, INDEX_FILE, Description, make_index
 
 QUARANTINE_FILE = "quarantine.csv"
 _END_OF_TAR = b"\0" * (2 * BLOCK)
-_LOOKED_AT = 64
-"""Files whose sizes are remembered."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where everything lies, and which rows make which shard."""
-
-    out: Path
-    catalog: Catalog
-    settings: Settings
-
-    @property
-    def state(self) -> Path:
-        return self.out / ".prepare"
-
-    @property
-    def shards(self) -> int:
-        return -(-len(self.catalog.items) // self.settings.per_shard)
-
-    def items(self, shard: int) -> list[Item]:
-        size = self.settings.per_shard
-        return self.catalog.items[shard * size : (shard + 1) * size]
-
-    def staging(self, shard: int) -> Path:
-        return self.state / f"shard-{shard:06d}"
-
-    def record(self, shard: int) -> Path:
-        return self.state / f"shard-{shard:06d}.json"
-
-    def claim(self) -> None:
-        """Make the folder, and remember what is prepared in it.
-
-        Raises:
-            ValueError: another list or other settings are being prepared there, or it holds something else.
-            CannotWrite: it cannot be written.
-        """
-        plan = self.state / "plan.json"
-        wanted = {"settings": _written(self.settings), "rows": len(self.catalog.items), "list": self._digest()}
-        sizes = self._sizes()
-        if not plan.exists():
-            # A first start that was killed has left the folder of states alone.
-            if self.out.exists() and (not self.out.is_dir() or set(self.out.iterdir()) - {self.state}):
-                raise ValueError(f"OUT={str(self.out)!r}: must be a new or empty folder, or one being prepared")
-            write_whole(plan, to_json({**wanted, "sizes": sizes}))
-        found = json.loads(plan.read_bytes())
-        # An older version did not know all settings, and did what their defaults say.
-        found["settings"] = {**_written(Settings()), **found.get("settings", {})}
-        for name, value in wanted.items():
-            if found.get(name) != value:
-                what = "a list of other rows" if name == "list" else f"other {name}: {found.get(name)}, now {value}"
-                raise ValueError(f"OUT={str(self.out)!r}: holds {what}: choose another folder, or delete it")
-        for source, size in found.get("sizes", {}).items():
-            now = sizes.get(source, size)
-            if now != size:
-                what = f"what was made of other files: {source} had {size:,} bytes, now {now:,}"
-                raise ValueError(f"OUT={str(self.out)!r}: holds {what}: choose another folder, or delete it")
-        self._check_finished()
-
-    def _sizes(self) -> dict[str, int]:
-        """Bytes of some of the files, evenly over the list: those of another folder, or made anew, have others."""
-        items, count = self.catalog.items, min(len(self.catalog.items), _LOOKED_AT)
-        chosen = [items[i * len(items) // count] for i in range(count)]
-        return {item.source: size for item in chosen if (size := size_of(item.path))}
-
-    def _check_finished(self) -> None:
-        """Raises `ValueError` for a shard of a finished set that is not there as it was written."""
-        description = self.out / DATASET_FILE
-        if not description.exists():
-            return
-        for name, size in Description.from_bytes(description.read_bytes()).shards:
-            if size_of(str(self.out / name)) != size:
-                again = self.state / Path(name).with_suffix(".json").name
-                how = f"copy it again, or delete {again} and {description}, and it is made again"
-                raise ValueError(f"OUT={str(self.out)!r}: the shard {name} is missing, or not of {size:,} bytes: {how}")
-
-    def _digest(self) -> str:
-        digest = hashlib.sha256(to_json(self.catalog.classes))
-        for item in self.catalog.items:
-            digest.update(to_json([item.source, item.start, item.duration, item.labels]))
-        return digest.hexdigest()
-
-
-def _written(settings: Settings) -> dict[str, Any]:
-    """As they come back from a file."""
-    return json.loads(to_json(asdict(settings)))
 
 
 def pack_shard(layout: Layout, shard: int) -> None:
@@ -130,11 +41,12 @@ def pack_shard(layout: Layout, shard: int) -> None:
     try:
         with draft.open("wb") as file:
             for item in layout.items(shard):
-                outcome = json.loads((staging / f"{item.number:08d}.json").read_bytes())
+                files = item_files(staging, item)
+                outcome = json.loads(files.done.read_bytes())
                 for sample in outcome.pop("samples"):
                     moved = {part: (sample[part][0] + file.tell(), sample[part][1]) for part in ("video", "audio")}
                     samples.append({**sample, **moved})
-                file.write((staging / f"{item.number:08d}.tar").read_bytes())
+                file.write(files.tar.read_bytes())
                 outcomes.append(outcome)
             file.write(_END_OF_TAR)
             size = file.tell()
@@ -223,10 +135,3 @@ def _table(bad: list[Quarantined]) -> bytes:
     writer.writerow(["source", "start", "reason"])
     writer.writerows([one.source, "" if one.start is None else one.start, one.reason] for one in bad)
     return text.getvalue().encode("utf-8", "backslashreplace")
-
-
-def unfinished(layout: Layout, part: int, parts: int) -> Iterator[int]:
-    """Shards of this part that are not recorded yet."""
-    for shard in range(part, layout.shards, parts):
-        if not layout.record(shard).exists():
-            yield shard

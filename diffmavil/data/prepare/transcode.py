@@ -181,8 +181,8 @@ def _piece(
 
 
 _MOST_CLIPPED = 0.1
-"""Above which a clip is bad. Loud recordings pass full scale when a lossy codec has overshot, by up to 3 % of the energy
-of GRID's words: that is cut off, as it is wherever sound is kept in 16 bits."""
+"""Above which a clip is bad. Loud recordings pass full scale where a lossy codec overshot (in GRID 3 % of the energy
+did at most): that is cut off, as it is wherever sound is kept in 16 bits."""
 
 
 @dataclass(frozen=True)

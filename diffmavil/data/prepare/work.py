@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffmavil.data.durable import to_json, write_whole
 from diffmavil.data.media import BadClip
@@ -54,12 +54,24 @@ class Worker:
             "samples": samples,
             "bad": reasons,
         }
-        write_whole(self.staging / f"{item.number:08d}.tar", tar.getvalue())
-        write_whole(self.done(item), to_json(outcome))
+        files = item_files(self.staging, item)
+        write_whole(files.tar, tar.getvalue())
+        write_whole(files.done, to_json(outcome))
 
     def done(self, item: Item) -> Path:
         """The file whose presence says that the item is done."""
-        return self.staging / f"{item.number:08d}.json"
+        return item_files(self.staging, item).done
+
+
+class ItemFiles(NamedTuple):
+    """Where the result of an item is left; `done`, which says what is in `tar`, comes last."""
+
+    tar: Path
+    done: Path
+
+
+def item_files(staging: Path, item: Item) -> ItemFiles:
+    return ItemFiles(staging / f"{item.number:08d}.tar", staging / f"{item.number:08d}.json")
 
 
 def size_of(path: str) -> int:

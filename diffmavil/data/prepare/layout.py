@@ -1,0 +1,145 @@
+"""Where everything of a preparation lies, which rows make which shard, and whether they are still the same rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from diffmavil.data.durable import to_json, write_whole
+from diffmavil.data.prepare.items import Catalog, Item
+from diffmavil.data.prepare.settings import Settings
+from diffmavil.data.prepare.work import item_files, size_of
+from diffmavil.data.shards.index import DATASET_FILE, Description
+
+_LOOKED_AT = 64
+"""Files whose sizes are remembered."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything lies, and which rows make which shard."""
+
+    out: Path
+    catalog: Catalog
+    settings: Settings
+
+    @property
+    def state(self) -> Path:
+        return self.out / ".prepare"
+
+    @property
+    def shards(self) -> int:
+        return -(-len(self.catalog.items) // self.settings.per_shard)
+
+    def items(self, shard: int) -> list[Item]:
+        size = self.settings.per_shard
+        return self.catalog.items[shard * size : (shard + 1) * size]
+
+    def staging(self, shard: int) -> Path:
+        return self.state / f"shard-{shard:06d}"
+
+    def record(self, shard: int) -> Path:
+        return self.state / f"shard-{shard:06d}.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.state / "plan.json"
+
+    def outcomes(self, shard: int, items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, Any]]]:
+        """Those of `items`, all of one shard, that are done, each with what came of it."""
+        if self.record(shard).exists():
+            first, outcomes = shard * self.settings.per_shard, json.loads(self.record(shard).read_bytes())["outcomes"]
+            yield from ((item, outcomes[item.number - first]) for item in items)
+            return
+        for item in items:
+            done = item_files(self.staging(shard), item).done
+            if done.exists():
+                yield item, json.loads(done.read_bytes())
+
+    def claim(self) -> None:
+        """Make the folder, and remember what is prepared in it.
+
+        Raises:
+            ValueError: another list or other settings are being prepared there, or it holds something else.
+            CannotWrite: it cannot be written.
+        """
+        wanted = {"settings": _written(self.settings), "rows": len(self.catalog.items), "list": self._digest()}
+        sizes = self._sizes()
+        if not self.plan.exists():
+            # A first start that was killed has left the folder of states alone.
+            if self.out.exists() and (not self.out.is_dir() or set(self.out.iterdir()) - {self.state}):
+                raise ValueError(f"OUT={str(self.out)!r}: must be a new or empty folder, or one being prepared")
+            write_whole(self.plan, to_json({**wanted, "sizes": sizes}))
+        found = json.loads(self.plan.read_bytes())
+        # An older version did not know all settings, and did what their defaults say.
+        found["settings"] = {**_written(Settings()), **found.get("settings", {})}
+        if found.get("list") == self._digest(by_file=True):
+            found["list"] = wanted["list"]  # as an older version wrote it
+        for name, value in wanted.items():
+            if found.get(name) != value:
+                what = "a list of other rows" if name == "list" else f"other {name}: {found.get(name)}, now {value}"
+                raise ValueError(f"OUT={str(self.out)!r}: holds {what}: choose another folder, or delete it")
+        for source, size in found.get("sizes", {}).items():
+            now = sizes.get(source, size)
+            if now != size and not self._has_failed(source):
+                what = f"what was made of other files: {source} had {size:,} bytes, now {now:,}"
+                raise ValueError(f"OUT={str(self.out)!r}: holds {what}: choose another folder, or delete it")
+        self._check_finished()
+
+    def _has_failed(self, source: str) -> bool:
+        """Whether a file failed, so that a mended one may stand in its place."""
+        items = [item for item in self.catalog.items if item.source == source]
+        done = [one for item in items for one in self.outcomes(item.number // self.settings.per_shard, [item])]
+        return bool(done) and all(outcome["bad"] for _, outcome in done)
+
+    def expect_no_sizes_of(self, sources: set[str]) -> None:
+        """Their files may be others than those that were there first."""
+        plan = json.loads(self.plan.read_bytes())
+        sizes = {source: size for source, size in plan.get("sizes", {}).items() if source not in sources}
+        write_whole(self.plan, to_json({**plan, "sizes": sizes}))
+
+    def gone(self) -> bool:
+        """Whether none of the files that were looked at first is there any more, as when a disk is lost."""
+        return bool(json.loads(self.plan.read_bytes()).get("sizes")) and not self._sizes()
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of some of the files, evenly over the list: those of another folder, or made anew, have others."""
+        items, count = self.catalog.items, min(len(self.catalog.items), _LOOKED_AT)
+        chosen = [items[i * len(items) // count] for i in range(count)]
+        return {item.source: size for item in chosen if (size := size_of(item.path))}
+
+    def _check_finished(self) -> None:
+        """Raises `ValueError` for a shard of a finished set that is not there as it was written."""
+        description = self.out / DATASET_FILE
+        if not description.exists():
+            return
+        for name, size in Description.from_bytes(description.read_bytes()).shards:
+            if size_of(str(self.out / name)) != size:
+                again = self.state / Path(name).with_suffix(".json").name
+                how = f"copy it again, or delete {again} and {description}, and it is made again"
+                raise ValueError(f"OUT={str(self.out)!r}: the shard {name} is missing, or not of {size:,} bytes: {how}")
+
+    def _digest(self, *, by_file: bool = False) -> str:
+        """Of the list; of its segments by their ids, for a file may come later, or by the files that there are."""
+        digest = hashlib.sha256(to_json(self.catalog.classes))
+        for item in self.catalog.items:
+            files = (item.source, item.start, item.duration)
+            row = files if by_file or item.segment is None else item.segment
+            digest.update(to_json([*row, item.labels]))
+        return digest.hexdigest()
+
+
+def _written(settings: Settings) -> dict[str, Any]:
+    """As they come back from a file."""
+    return json.loads(to_json(asdict(settings)))
+
+
+def unfinished(layout: Layout, part: int, parts: int) -> Iterator[int]:
+    """Shards of this part that are not recorded yet."""
+    for shard in range(part, layout.shards, parts):
+        if not layout.record(shard).exists():
+            yield shard
