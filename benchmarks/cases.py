@@ -45,7 +45,9 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        return math.prod(size // p for size, p in zip(self.size, self.patch, strict=True))
+        return math.prod(
+            [size // p for size, p in zip(self.size, self.patch, strict=True)]
+        )  # dynamo takes a list alone
 
     @property
     def patch_dim(self) -> int:

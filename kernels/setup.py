@@ -32,6 +32,8 @@ CXX = ["-std=c++20", "-O3", "-fopenmp-simd", "-ffp-contract=off", "-fno-math-err
 HIDDEN = ["-fvisibility=hidden"]
 NVCC = ["-std=c++20", "-O3", "--cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden", "-DUSE_CUDA"]
 ARCHITECTURES = ("80", "90a", "100")
+VIRTUAL = "80"
+"""PTX, which drivers compile for the GPUs that are not named."""
 
 HERE = Path(__file__).resolve().parent
 CSRC = (HERE if (HERE / "PKG-INFO").exists() else HERE.parent) / "csrc"
@@ -75,6 +77,7 @@ def compile_cuda(source: str, folder: str) -> str:
     assert cpp_extension is not None
     include = [f"-I{path}" for path in cpp_extension.include_paths()]
     archs = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
+    archs.append(f"-gencode=arch=compute_{VIRTUAL},code=compute_{VIRTUAL}")
     subprocess.run(["nvcc", "-c", *NVCC, *DEFINES, *archs, *include, source, "-o", str(target)], check=True)
     return str(target)
 

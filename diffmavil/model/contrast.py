@@ -54,8 +54,9 @@ def contrast(a: Tensor, b: Tensor, temperature: float, clips: Tensor | None = No
     own = first + torch.arange(len(a), device=a.device)
     twins = clips[:, None] == all_rows(clips)[None, :]
     twins = twins.scatter(1, own[:, None], False)
-    losses = [
-        nn.functional.cross_entropy((x @ all_rows(y).T / temperature).masked_fill(twins, -torch.inf), own)
-        for x, y in ((a, b), (b, a))
-    ]
+    with torch.autocast(a.device.type, enabled=False):  # logits of ten would be rounded to sixteenths in bf16
+        losses = [
+            nn.functional.cross_entropy((x @ all_rows(y).T / temperature).masked_fill(twins, -torch.inf), own)
+            for x, y in ((a, b), (b, a))
+        ]
     return 0.5 * torch.stack(losses).sum()

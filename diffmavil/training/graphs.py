@@ -65,7 +65,8 @@ class _Recorded:
             read, draws, coupled = self.inputs
             with autocast:
                 scalars = model(*read, **arguments, draws=draws, coupled=coupled or None)
-            self.grads = torch.autograd.grad(scalars[0] * share, parameters)
+            with torch.autocast(device, enabled=False):  # as passes that are not recorded go backward
+                self.grads = torch.autograd.grad(scalars[0] * share, parameters)
             self.scalars = torch.stack([scalar.detach() for scalar in scalars])
 
         self.replay = record(work)

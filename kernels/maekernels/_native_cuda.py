@@ -32,6 +32,12 @@ def _load() -> Any | None:
     return torch.ops.maekernels_cuda
 
 
+@cache
+def runs_native(device: torch.device) -> bool:
+    """Whether the library holds code for this GPU: setup.py names what is compiled, from compute capability 8.0 on."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def current_stream(device: torch.device) -> int:
     """The address of the stream that work on the device goes to: the last argument of every native op."""
     return torch.cuda.current_stream(device).cuda_stream

@@ -214,7 +214,7 @@ def pixel_args(
     scale, shift = scale_and_shift(x, mean, std)
     packed = sw == g.channels and (g.channels == 1 or sc == 1)
     strides = {"sb": sb, "st": st, "sh": sh, "sw": sw, "sc": sc}
-    sizes = {"GH": g.h, "GW": g.w, "PT": g.pt, "PH": g.ph, "PW": g.pw, "C": g.channels, "PACKED": packed}
+    sizes = {"GT": g.t, "GH": g.h, "GW": g.w, "PT": g.pt, "PH": g.ph, "PW": g.pw, "C": g.channels, "PACKED": packed}
     return g, {"scale": tuple(scale), "shift": tuple(shift), **strides, **sizes}
 
 
@@ -269,19 +269,25 @@ def of_channel(values, p, C: tl.constexpr):
 @jit
 def load_patches(
     x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc,
-    GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, C: tl.constexpr,
-    PACKED: tl.constexpr, EIGHTS: tl.constexpr,
+    GT: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    C: tl.constexpr, PACKED: tl.constexpr, EIGHTS: tl.constexpr,
 ):  # fmt: skip
     """Normalised elements `p` of the patches ids[row], float32 [ROWS, CHUNK], and their token numbers [ROWS].
 
+    An id that is none, which the CPU refuses, is not read and gives NaN.
     EIGHTS: a thread takes 8 neighbours at a time, the way the noise is made, and not 16, where that is a choice.
     """
     token = tl.load(ids_ptr + row, mask=row < rows, other=0)
+    known = ((token >= 0) & (token < GT * GH * GW))[:, None]
     origin = patch_origin(row // K, token, sb, st, sh, sw, GH, GW, PT, PH, PW)
     offset = origin[:, None] + patch_offset(p, st, sh, sw, sc, PH, PW, C, PACKED)[None, :]
     if EIGHTS and PACKED and PW * C % 8 == 0:
         offset = tl.max_contiguous(offset, [1, 8])
-    pixel = tl.load(x_ptr + offset, mask=inside, other=0).to(tl.float32)
+    if x_ptr.dtype.element_ty.is_floating():
+        pixel = tl.load(x_ptr + offset, mask=inside & known, other=float("nan")).to(tl.float32)
+    else:
+        pixel = tl.load(x_ptr + offset, mask=inside & known, other=0).to(tl.float32)
+        pixel = tl.where(known, pixel, float("nan"))
     return pixel * of_channel(scale, p, C)[None, :] + of_channel(shift, p, C)[None, :], token
 
 
@@ -303,7 +309,8 @@ def normalise_channels(v, p, inside, P: tl.constexpr, C: tl.constexpr):
         mine = inside & (p % C == c)[None, :]
         centred = tl.where(mine, v - (tl.sum(tl.where(mine, v, 0.0), axis=1) / SIZE)[:, None], 0.0)
         deviation = tl.sqrt(tl.sum(centred * centred, axis=1) / (SIZE - 1))
-        found += centred * (1.0 / (deviation + 1e-6))[:, None]
+        # Not a sum: a channel that is not finite stays alone.
+        found = tl.where(mine, centred * (1.0 / (deviation + 1e-6))[:, None], found)
     return found
 
 

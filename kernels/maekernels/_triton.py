@@ -7,12 +7,15 @@ then on a launch is Triton's own.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
+
+_loading = threading.RLock()
 
 
 class LazyKernel:
@@ -22,6 +25,8 @@ class LazyKernel:
         self.fn = fn
         self.do_not_specialize = do_not_specialize
         self._jitted: Any = None
+        self._ready = False
+        """Whether all names that it uses are replaced too; another thread must not launch it before."""
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         return self.load()[grid]
@@ -31,22 +36,29 @@ class LazyKernel:
 
     def load(self) -> Any:
         """The `triton.JITFunction` (under TRITON_INTERPRET=1 the interpreted one)."""
-        if self._jitted is None:
-            try:
-                import triton
-                import triton.language as tl
-                from triton.language.extra import libdevice
-            except ImportError as error:
-                raise RuntimeError("maekernels on CUDA needs triton >= 3.6: pip install 'triton>=3.6,<3.10'") from error
-            self._jitted = triton.jit(do_not_specialize=list(self.do_not_specialize))(self.fn)
-            # a * b + c rounded once, as up to now by default: triton 3.9 warns where a launch leaves that open.
-            self._jitted.run = partial(self._jitted.run, enable_fp_fusion=True)
-            names = self.fn.__globals__
-            names["tl"], names["libdevice"] = tl, libdevice
-            for name, value in list(names.items()):
-                if isinstance(value, LazyKernel):
-                    names[name] = value.load()
+        if not self._ready:
+            with _loading:
+                self._load()
         return self._jitted
+
+    def _load(self) -> None:
+        if self._jitted is not None:  # by another thread, or further up: kernels of a module know one another
+            return
+        try:
+            import triton
+            import triton.language as tl
+            from triton.language.extra import libdevice
+        except ImportError as error:
+            raise RuntimeError("maekernels on CUDA needs triton >= 3.6: pip install 'triton>=3.6,<3.10'") from error
+        self._jitted = triton.jit(do_not_specialize=list(self.do_not_specialize))(self.fn)
+        # a * b + c rounded once, as up to now by default: triton 3.9 warns where a launch leaves that open.
+        self._jitted.run = partial(self._jitted.run, enable_fp_fusion=True)
+        names = self.fn.__globals__
+        names["tl"], names["libdevice"] = tl, libdevice
+        for name, value in list(names.items()):
+            if isinstance(value, LazyKernel):
+                names[name] = value.load()
+        self._ready = True
 
 
 @overload

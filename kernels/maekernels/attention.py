@@ -12,10 +12,10 @@ Whose kernels compute it:
     flash      FlashAttention as torch carries it, packed by torch.nn.attention.varlen; CUDA, half precision
     xformers   memory_efficient_attention, packed with a BlockDiagonalMask; CUDA, needs the package
 
-`auto` takes flash, xformers, sdpa in this order for packed sequences on CUDA, and sdpa for padded ones, which chooses
-among torch's kernels. On a CPU it takes sdpa, but math in half precision while the weights are small: torch's fused
-backward pass is made of small half-precision products there and takes five to eight times as long (measured on one
-core of a CPU with AVX512-BF16, D of 32 and 64, up to 218 queries; in float32 the two are alike).
+`auto` takes flash, xformers (outside of graphs), sdpa in this order for packed sequences on CUDA, and sdpa for padded
+ones, which chooses among torch's kernels. On a CPU it takes sdpa, but math in half precision while the weights are small:
+torch's fused backward pass is made of small half-precision products there and takes five to eight times as long (measured
+on one core of a CPU with AVX512-BF16, D of 32 and 64, up to 218 queries; in float32 the two are alike).
 
 Cost of a sequence with N queries and M keys, s the bytes of an element: 4 N M H D FLOPs forward, and 2.5 times as many
 backward (the weights are made again); reads and writes (2 N + 2 M) H D s. Bound by matrix multiplication from a few
@@ -91,7 +91,7 @@ def attention(
         backend: whose kernels. A name other than 'auto' is what runs, or an error.
 
     Returns:
-        The shape and type of `q`.
+        The shape and type of `q`; under autocast, where torch's own attention computes it, the type of that.
 
     Raises:
         ValueError: shapes that do not belong together, or a backend that cannot compute this here.
@@ -137,7 +137,9 @@ def _segments(name: str, bounds: Segments | Tensor, tokens: Tensor) -> Segments:
         steps = bounds.tolist()
         lengths = [after - before for before, after in itertools.pairwise(steps)]
         check(steps[0] == 0 and min(lengths, default=1) > 0, name, steps, "0 first and then rising")
-        bounds = Segments(bounds.to(device=tokens.device, dtype=torch.int32), tuple(lengths))
+        bounds = Segments(bounds.to(device=tokens.device, dtype=torch.int32).contiguous(), tuple(lengths))
+    elif bounds.cu_seqlens.device != tokens.device:
+        bounds = Segments.of(bounds.lengths, tokens.device)
     total = sum(bounds.lengths)
     check(total == len(tokens), name, f"{total} tokens", f"{len(tokens)}, as there are")
     return bounds
@@ -150,7 +152,9 @@ def _choose(backend: Backend, q: Tensor, queries: int, keys: int, packed: bool) 
         check(problem is None, "backend", repr(backend), f"another here: {problem}")
         return backend
     if q.device.type == "cuda" and packed:
-        for candidate in ("flash", "xformers"):
+        # xformers' mask is copied from the host at each call: no graph can hold that, and no compiler follows it.
+        graphed = torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()
+        for candidate in ("flash",) if graphed else ("flash", "xformers"):
             if _problem(candidate, q.device.type, q.device.index, q.dtype, q.shape[-1]) is None:
                 return candidate
     small = q.shape[-2] * queries * keys <= _SMALL_WEIGHTS
@@ -194,10 +198,11 @@ def _xformers_problem(device: str, index: int | None, dtype: torch.dtype, dim: i
         return f"xformers runs on CUDA, these tensors are on {device}"
     try:
         importlib.import_module("xformers.ops")  # before a tensor is made
-        place = f"{device}:{index or 0}"
-        token = torch.ones(1, 1, dim, dtype=dtype, device=place, requires_grad=True)
-        one = Segments.of([1], token.device)
-        _xformers_packed(token, token, token, one, one).sum().backward()
+        # What is found holds for all later calls, whichever mode the first one is in.
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+            token = torch.ones(1, 1, dim, dtype=dtype, device=f"{device}:{index or 0}", requires_grad=True)
+            one = Segments.of([1], token.device)
+            _xformers_packed(token, token, token, one, one).sum().backward()
     except ImportError as error:
         return f"xformers cannot be imported ({error}): pip install 'diffmavil[xformers]'"
     except (RuntimeError, ValueError) as error:
@@ -230,9 +235,19 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _flash_packed(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segments) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    if not queries.lengths:
+        return torch.empty_like(q)
+    q, k, v = map(_aligned, (q, k, v))
     out = varlen_attn(q, k, v, queries.cu_seqlens, keys.cu_seqlens, queries.longest, keys.longest)
     assert isinstance(out, Tensor)  # a pair only when asked for more
     return out
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """As flash reads it: 16 bytes at a time, which it does not check."""
+    step = 16 // x.element_size()
+    whole = x.stride(-1) == 1 and all(n % step == 0 for n in (x.storage_offset(), *x.stride()[:-1]))
+    return x if whole else x.clone(memory_format=torch.contiguous_format)
 
 
 def _xformers_packed(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segments) -> Tensor:

@@ -162,8 +162,8 @@ def patch_noise(seed: Tensor, ids: Tensor, patch_dim: int, offset: int) -> Tenso
 @jit(do_not_specialize=("offset",))
 def _diffuse_kernel(
     x_ptr, ids_ptr, alpha_bar_ptr, seed_ptr, out_ptr, offset, rows, K, scale, shift, sb, st, sh, sw, sc,
-    GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, C: tl.constexpr,
-    PACKED: tl.constexpr, P: tl.constexpr, NORM: tl.constexpr, FAST: tl.constexpr, ROWS: tl.constexpr,
+    GT: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    C: tl.constexpr, PACKED: tl.constexpr, P: tl.constexpr, NORM: tl.constexpr, FAST: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
     """A tile of ROWS chosen patches by CHUNK of their P elements; NORM: CHUNK holds all P."""
@@ -173,8 +173,9 @@ def _diffuse_kernel(
     p = first + tl.arange(0, CHUNK)
     inside = (row < rows)[:, None] & (p < P)[None, :]
     value, token = load_patches(
-        x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED, True
-    )
+        x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc,
+        GT, GH, GW, PT, PH, PW, C, PACKED, True,
+    )  # fmt: skip
     if NORM == 1:
         value, _ = normalise_rows(value, inside, P)
     elif NORM == 2:
@@ -195,8 +196,8 @@ def _diffuse_kernel(
 @jit
 def _diffuse_backward_kernel(
     grad_ptr, x_ptr, ids_ptr, alpha_bar_ptr, out_ptr, rows, K, scale, shift, sb, st, sh, sw, sc,
-    GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, C: tl.constexpr,
-    PACKED: tl.constexpr, P: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    GT: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    C: tl.constexpr, PACKED: tl.constexpr, P: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the patches before the noise and, with NORM, before their normalisation."""
     CHUNKS: tl.constexpr = (P + CHUNK - 1) // CHUNK
@@ -208,8 +209,8 @@ def _diffuse_backward_kernel(
     grad *= tl.sqrt(tl.load(alpha_bar_ptr + row // K, mask=row < rows, other=1.0))[:, None]
     if NORM:
         value, _ = load_patches(
-            x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED,
-            False,
+            x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc,
+            GT, GH, GW, PT, PH, PW, C, PACKED, False,
         )  # fmt: skip
         if NORM == 1:
             value, rstd = normalise_rows(value, inside, P)

@@ -46,16 +46,19 @@ def _reference(x: Tensor, ids: Tensor) -> Tensor:
 
 
 @jit
-def _gather_kernel(x_ptr, ids_ptr, out_ptr, rows, K, sb, sn, D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr):
-    """A tile of ROWS chosen tokens by CHUNK of D."""
+def _gather_kernel(
+    x_ptr, ids_ptr, out_ptr, rows, N, K, sb, sn, D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr
+):
+    """A tile of ROWS chosen tokens by CHUNK of D; NaN for an id that is none, which the CPU refuses."""
     CHUNKS: tl.constexpr = (D + CHUNK - 1) // CHUNK
     pid = tl.program_id(0)
     row = pid // CHUNKS * ROWS + tl.arange(0, ROWS)
     d = pid % CHUNKS * CHUNK + tl.arange(0, CHUNK)
     token = tl.load(ids_ptr + row, mask=row < rows, other=0)
     inside = (row < rows)[:, None] & (d < D)[None, :]
+    known = ((token >= 0) & (token < N))[:, None]
     source = (row // K).to(tl.int64) * sb + token.to(tl.int64) * sn
-    value = tl.load(x_ptr + source[:, None] + d[None, :], mask=inside, other=0.0)
+    value = tl.load(x_ptr + source[:, None] + d[None, :], mask=inside & known, other=float("nan"))
     tl.store(out_ptr + row.to(tl.int64)[:, None] * D + d[None, :], value, mask=inside)
 
 
@@ -68,7 +71,7 @@ def _launch_gather(x: Tensor, ids: Tensor) -> Tensor:
     if out.numel():
         sb, sn, _ = x.stride()
         grid = (tile.programs(ids.numel(), dim),)
-        _gather_kernel[grid](x, ids, out, ids.numel(), ids.shape[1], sb, sn, D=dim, **tile.meta)
+        _gather_kernel[grid](x, ids, out, ids.numel(), x.shape[1], ids.shape[1], sb, sn, D=dim, **tile.meta)
     return out
 
 

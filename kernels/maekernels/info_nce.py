@@ -92,7 +92,8 @@ class _AllRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].contiguous()
+        # Reduced in place: another use of the rows may have been given the same tensor.
+        grad = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)
         first = dist.get_rank() * ctx.rows
         return grad[first : first + ctx.rows]
@@ -358,7 +359,8 @@ def _backward_in_strips(
         for start in range(0, len(q), step):
             strip = slice(start, start + step)
             weights = weights_of(q[strip], k, rows[strip], columns, start, first, temperature, both)
-            grad_q[strip] = (weights @ k) * factor
+            # On CUDA a factor without dimensions would be rounded to half precision, where it may be infinite.
+            grad_q[strip] = (weights @ k).to(wide) * factor
             grad_k += weights.T @ q[strip]
     return grad_q, (grad_k * factor).to(k.dtype)
 

@@ -125,9 +125,9 @@ def _reference(
 @jit
 def _masked_mse_kernel(
     pred_ptr, x_ptr, ids_ptr, grad_loss_ptr, out_ptr, factor, rows, K, scale, shift, sb, st, sh, sw, sc,
-    GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, C: tl.constexpr,
-    PACKED: tl.constexpr, P: tl.constexpr, NORM: tl.constexpr, BACKWARD: tl.constexpr, ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
+    GT: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    C: tl.constexpr, PACKED: tl.constexpr, P: tl.constexpr, NORM: tl.constexpr, BACKWARD: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """A tile of ROWS patches by CHUNK of their P elements; NORM: CHUNK holds all P.
 
@@ -138,8 +138,9 @@ def _masked_mse_kernel(
     p = tl.program_id(0) % CHUNKS * CHUNK + tl.arange(0, CHUNK)
     inside = (row < rows)[:, None] & (p < P)[None, :]
     target, _ = load_patches(
-        x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED, False
-    )
+        x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc,
+        GT, GH, GW, PT, PH, PW, C, PACKED, False,
+    )  # fmt: skip
     if NORM == 1:
         target, _ = normalise_rows(target, inside, P)
     elif NORM == 2:

@@ -102,8 +102,8 @@ def _reference_backward(
 @jit
 def _patchify_kernel(
     x_ptr, ids_ptr, out_ptr, rows, K, scale, shift, sb, st, sh, sw, sc,
-    GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, C: tl.constexpr,
-    PACKED: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    GT: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    C: tl.constexpr, PACKED: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """A tile of ROWS chosen patches by CHUNK of their P elements."""
     CHUNKS: tl.constexpr = (P + CHUNK - 1) // CHUNK
@@ -111,8 +111,9 @@ def _patchify_kernel(
     p = tl.program_id(0) % CHUNKS * CHUNK + tl.arange(0, CHUNK)
     inside = (row < rows)[:, None] & (p < P)[None, :]
     value, _ = load_patches(
-        x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc, GH, GW, PT, PH, PW, C, PACKED, False
-    )
+        x_ptr, ids_ptr, row, rows, p, inside, K, scale, shift, sb, st, sh, sw, sc,
+        GT, GH, GW, PT, PH, PW, C, PACKED, False,
+    )  # fmt: skip
     out = row.to(tl.int64)[:, None] * P + p[None, :]
     tl.store(out_ptr + out, value.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -120,8 +121,8 @@ def _patchify_kernel(
 @jit
 def _patchify_backward_kernel(
     grad_ptr, inverse_ptr, out_ptr, rows, K, scale, shift, sb, st, sh, sw, sc,
-    GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, C: tl.constexpr,
-    PACKED: tl.constexpr, N: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    GT: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    C: tl.constexpr, PACKED: tl.constexpr, N: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """A tile of ROWS patches of the whole grid: every pixel is written once, chosen or not."""
     CHUNKS: tl.constexpr = (P + CHUNK - 1) // CHUNK

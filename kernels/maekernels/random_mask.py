@@ -33,7 +33,7 @@ from torch import Tensor
 from maekernels import philox
 from maekernels._checks import check, check_backend, describe, run_op
 from maekernels._native import PYTHON_CPU
-from maekernels._native_cuda import current_stream, native_ops
+from maekernels._native_cuda import current_stream, native_ops, runs_native
 from maekernels._triton import jit, next_power_of_2, register_cuda
 from maekernels.philox import philox_words
 
@@ -82,7 +82,12 @@ def random_mask(
     check(offset >= 0, "offset", offset, "not negative")
     seed = philox.as_seed(seed, torch.device(device) if device is not None else None)
     if backend == "cuda":
-        ready = seed.device.type == "cuda" and length <= NATIVE_LENGTH and native_ops() is not None
+        ready = (
+            seed.device.type == "cuda"
+            and length <= NATIVE_LENGTH
+            and native_ops() is not None
+            and runs_native(seed.device)
+        )
         check(ready, "backend", "'cuda'", f"used on CUDA, with maekernels._C_cuda, for length <= {NATIVE_LENGTH}")
     else:
         check_backend(backend, seed.device)
@@ -215,7 +220,7 @@ def _launch_native(
     batch: int, length: int, num_keep: int, seed: Tensor, offset: int, groups: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     ops = native_ops()
-    if ops is None or length > NATIVE_LENGTH:
+    if ops is None or length > NATIVE_LENGTH or not runs_native(seed.device):
         return _launch_random_mask(batch, length, num_keep, seed, offset, groups)
     labels = None if groups is None else groups.contiguous()
     return ops.random_mask(batch, length, num_keep, seed, offset, labels, current_stream(seed.device))

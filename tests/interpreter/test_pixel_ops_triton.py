@@ -45,6 +45,21 @@ def test_patchify(case, dtype):
     assert_same(_launch_patchify(*args), _patchify(*args))
 
 
+@CASES
+def test_patches_of_ids_that_are_none_are_nan_and_not_read(case):
+    """The sanitizer knows where the pixels end. Losses of such patches are NaN, which a training stops at."""
+    ids, x, patch = case.ids(), case.make(), layout(case)
+    bad = ids.clone()
+    bad[0, 0], bad[-1, -1] = -1, 2**20
+    wrong = bad != ids
+    args = (*patch, torch.float32, case.channels_first)
+    found = _launch_patchify(x, bad, *args)
+    assert found[wrong].isnan().all()
+    assert_same(found[~wrong], _patchify(x, ids, *args)[~wrong])
+    pred = random(case)
+    assert _launch_masked_mse(pred, x, bad, *patch, PATCH, case.channels_first).isnan()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @CASES
 def test_patchify_backward(case, dtype):

@@ -41,6 +41,13 @@ def test_an_id_that_is_none_writes_nowhere():
     assert launch_inverse(ids, 5).tolist() == [[0, -1, 2, -1, -1], [-1, 2, -1, 1, -1], [-1, -1, -1, -1, 0]]
 
 
+def test_what_is_gathered_by_an_id_that_is_none_is_nan():
+    x, ids = make(2, 5, 40), torch.tensor([[0, 5, 2], [-1, 3, 2**31 - 1]], dtype=torch.int32)
+    found, wrong = _launch_gather(x, ids), (ids < 0) | (ids >= 5)
+    assert found[wrong].isnan().all()
+    assert_same(found[~wrong], x[[0, 0, 1], [0, 2, 3]])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @EVERY
 def test_gather(batch, length, dim, keep, dtype):

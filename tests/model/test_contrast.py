@@ -35,6 +35,15 @@ def test_intra_modal_is_the_mean_over_modalities() -> None:
     torch.testing.assert_close(intra_modal([audio, video], 1.0), expected)
 
 
+def test_bf16_autocast_does_not_round_the_logits():
+    """With a clip twice in the batch as without: logits of ten have steps of a sixteenth in bf16."""
+    torch.manual_seed(0)
+    audio, video, clips = torch.randn(6, 1, 8), torch.randn(6, 1, 8), torch.tensor([3, 4, 3, 5, 6, 7])
+    expected = inter_modal(audio, video, 0.05, clips)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert inter_modal(audio, video, 0.05, clips) == expected
+
+
 def test_rows_of_one_clip_are_no_negatives_of_each_other():
     generator = torch.Generator().manual_seed(0)
     audio, video = (torch.randn(6, 2, 16, generator=generator, dtype=torch.float32) for _ in range(2))

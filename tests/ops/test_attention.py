@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from maekernels import Segments, attention
-from maekernels.attention import _choose, _problem, _runs, _xformers_packed
+from maekernels.attention import (
+    _aligned,
+    _choose,
+    _problem,
+    _runs,
+    _segments,
+    _xformers_packed,
+    _xformers_problem,
+)
 from tests.ops.mae_oracle import assert_same
 
 HEADS, DIM = 3, 8
@@ -145,6 +153,34 @@ def test_a_missing_xformers_says_how_to_get_it(monkeypatch):
     said = _problem("xformers", "cuda", 0, torch.bfloat16, 8)
     assert said is not None
     assert "pip install 'diffmavil[xformers]'" in said
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")])
+def test_what_xformers_can_is_found_alike_in_every_mode(monkeypatch, mode):
+    """It is found once: a first call without gradients must not say for all later ones that there is none."""
+    monkeypatch.setitem(sys.modules, "xformers.ops", SimpleNamespace())
+    monkeypatch.setattr(sys.modules["maekernels.attention"], "_xformers_packed", lambda q, *rest: q * q)
+    monkeypatch.setattr(torch, "ones", lambda *size, device, **how: torch.full(size, 1.0, **how))
+    with mode():
+        assert _xformers_problem("cuda", 0, torch.float32, 8) is None
+
+
+def test_flash_gets_what_it_can_read_and_no_copy_where_that_is_so():
+    """Its kernels load 16 bytes at a time and do not look where these begin."""
+    whole = torch.randn(6, HEADS, 3 * 8, dtype=torch.bfloat16)
+    for part in (whole, whole[..., 8:16], whole[2:]):
+        assert _aligned(part) is part
+    for part in (whole[..., 1:9], whole.mT, whole[..., ::2], whole.flatten()[3 : 3 + 6 * HEADS * 8].view(6, HEADS, 8)):
+        assert _aligned(part).is_contiguous()
+        assert_same(_aligned(part), part)
+
+
+def test_bounds_of_another_device_are_made_anew():
+    q, k, v = make(6, 6)
+    bounds = _segments("cu_seqlens", Segments.of([2, 4], "meta"), q)
+    assert bounds.cu_seqlens.tolist() == [0, 2, 6]
+    strided = torch.tensor([0, 9, 2, 9, 6, 9], dtype=torch.int32)[::2]
+    assert _segments("cu_seqlens", strided, q).cu_seqlens.is_contiguous()
 
 
 @pytest.mark.parametrize(
