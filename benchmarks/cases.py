@@ -45,9 +45,8 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        return math.prod(
-            [size // p for size, p in zip(self.size, self.patch, strict=True)]
-        )  # dynamo takes a list alone
+        # A list: dynamo follows no generator here.
+        return math.prod([size // p for size, p in zip(self.size, self.patch, strict=True)])
 
     @property
     def patch_dim(self) -> int:

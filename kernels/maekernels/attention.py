@@ -13,9 +13,9 @@ Whose kernels compute it:
     xformers   memory_efficient_attention, packed with a BlockDiagonalMask; CUDA, needs the package
 
 `auto` takes flash, xformers (outside of graphs), sdpa in this order for packed sequences on CUDA, and sdpa for padded
-ones, which chooses among torch's kernels. On a CPU it takes sdpa, but math in half precision while the weights are small:
-torch's fused backward pass is made of small half-precision products there and takes five to eight times as long (measured
-on one core of a CPU with AVX512-BF16, D of 32 and 64, up to 218 queries; in float32 the two are alike).
+ones, which chooses among torch's kernels. On a CPU it takes sdpa, but math in half precision while the weights are
+small: torch's fused backward pass is made of small half-precision products there and takes five to eight times as long
+(measured on one core of a CPU with AVX512-BF16, D of 32 and 64, up to 218 queries; in float32 the two are alike).
 
 Cost of a sequence with N queries and M keys, s the bytes of an element: 4 N M H D FLOPs forward, and 2.5 times as many
 backward (the weights are made again); reads and writes (2 N + 2 M) H D s. Bound by matrix multiplication from a few

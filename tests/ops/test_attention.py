@@ -176,7 +176,7 @@ def test_flash_gets_what_it_can_read_and_no_copy_where_that_is_so():
 
 
 def test_bounds_of_another_device_are_made_anew():
-    q, k, v = make(6, 6)
+    q, *_ = make(6, 6)
     bounds = _segments("cu_seqlens", Segments.of([2, 4], "meta"), q)
     assert bounds.cu_seqlens.tolist() == [0, 2, 6]
     strided = torch.tensor([0, 9, 2, 9, 6, 9], dtype=torch.int32)[::2]
