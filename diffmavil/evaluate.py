@@ -137,7 +137,9 @@ def judge_features(options: Options, device: torch.device, console: Console) -> 
     weights = options.weights or options.run_dir / WEIGHTS_FILE
     model, config = load_weights(weights, device)
     with usage_errors():
-        config = replace(config, data=options.data.apply(config.data))
+        # Weights of elsewhere tell of other clips, or of none; they are judged on those of this run.
+        data = load_config(options.run_dir / CONFIG_FILE).data if options.weights else config.data
+        config = replace(config, data=options.data.apply(data))
         split = split_source(config.data, config.model.modalities)
         sounder = read_annotations(options.vggsounder) if options.vggsounder else None
         if sounder:

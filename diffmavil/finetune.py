@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
             if opened.train.init and run.checkpoint is None:  # the data may take long, and the file not fit
                 peers.main_first(partial(check_image_mae, opened.model, expand(opened.train.init)))
             config, split = peers.main_first(lambda: prepared(opened, peers))
-        write_run(run, config, peers)
+        run = write_run(run, config, peers)
         chosen_by = split.validation.note if split.validation else "none held back to choose the best weights by"
         told = {"training": split.train.note, "validation": chosen_by, "held out": split.test.note}
         for what, note in told.items():

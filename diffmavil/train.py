@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
                 peers.main_first(partial(check_image_mae, config.model, init))
             config, split = peers.main_first(lambda: open_data(config))
             config = plan_batches(config, peers, teacher)
-        write_run(run, config, peers)
+        run = write_run(run, config, peers)
         run = run.noting(f"training: {split.train.note}; held out: {split.held_out.note}")
         for note in mix_notes(config):
             run = run.noting(note)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import NamedTuple
 
 
@@ -81,6 +83,16 @@ class ClipSet:
         step = max(1.0, len(self.clips) / count)
         chosen = [self.clips[int(i * step)] for i in range(min(count, len(self.clips)))]
         return replace(self, clips=chosen, parts=(), often=())
+
+
+def told_apart(clips: ClipSet) -> str:
+    """How many clips there are, and a digest of their names and parts, wherever their folder lies."""
+    digest = hashlib.sha256()
+    for clip in clips.clips:
+        place = clip.stored and clip.stored[1:]  # but for the folder
+        told = PurePath(clip.path).name, clip.start, clip.duration, clip.labels, place
+        digest.update(repr(told).encode("utf-8", "replace"))
+    return f"{len(clips):,} clips (digest {digest.hexdigest()[:12]})"
 
 
 class Split(NamedTuple):

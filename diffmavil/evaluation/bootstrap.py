@@ -1,14 +1,15 @@
 """How far a number would move with other clips: 95 % intervals by the bootstrap (Efron 1979), percentile method.
 
 The held-out clips are drawn again 1,000 times, with replacement, and the number is computed for each draw; the interval
-is what lies between its 2.5 % and 97.5 % quantiles. A draw is a row of weights, how often each clip is in it, so that
-nothing has to be sorted again. Numbers of the same clips and seed see the same draws. The interval knows of the choice
-of held-out clips alone, not of training; and where all clips fare alike, it is a point.
+is what lies between its 2.5 % and 97.5 % quantiles. Clips that were cut from one file are drawn together, since they
+are no independent cases (Davison and Hinkley 1997, section 3.8). A draw is a row of weights, how often each clip is in
+it, so that nothing has to be sorted again. Numbers of the same clips and seed see the same draws. The interval knows of
+the choice of held-out clips alone, not of training; and where all clips fare alike, it is a point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from einops import rearrange
@@ -25,14 +26,27 @@ Interval = tuple[float, float]
 """(low, high)."""
 
 
-def interval(statistic: Callable[[Tensor], Tensor], clips: int, seed: int, device: torch.device | str) -> Interval:
+def numbered(files: Sequence[str]) -> Tensor | None:
+    """int64 `[M]`: a number for the file of each clip; None where each has its own."""
+    number = {file: i for i, file in enumerate(dict.fromkeys(files))}
+    return None if len(number) == len(files) else torch.tensor([number[file] for file in files])
+
+
+def interval(
+    statistic: Callable[[Tensor], Tensor],
+    clips: int,
+    seed: int,
+    device: torch.device | str,
+    files: Tensor | None = None,
+) -> Interval:
     """Of a number that `statistic` computes for each of several draws of `clips` clips.
 
     Args:
         statistic: float32 weights `[R, M]` on `device` -> the number in each draw, `[R]`; NaN where it has none.
+        files: as `numbered` gives them, here and below: clips of one file are drawn together.
     """
     require(clips >= 1, "clips", clips, ">= 1")
-    found = torch.cat([statistic(weights).double() for weights in _draws(clips, seed, device)])
+    found = torch.cat([statistic(weights).double() for weights in _draws(clips, seed, device, files)])
     found = found[~found.isnan()]
     if not len(found):
         return float("nan"), float("nan")
@@ -40,41 +54,45 @@ def interval(statistic: Callable[[Tensor], Tensor], clips: int, seed: int, devic
     return low, high
 
 
-def mean_interval(outcomes: Tensor, seed: int) -> Interval:
+def mean_interval(outcomes: Tensor, seed: int, files: Tensor | None = None) -> Interval:
     """Of the mean of `[M]` outcomes, one for each clip."""
     outcomes = outcomes.double()
-    return interval(lambda weights: weights.double() @ outcomes / len(outcomes), len(outcomes), seed, outcomes.device)
+
+    def means(weights: Tensor) -> Tensor:
+        return weights.double() @ outcomes / weights.double().sum(dim=1)
+
+    return interval(means, len(outcomes), seed, outcomes.device, files)
 
 
-def median_interval(outcomes: Tensor, seed: int) -> Interval:
+def median_interval(outcomes: Tensor, seed: int, files: Tensor | None = None) -> Interval:
     """Of the median of `[M]` outcomes, one for each clip; between the two in the middle, their mean."""
     ordered, order = outcomes.double().sort()
-    middle = [(len(outcomes) + 1) // 2, len(outcomes) // 2 + 1]
 
     def medians(weights: Tensor) -> Tensor:
         seen = weights[:, order].cumsum(dim=1)
-        places = torch.searchsorted(seen, seen.new_tensor(middle).expand(len(seen), 2).contiguous())
-        return ordered[places].mean(dim=1)
+        drawn = seen[:, -1]
+        middle = torch.stack([((drawn + 1) / 2).floor(), (drawn / 2).floor() + 1], dim=1)
+        return ordered[torch.searchsorted(seen, middle)].mean(dim=1)
 
-    return interval(medians, len(outcomes), seed, outcomes.device)
+    return interval(medians, len(outcomes), seed, outcomes.device, files)
 
 
-def precision_interval(scores: Tensor, target: Tensor, seed: int) -> Interval:
+def precision_interval(scores: Tensor, target: Tensor, seed: int, files: Tensor | None = None) -> Interval:
     """Of the mean average precision of scores `[M, C]` with target `[M, C]` bool, over the classes that a draw has."""
 
     def means(weights: Tensor) -> Tensor:
         return torch.stack([average_precisions(s, t, weights) for s, t in _classes(scores, target)]).nanmean(dim=0)
 
-    return interval(means, len(scores), seed, scores.device)
+    return interval(means, len(scores), seed, scores.device, files)
 
 
-def area_interval(scores: Tensor, target: Tensor, seed: int) -> Interval:
+def area_interval(scores: Tensor, target: Tensor, seed: int, files: Tensor | None = None) -> Interval:
     """Of the mean area under the ROC curve, over the classes that some clips of a draw carry and some do not."""
 
     def means(weights: Tensor) -> Tensor:
         return torch.stack([areas(s, t, weights) for s, t in _classes(scores, target)]).nanmean(dim=0)
 
-    return interval(means, len(scores), seed, scores.device)
+    return interval(means, len(scores), seed, scores.device, files)
 
 
 def average_precisions(scores: Tensor, target: Tensor, weights: Tensor) -> Tensor:
@@ -117,12 +135,15 @@ def _classes(scores: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield scores[:, c], target[:, c]
 
 
-def _draws(clips: int, seed: int, device: torch.device | str) -> Iterator[Tensor]:
-    """`RESAMPLES` draws in all: float32 `[R, M]`, how often each clip is in each; the same on every device."""
+def _draws(clips: int, seed: int, device: torch.device | str, files: Tensor | None) -> Iterator[Tensor]:
+    """`RESAMPLES` draws in all: float32 `[R, M]`, how often each clip is in each; the same on every device.
+
+    Of `files`, as many are drawn as there are, each with all of its clips: how many these are may differ.
+    """
     generator = torch.Generator().manual_seed(seed)
-    rows = max(1, min(RESAMPLES, _ENTRIES // clips))
+    rows, cases = max(1, min(RESAMPLES, _ENTRIES // clips)), clips if files is None else int(files.max()) + 1
     for first in range(0, RESAMPLES, rows):
         count = min(rows, RESAMPLES - first)
-        drawn = torch.randint(clips, (count, clips), generator=generator)
-        weights = torch.zeros(count, clips).scatter_add_(1, drawn, torch.ones(count, clips))
-        yield weights.to(device)
+        drawn = torch.randint(cases, (count, cases), generator=generator)
+        weights = torch.zeros(count, cases).scatter_add_(1, drawn, torch.ones(count, cases))
+        yield (weights if files is None else weights[:, files.cpu()]).to(device)

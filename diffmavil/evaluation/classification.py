@@ -14,7 +14,7 @@ Schema (one JSON object):
     steps     {weights: int}   steps of training of each kind of weights
     results   {weights: {crops: metrics}}   weights: last, best, average, ema; crops: "1" and head.crops;
               metrics = {top1, top5, mAP, d_prime}
-    intervals {weights: {crops: {metric: [low, high]}}}   95 %, by bootstrap over the held-out clips
+    intervals {weights: {crops: {metric: [low, high]}}}   95 %, by bootstrap over the held-out files
     headline  {"weights": str, "crops": str, "metric": str}   chosen by validation; without one, the average or the last
     per_class {class: float}   of the headline: average precision (several) or recall (one)
     confusion [[int]]   of the headline, true class by answer; null with several labels
@@ -124,10 +124,11 @@ class Classification:
         used, listed = self.clips["test"]["used"], self.clips["test"]["listed"]
         return f"{used} of {listed} held-out clips, {len(self.classes)} classes, fine-tuned from {self.source}"
 
-    def note(self) -> str:
-        validation = self.sources["validation"]
+    def note(self, validation: str | None = None) -> str:
+        """validation: what to call the clips that the best weights were chosen by; None: as they were called."""
+        validation = validation or self.sources["validation"]
         chosen = f"chosen by {validation}" if validation else "no clips were held back to choose by"
-        return f"* {chosen}. In brackets: 95 % by bootstrap over the held-out clips."
+        return f"* {chosen}. In brackets: 95 % by bootstrap over the held-out files."
 
     def show(self, console: Console) -> None:
         """The table, what it means, and which clips were skipped."""

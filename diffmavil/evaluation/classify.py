@@ -12,8 +12,9 @@ from diffmavil.config import FinetuneConfig
 from diffmavil.config.errors import RunError
 from diffmavil.data.audio import frames_in, make_log_mel
 from diffmavil.data.augment import multi_hot
-from diffmavil.data.clips import ClipSet
+from diffmavil.data.clips import ClipSet, file_of
 from diffmavil.data.loader import eval_batches
+from diffmavil.evaluation.bootstrap import numbered
 from diffmavil.evaluation.scores import ClassScores, classification_scores
 from diffmavil.model.classifier import Classifier
 from diffmavil.training.step import use_bf16
@@ -28,6 +29,8 @@ class Predictions:
     target: Tensor
     """bool `[N, C]`."""
     paths: list[str]
+    files: Tensor | None
+    """Which clips were cut from one file, as `bootstrap.numbered` tells."""
     bad: dict[str, str]
     """File -> reason, of the clips left out."""
     centre: Predictions | None = None
@@ -41,7 +44,7 @@ class Predictions:
         """
         several = config.head.labels == "several"
         try:
-            return classification_scores(self.scores[name], self.target, config.head.classes, several, seed)
+            return classification_scores(self.scores[name], self.target, config.head.classes, several, seed, self.files)
         except ValueError as error:
             bad = f", {len(self.bad)} could not be used" if self.bad else ""
             raise RunError(f"{len(self.paths)} clips cannot be scored{bad}: {error}") from error
@@ -100,4 +103,4 @@ def _by_clip(
     }
     chosen = [clips.clips[i] for i in index.tolist()]
     target = multi_hot([one.labels for one in chosen], len(config.head.classes)) > 0
-    return Predictions(means, target, [one.path for one in chosen], bad)
+    return Predictions(means, target, [one.path for one in chosen], numbered([file_of(one) for one in chosen]), bad)

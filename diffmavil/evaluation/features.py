@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from diffmavil.data.clips import ClipSet, cut_from
 from diffmavil.data.dataset import Batch
 from diffmavil.data.durable import whole_file
 from diffmavil.data.loader import eval_batches
+from diffmavil.evaluation.bootstrap import numbered
 from diffmavil.evaluation.result import NOT_FINITE
 from diffmavil.model import DiffMAViL
 from diffmavil.model.weights import runs_here
@@ -52,6 +53,10 @@ class FeatureTable:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def files(self, rows: Sequence[int]) -> Tensor | None:
+        """Which clips of these rows were cut from one file, as `bootstrap.numbered` tells."""
+        return numbered([self.cut_from[row][0] for row in rows])
 
     @property
     def kinds(self) -> list[str]:

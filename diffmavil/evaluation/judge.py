@@ -90,10 +90,11 @@ def _judge_labels(out: Judgement, targets: Targets, train: FeatureTable, heldout
             out.probe_l2[model][name] = fitted.l2
             probed[name], named[name] = fitted(queries), knn_scores(x, target, queries, k)
         true = targets.heldout[heldout_rows]
+        files = heldout.files(heldout_rows.nonzero().flatten().tolist())
         for method, answers in (("probe", probed), ("knn", named)):
             for name, scores in answers.items():
                 metric, right = f"{method}/{name}", true.to(scores.device)
-                out.add(model, metric, score(scores, right, kind), score_interval(scores, right, kind, seed))
+                out.add(model, metric, score(scores, right, kind), score_interval(scores, right, kind, seed, files))
                 out.add("chance", metric, expected)
         if model == "trained":
             out.answers = Answers(heldout_rows.nonzero().flatten(), probed)
@@ -113,14 +114,15 @@ def _rows(x: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _judge_retrieval(out: Judgement, heldout: FeatureTable, seed: int) -> None:
+    files = heldout.files(range(len(heldout)))
     for direction, (query, gallery) in DIRECTIONS.items():
         for model, features in heldout.features.items():
             found = ranks(features[query], features[gallery])
             for k in RECALL_AT:
                 hits = found.hits(k)
-                out.add(model, f"{direction}/recall@{k}", hits.mean().item(), mean_interval(hits, seed))
+                out.add(model, f"{direction}/recall@{k}", hits.mean().item(), mean_interval(hits, seed, files))
             rank = found.expected()
-            out.add(model, f"{direction}/median_rank", rank.quantile(0.5).item(), median_interval(rank, seed))
+            out.add(model, f"{direction}/median_rank", rank.quantile(0.5).item(), median_interval(rank, seed, files))
         for k in RECALL_AT:
             out.add("chance", f"{direction}/recall@{k}", chance_recall(len(heldout), k))
         out.add("chance", f"{direction}/median_rank", chance_rank(len(heldout)))

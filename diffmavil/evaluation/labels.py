@@ -77,11 +77,11 @@ def score(scores: Tensor, target: Tensor, kind: Score) -> float:
     return fmean(binary_average_precision(scores[:, c], target[:, c].int()).item() for c in present)
 
 
-def score_interval(scores: Tensor, target: Tensor, kind: Score, seed: int) -> Interval:
-    """Of what `score` gives for these arguments: 95 %, over the clips."""
+def score_interval(scores: Tensor, target: Tensor, kind: Score, seed: int, files: Tensor | None = None) -> Interval:
+    """Of what `score` gives for these arguments: 95 %, over the clips; files: as `bootstrap.numbered` gives them."""
     if kind == "accuracy":
-        return mean_interval(scores.argmax(dim=1) == target.int().argmax(dim=1), seed)
-    return precision_interval(scores, target, seed)
+        return mean_interval(scores.argmax(dim=1) == target.int().argmax(dim=1), seed, files)
+    return precision_interval(scores, target, seed, files)
 
 
 def chance(target: Tensor, kind: Score) -> float:

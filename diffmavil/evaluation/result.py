@@ -27,7 +27,7 @@ Schema (one JSON object):
               {audio_to_video,video_to_audio}/{recall@1,recall@5,recall@10,median_rank},
               vggsounder_{audible,visible,both}/{mAP,f1@1,hit@1} of "trained", where its labels were given;
               in [0, 1], but the rank, which counts from 1. A model with one modality has that kind, and no retrieval
-    intervals as results, without chance: [low, high], 95 %, over the held-out clips (`diffmavil.evaluation.bootstrap`)
+    intervals as results, without chance: [low, high], 95 %, over the held-out files (`diffmavil.evaluation.bootstrap`)
     notes     [str]  sentences on what was left out, and why
 
 Chance is the share of the most common held-out class (accuracy), the mean share of clips that carry a class (mAP),
@@ -196,7 +196,7 @@ class Evaluation:
             "Features of whole clips, nothing masked; the model is not trained further.",
             f"Untrained: the same model, newly initialised with seed {self.protocol.seed}.",
             f"Chance: {_CHANCE[self.score]}.",
-            "In brackets: 95 % intervals by bootstrap over the held-out clips.",
+            "In brackets: 95 % intervals by bootstrap over the held-out files.",
         ]
         if self.protocol.crops > 1:
             about.append(f"Features are means over {self.protocol.crops} crops in time, unless of the centre crop.")

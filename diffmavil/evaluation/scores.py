@@ -30,7 +30,7 @@ class ClassScores:
     average precision. d_prime: sqrt(2) Phi^-1(mean over classes of the area under the ROC curve), as in AudioSet's
     baseline (Hershey et al. 2017) and AST."""
     intervals: dict[str, Interval]
-    """The same names: 95 %, over the held-out clips (`diffmavil.evaluation.bootstrap`)."""
+    """The same names: 95 %, over the held-out files (`diffmavil.evaluation.bootstrap`)."""
     per_class: dict[str, float]
     """Average precision of each class that held-out clips carry; with one label to a clip, its recall instead."""
     confusion: list[list[int]] | None
@@ -40,7 +40,12 @@ class ClassScores:
 
 
 def classification_scores(
-    scores: Tensor, target: Tensor, classes: Sequence[str], several: bool, seed: int
+    scores: Tensor,
+    target: Tensor,
+    classes: Sequence[str],
+    several: bool,
+    seed: int,
+    files: Tensor | None = None,
 ) -> ClassScores:
     """Every metric of a classifier.
 
@@ -50,6 +55,7 @@ def classification_scores(
         classes: their names.
         several: whether clips may have several labels, or none; else each has exactly one.
         seed: of the intervals.
+        files: which clips were cut from one file, as `bootstrap.numbered` tells.
 
     Raises:
         ValueError: shapes, scores or labels that do not fit, fewer than two classes among the clips, or (several) no
@@ -65,12 +71,12 @@ def classification_scores(
     if several:
         per_class = precision
     else:
-        metrics, intervals = _accuracy(scores, target, seed)
+        metrics, intervals = _accuracy(scores, target, seed, files)
         matrix = multiclass_confusion_matrix(scores.argmax(dim=1), target.int().argmax(dim=1), len(classes))
         confusion = matrix.tolist()
         per_class = {c: confusion[c][c] / sum(confusion[c]) for c in carried}
-    metrics["mAP"], intervals["mAP"] = fmean(precision.values()), precision_interval(scores, target, seed)
-    metrics["d_prime"], intervals["d_prime"] = _d_prime(scores, target, seed)
+    metrics["mAP"], intervals["mAP"] = fmean(precision.values()), precision_interval(scores, target, seed, files)
+    metrics["d_prime"], intervals["d_prime"] = _d_prime(scores, target, seed, files)
     return ClassScores(
         metrics=metrics,
         intervals=intervals,
@@ -93,16 +99,18 @@ def _check(scores: Tensor, target: Tensor, classes: Sequence[str], several: bool
     require(telling, "target", "every clip with the same classes", "a class that some clips carry and some do not")
 
 
-def _accuracy(scores: Tensor, target: Tensor, seed: int) -> tuple[dict[str, float], dict[str, Interval]]:
+def _accuracy(
+    scores: Tensor, target: Tensor, seed: int, files: Tensor | None
+) -> tuple[dict[str, float], dict[str, Interval]]:
     """Share of clips whose class is the first answer, and among the first five."""
     true = rearrange(target.int().argmax(dim=1), "m -> m 1")
     order = scores.sort(dim=1, descending=True, stable=True).indices  # of equals the first, as argmax
     hits = {f"top{k}": (order[:, :k] == true).any(dim=1).double() for k in (1, TOP) if k < scores.shape[1]}
     means = {name: hit.mean().item() for name, hit in hits.items()}
-    return means, {name: mean_interval(hit, seed) for name, hit in hits.items()}
+    return means, {name: mean_interval(hit, seed, files) for name, hit in hits.items()}
 
 
-def _d_prime(scores: Tensor, target: Tensor, seed: int) -> tuple[float, Interval]:
+def _d_prime(scores: Tensor, target: Tensor, seed: int, files: Tensor | None) -> tuple[float, Interval]:
     """A perfect area stands for half a pair of clips in wrong order: sensitivity would be infinite."""
     telling = target.any(dim=0) & ~target.all(dim=0)
     scores, target = scores[:, telling], target[:, telling]
@@ -113,5 +121,5 @@ def _d_prime(scores: Tensor, target: Tensor, seed: int) -> tuple[float, Interval
         return math.sqrt(2) * NormalDist().inv_cdf(min(max(area, edge), 1 - edge))
 
     area = fmean(binary_auroc(scores[:, c], target[:, c].int()).item() for c in range(scores.shape[1]))
-    low, high = area_interval(scores, target, seed)
+    low, high = area_interval(scores, target, seed, files)
     return d_prime(area), (d_prime(low), d_prime(high))

@@ -98,7 +98,9 @@ def judge_vggsounder(found: Judgement, heldout: FeatureTable, annotations: Annot
             if carries.any():
                 scores = found.answers.scores[kind]
                 chosen = carries.to(scores.device)
-                _add(found, f"vggsounder_{subset}", scores[chosen], target[carries].to(scores.device), seed)
+                files = heldout.files([row for row, has in zip(rows, carries.tolist(), strict=True) if has])
+                right = target[carries].to(scores.device)
+                _add(found, f"vggsounder_{subset}", scores[chosen], right, seed, files)
 
 
 def check_known(annotations: Annotations, clips: Sequence[Clip]) -> None:
@@ -116,14 +118,14 @@ def _find(annotations: Annotations, path: str, start: float | None) -> dict[str,
     return next((annotations.labels[name] for name in names if name in annotations.labels), None)
 
 
-def _add(found: Judgement, prefix: str, scores: Tensor, target: Tensor, seed: int) -> None:
+def _add(found: Judgement, prefix: str, scores: Tensor, target: Tensor, seed: int, files: Tensor | None) -> None:
     hit = target.gather(1, scores.argmax(dim=1, keepdim=True)).squeeze(1).double()
     labels = target.sum(dim=1).double()
     present = target.any(dim=0).nonzero().flatten().tolist()
     precision = fmean(binary_average_precision(scores[:, c], target[:, c].int()).item() for c in present)
-    found.add("trained", f"{prefix}/mAP", precision, precision_interval(scores, target, seed))
-    found.add("trained", f"{prefix}/f1@1", _f1(hit, labels), _f1_interval(hit, labels, seed))
-    found.add("trained", f"{prefix}/hit@1", hit.mean().item(), mean_interval(hit, seed))
+    found.add("trained", f"{prefix}/mAP", precision, precision_interval(scores, target, seed, files))
+    found.add("trained", f"{prefix}/f1@1", _f1(hit, labels), _f1_interval(hit, labels, seed, files))
+    found.add("trained", f"{prefix}/hit@1", hit.mean().item(), mean_interval(hit, seed, files))
     share = target.double().mean(dim=0)
     common = target[:, share.argmax()].double()
     found.add("chance", f"{prefix}/mAP", share[share > 0].mean().item())
@@ -135,9 +137,9 @@ def _f1(hit: Tensor, labels: Tensor) -> float:
     return (2 * hit.sum() / (len(hit) + labels.sum())).item()
 
 
-def _f1_interval(hit: Tensor, labels: Tensor, seed: int) -> Interval:
+def _f1_interval(hit: Tensor, labels: Tensor, seed: int, files: Tensor | None) -> Interval:
     def f1(weights: Tensor) -> Tensor:
         weights = weights.double()
         return 2 * (weights @ hit) / (weights @ (1 + labels))
 
-    return interval(f1, len(hit), seed, hit.device)
+    return interval(f1, len(hit), seed, hit.device, files)

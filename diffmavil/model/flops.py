@@ -9,6 +9,7 @@ stage one of the teacher, which has no backward pass.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
@@ -90,10 +91,11 @@ def teacher_flops(model: Teacher) -> float:
     return encoders + _fusion(model.fusion, *(branch.tokens + cls for branch in model.branches.values()))
 
 
-def classifier_flops(model: Classifier) -> float:
-    """Cost of one training clip's forward."""
+def classifier_flops(model: Classifier, *, learning: bool = False) -> float:
+    """Cost of one training clip's forward; `learning`: of those parts alone that learn, to which alone it goes back."""
     kept = {name: model.kept(name) for name in model.branches}
-    encoders = sum(_encoder(branch.encoder, kept[name]) for name, branch in model.branches.items())
+    counted = _learns if learning else _any_part
+    encoders = sum(_encoder(branch.encoder, kept[name], counted) for name, branch in model.branches.items())
     cls = int(model.config.encoder.cls)
     fusion = _fusion(model.fusion, kept.get("video", 0) + cls, kept.get("audio", 0) + cls)
     return encoders + fusion + _linear(model.head, 1)
@@ -123,10 +125,18 @@ def _cross_block(block: CrossBlock, queries: int, context: int) -> float:
     return linear + _linear(block.mlp, queries) + 4 * queries * context * attn.proj.in_features
 
 
-def _encoder(encoder: Encoder, keep: int) -> float:
+def _any_part(part: nn.Module) -> bool:
+    return True
+
+
+def _learns(part: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())
+
+
+def _encoder(encoder: Encoder, keep: int, counted: Callable[[nn.Module], bool] = _any_part) -> float:
     tokens = keep + (encoder.embed.cls is not None)
-    blocks = sum(_self_block(cast(SelfBlock, block), tokens) for block in encoder.blocks)
-    return _linear(encoder.embed, keep) + blocks
+    blocks = sum(_self_block(cast(SelfBlock, block), tokens) for block in encoder.blocks if counted(block))
+    return counted(encoder.embed) * _linear(encoder.embed, keep) + blocks
 
 
 def _decoder(decoder: Decoder, context: int, decoded: int) -> float:

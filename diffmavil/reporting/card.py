@@ -101,7 +101,7 @@ class Card:
             kind = self.evaluation.score or "recall"
             for name, value in self.evaluation.results["trained"].items():
                 if RANK not in name:
-                    found.append(("recall" if "/recall" in name else kind, name, value))
+                    found.append((_kind(name) or kind, name, value))
         return found
 
     def _heldout(self) -> str:
@@ -153,12 +153,18 @@ class Card:
             rows = [(what, *(cells.get(name, "") for name in names)) for what, cells in self.classification.rows()]
             used, classes = self.classification.clips["test"]["used"], len(self.classification.classes)
             found += [f"{used} held-out clips, {classes} classes.", _table(("weights", *names), rows)]
-            found.append(self.classification.note())
+            found.append(self.classification.note(_last(self.classification.sources["validation"])))
         if self.evaluation is not None:
             section = self.evaluation.section()
             rows = [(row["name"], *row["cells"]) for row in section["rows"]]
             found += [f"{section['caption']}.", _table(("", *section["columns"]), rows), section["note"]]
         return found or ["Not evaluated."]
+
+
+def _kind(name: str) -> str | None:
+    """What a metric measures, where its name says so."""
+    last = name.rpartition("/")[2]
+    return next((kind for kind in ("recall", "f1", "hit", "mAP") if last.partition("@")[0] == kind), None)
 
 
 def _table(head: tuple[str, ...], rows: Any) -> str:

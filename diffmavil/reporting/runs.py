@@ -91,11 +91,17 @@ def difference_section(runs: Sequence[RunView]) -> Section:
     """Settings that differ between runs, of those that all of them have."""
     settings = [flat_settings(run.config) for run in runs]
     names = [name for name in settings[0] if all(name in one for one in settings) and not name.startswith(_NOT_TOLD)]
-    cells = {name: [_plain(one[name]) for one in settings] for name in names}
-    rows = [Row([name, *values]) for name, values in cells.items() if len(set(values)) > 1]
+    values = {name: [one[name] for one in settings] for name in names}
+    rows = [Row([name, *_apart(found)]) for name, found in values.items() if len(set(map(repr, found))) > 1]
     if not rows:
         return Section("Settings that differ", "None: the runs have the same settings, but for where they ran.")
     return Section("Settings that differ", table=Table(["", *(run.name for run in runs)], rows, words=True))
+
+
+def _apart(values: Sequence[Any]) -> list[str]:
+    """Shortened, unless it is in what would be left out that they differ."""
+    short, whole = [_plain(value) for value in values], [str(value) for value in values]
+    return short if len(set(short)) == len(set(whole)) else whole
 
 
 def _plain(value: Any) -> str:

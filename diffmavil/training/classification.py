@@ -90,7 +90,8 @@ class Classification:
         return [None] * len(passes)
 
     def step_flops(self, now: Plan) -> float:
-        return FORWARDS * classifier_flops(self.model)
+        back = (FORWARDS - 1) * classifier_flops(self.model, learning=True)
+        return classifier_flops(self.model) + back
 
     def metrics(self, now: Plan) -> dict[str, float]:
         return {}

@@ -12,6 +12,8 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from diffmavil.config.errors import UsageError
+
 T = TypeVar("T")
 
 
@@ -79,6 +81,14 @@ class World:
         boxes: list[T] = [value] * self.size
         dist.all_gather_object(boxes, value, group=self.control)
         return boxes
+
+    def check_alike(self, name: str, value: Callable[[], str]) -> None:
+        """Raise `UsageError` on every rank unless what `value` tells of `name` is the same on all of them."""
+        found = self.gather(value() if self.size > 1 else "")
+        other = next((rank for rank, one in enumerate(found) if one != found[0]), None)
+        if other is not None:
+            told = f"{found[0]} on rank 0, {found[other]} on rank {other}"
+            raise UsageError(f"{name}: {told}: must be the same on every rank")
 
     def barrier(self) -> None:
         if self.control is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diffmavil.config import Config
 from diffmavil.config.errors import usage_errors
-from diffmavil.data.clips import ClipSet
+from diffmavil.data.clips import ClipSet, told_apart
 from diffmavil.data.loader import make_loader
 from diffmavil.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from diffmavil.training.distributed import World
@@ -21,9 +21,13 @@ def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World, moni
     monitor: called every `train.probe_every` steps; what it sees stands in that step's record.
 
     Raises:
-        UsageError: an optimiser, kernels or a CUDA graph that cannot be had here.
+        UsageError: an optimiser, kernels or a CUDA graph that cannot be had here, or processes with other data.
         RunError: too many bad clips, a run that has diverged, or a checkpoint that does not fit.
     """
+    sound = config.model.audio
+    # Machines may have copies of a set: a file less in one of them would shift all that follow.
+    peers.check_alike("the training clips", lambda: told_apart(clips))
+    peers.check_alike("mean and deviation of the sound", lambda: f"{sound.mean}, {sound.std}")
     with usage_errors():
         step = TrainStep(task, config, peers)
     if run.checkpoint:

@@ -14,11 +14,12 @@ from diffmavil.config.cli import RunOptions
 from diffmavil.config.errors import UsageError, usage_errors
 from diffmavil.config.files import CONFIG_FILE, differences, load_config, save_config
 from diffmavil.config.folders import check_writable
+from diffmavil.model.weights import WEIGHTS_FILE, read_weights
 from diffmavil.training.boards import check_boards
 from diffmavil.training.checkpoint import Progress, checkpoints, newest_whole, read_progress
 from diffmavil.training.distributed import World
 from diffmavil.training.metrics import read_metrics
-from diffmavil.training.planner import check_processes, continued, plan
+from diffmavil.training.planner import check_processes, continued, plan, timetable
 
 C = TypeVar("C", bound=Config)
 
@@ -86,8 +87,8 @@ def _resumed(folder: Path, world: World) -> Run:
     return Run(folder, checkpoint, read_progress(checkpoint), tuple(damaged))
 
 
-def write_run(run: Run, config: Config, world: World) -> None:
-    """Create the folder with the resolved config.
+def write_run(run: Run, config: Config, world: World) -> Run:
+    """Create the folder with the resolved config; weights of an end beyond which it goes on get the name of their step.
 
     Raises:
         UsageError: a run that is to end before what it has done.
@@ -102,7 +103,19 @@ def write_run(run: Run, config: Config, world: World) -> None:
     if world.main:
         run.folder.mkdir(parents=True, exist_ok=True)
         save_config(config, run.folder / CONFIG_FILE)
+        run = _set_aside(run, config)
     world.barrier()
+    return run
+
+
+def _set_aside(run: Run, config: Config) -> Run:
+    """Who asks the run for its weights is to get those of its newest checkpoint from now on, and then of its end."""
+    ended = run.folder / WEIGHTS_FILE
+    if run.checkpoint is None or not ended.exists() or run.progress.step >= timetable(config).steps:
+        return run
+    kept = ended.with_name(f"{ended.stem}-step-{timetable(read_weights(ended)[1]).steps}{ended.suffix}")
+    ended.rename(kept)
+    return run.noting(f"the weights of its earlier end are {kept.name} now")
 
 
 class StopSignals:

@@ -46,7 +46,9 @@ class TrainStep:
         self.task, self.config = task, config
         self.device, self.world = world.device, world
         self.model = task.model
-        lr_video = config.head.lr_video if isinstance(config, FinetuneConfig) else 1.0
+        # Of the rate of the sound's encoder, so nothing where there is none.
+        head = config.head if isinstance(config, FinetuneConfig) and config.model.modalities == "av" else None
+        lr_video = head.lr_video if head else 1.0
         self.optimizers = make_optimizers(self.model, config.optim, lr_video)
         self.autocast = use_bf16(config, world.device)
         self.nonfinite = torch.zeros((), device=world.device)

@@ -19,6 +19,7 @@ from diffmavil.evaluation.bootstrap import (
     interval,
     mean_interval,
     median_interval,
+    numbered,
     precision_interval,
 )
 from diffmavil.evaluation.scores import classification_scores
@@ -151,6 +152,25 @@ def test_a_draw_without_the_class_has_no_number():
     weights = torch.tensor([[2.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
     assert average_precisions(scores, target, weights).isnan().tolist() == [True, False, False]
     assert areas(scores, target, weights).isnan().tolist() == [True, True, False]
+
+
+def test_clips_of_one_file_are_no_independent_cases():
+    """Six clips of a file that all fare alike tell as much as one of them; clips that stand alone are as they were."""
+    generator = torch.Generator().manual_seed(0)
+    outcomes = (torch.rand(100, generator=generator) < 0.6).double()
+    files = numbered([f"{i // 6}" for i in range(600)])
+    six = outcomes.repeat_interleave(6)
+    assert mean_interval(six, 1, files) == pytest.approx(mean_interval(outcomes, 1))
+    low, high = mean_interval(six, 1)
+    assert high - low < 0.5 * (mean_interval(outcomes, 1)[1] - mean_interval(outcomes, 1)[0])
+    rank = torch.arange(100.0)
+    assert median_interval(rank.repeat_interleave(6), 1, files) == pytest.approx(median_interval(rank, 1), abs=0.6)
+    assert numbered(["a", "b", "c"]) is None
+    uneven = numbered(["a", "b", "a", "c"])
+    assert uneven is not None
+    assert uneven.tolist() == [0, 1, 0, 2]
+    low, high = mean_interval(torch.tensor([1.0, 0.0, 1.0, 0.0]), 0, uneven)
+    assert (low, high) == (0.0, 1.0)
 
 
 def test_the_interval_of_a_share_is_that_of_the_binomial():

@@ -75,7 +75,9 @@ def test_several_models_see_the_same_clips(tuned, clips):
 
 
 def test_nothing_to_judge_by_ends_the_run_with_a_message(tuned):
-    found = Predictions({"x": torch.rand(2, 3)}, torch.tensor([[True, False, False]] * 2), ["a", "b"], {"c": "why"})
+    found = Predictions(
+        {"x": torch.rand(2, 3)}, torch.tensor([[True, False, False]] * 2), ["a", "b"], None, {"c": "why"}
+    )
     with pytest.raises(RunError, match="2 clips cannot be scored, 1 could not be used: target="):
         found.judge("x", tuned, seed=0)
     broken = replace(found, scores={"x": torch.full((2, 3), torch.nan)})

@@ -265,6 +265,17 @@ def test_command_writes_evaluation_features_and_report(run_dir, config, capsys):
     check_features_file(file, config)
 
 
+def test_weights_of_elsewhere_are_judged_on_the_clips_of_the_run(run_dir, config, tmp_path):
+    """A converted file tells of no clips of its own: its config has the generated set, by default."""
+    (tmp_path / "clips").mkdir()
+    elsewhere = replace(config, data=replace(config.data, root=str(tmp_path / "gone")))
+    export_weights(untrained_model(config.model, seed=12), elsewhere, tmp_path / "other.safetensors")
+    main(["--run-dir", str(run_dir), "--weights", str(tmp_path / "other.safetensors")])
+    found = read_evaluation(run_dir)
+    assert found is not None
+    assert found.clips == {"train": ClipCounts(24, 24, 0), "heldout": ClipCounts(24, 24, 0)}
+
+
 def test_report_of_a_model_with_a_single_timestep(tmp_path: Path, config: Config):
     model = replace(config.model, diffusion=replace(config.model.diffusion, first_step=1000))
     config = replace(config, model=model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,16 @@ def test_audio_mae_and_its_decoder(imported: Import) -> None:
         ours = found.model.audio.decoder(latent[:, [0, *(1 + keep)]], ids, asked)
     theirs = foreign.audio_mae_decode(state, latent[:, [0, *(1 + keep)]], keep)
     close(ours, theirs[:, hidden])
+
+
+def test_whether_a_decoder_was_trained_on_normalised_patches_is_taken_to_be_so_unless_said(imported: Import) -> None:
+    """MAE's files tell it as little as their names do, and those for pictures to look at were not."""
+    found = imported(foreign.audio_mae())
+    assert found.config.model.norm_pix
+    assert "a decoder of normalised patches (else --no-norm-pix)" in found.report.assumed
+    plain = imported(foreign.audio_mae(), replace(SMALL, norm_pix=False))
+    assert not plain.config.model.norm_pix
+    assert not any("normalised patches" in line for line in plain.report.assumed)
 
 
 def test_audio_mae_with_a_decoder_of_local_attention_is_taken_without_it(imported: Import) -> None:
@@ -198,6 +209,11 @@ def test_more_frames_are_interpolated_in_time(imported: Import) -> None:
             "pos_embed has 15 positions, which do not fill a square of patches",
         ),
         (foreign.audio_mae(3), SMALL, "pos_embed has 18 positions, which do not fill 4 bands of patches"),
+        (
+            mae.random_state() | {"blocks.1.ls1.gamma": torch.ones(48)},
+            SMALL,
+            r"has blocks\.1\.ls1\.gamma; blocks of a plain vision transformer are needed",
+        ),
         (mae.random_state(), Asked(heads=5), "5 do not divide its width 48: --heads"),
         (mae.random_state(), Asked(modalities="audio"), "--modalities=audio: an image MAE .* has video alone"),
         (mae.random_state(), Asked(size=30), "video.size=30: must be a multiple"),
@@ -208,7 +224,7 @@ def test_more_frames_are_interpolated_in_time(imported: Import) -> None:
             "lacks pos_embed_v; found: ",
         ),
     ],
-    ids=["another", "no square", "no grid", "heads", "modality", "size", "frames", "no positions"],
+    ids=["another", "no square", "no grid", "layer scale", "heads", "modality", "size", "frames", "no positions"],
 )
 def test_what_does_not_fit_is_told(imported: Import, state: foreign.State, asked: Asked, said: str) -> None:
     with pytest.raises(ValueError, match=said):

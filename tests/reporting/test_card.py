@@ -61,6 +61,23 @@ def test_a_classifier_with_its_scores() -> None:
     assert {"mAP": 0.5, "top1": 0.4}.items() <= {metric["name"]: metric["value"] for metric in metrics}.items()
 
 
+def test_the_card_of_a_classifier_tells_no_folders() -> None:
+    found = scored(["cat", "dog", "owl"])
+    found = replace(found, sources={**found.sources, "validation": "200 clips of /home/someone/secret/validation.csv"})
+    text = Card("me/tuned", TUNED, 1_000_000, classification=found).text()
+    assert "secret" not in text
+    assert "chosen by validation.csv" in text
+
+
+def test_metrics_are_of_the_kind_that_their_names_say() -> None:
+    found = evaluation()
+    results = {**found.results, "trained": {**found.results["trained"], "vggsounder_av/mAP": 0.5, "x/f1@1": 0.4}}
+    card = Card("me/base", PRETRAINED, 1_000_000, evaluation=replace(found, results=results))
+    kinds = {one["name"]: one["type"] for one in front(card)["model-index"][0]["results"][0]["metrics"]}
+    assert (kinds["vggsounder_av/mAP"], kinds["x/f1@1"], kinds["probe/audio"]) == ("mAP", "f1", "accuracy")
+    assert kinds["audio_to_video/recall@1"] == "recall"
+
+
 def test_weights_of_others_say_where_they_come_from_and_nothing_else() -> None:
     text = Card("me/mae", PRETRAINED, 1, source="mae_pretrain_vit_base.pth").text()
     assert "converted from `mae_pretrain_vit_base.pth`" in text

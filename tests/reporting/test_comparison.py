@@ -24,7 +24,7 @@ from diffmavil.report import main
 from diffmavil.reporting import alignment, galleries, page, pictures
 from diffmavil.reporting.media import Budget, encode
 from diffmavil.reporting.page import write_comparison
-from diffmavil.reporting.runs import open_runs
+from diffmavil.reporting.runs import difference_section, open_runs
 from diffmavil.reporting.study import Study, open_study
 from tests.reporting.some_runs import write_run
 from tests.runs import very_small
@@ -129,6 +129,19 @@ def test_runs_are_compared(run: Path, config: Config, tmp_path: Path) -> None:
     (total,) = re.findall(r'<svg role="img" aria-label="(Losses: total.*?)"', two)
     assert f"{run.parent.name}/one from 2 to 0.6667; {tmp_path.name}/one from 2 to 0.6667" in total
     assert 'class="part"' in two, "all but the first part of each section is folded"
+
+
+def test_settings_that_differ_where_they_are_cut_short_are_told(run: Path, config: Config, tmp_path: Path) -> None:
+    long = tuple(f"/data/sets/a-long-name-of-a-set-{i}" for i in range(3))
+    folders = []
+    for name in ("vggsound", "kinetics"):
+        data = replace(config.data, more=(*long, name), weights=(1.0,) * 5)
+        folders.append(write_run(tmp_path / name, replace(config, data=data)))
+    text = difference_section(open_runs(folders)).table
+    assert text is not None
+    (row,) = (row.cells for row in text.rows if row.cells[0] == "data.more")
+    assert "vggsound" in row[1]
+    assert "kinetics" in row[2]
 
 
 def test_clips_stay_within_the_budget(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,9 @@ from diffmavil.data.clips import Clip, ClipSet
 from diffmavil.data.dataset import Batch
 from diffmavil.training.averages import Averages
 from diffmavil.training.classification import Classification, class_weights, clip_weights
+from diffmavil.training.distributed import World
 from diffmavil.training.planner import plan
+from diffmavil.training.step import TrainStep
 
 CLIPS = ClipSet([Clip(str(i), labels=labels) for i, labels in enumerate([(0,), (0,), (0,), (1,)])], ["many", "one"])
 SEVERAL = ClipSet([Clip(str(i), labels=labels) for i, labels in enumerate([(0,), (0, 1), (0,), (0, 2)])], list("abc"))
@@ -49,6 +51,17 @@ def test_classes_weigh_by_the_inverse_of_their_clips():
     assert class_weights(SEVERAL, several=True).tolist() == pytest.approx([1 / 3, 4 / 3, 4 / 3])  # over classes: 1
     assert clip_weights(CLIPS) == pytest.approx((1 / 3, 1 / 3, 1 / 3, 1))
     assert clip_weights(SEVERAL) == pytest.approx((1 / 4, 5 / 4, 1 / 4, 5 / 4))
+
+
+@pytest.mark.parametrize(("modalities", "scales"), [("av", {0.5, 1.0}), ("video", {1.0}), ("audio", {1.0})])
+def test_the_rate_of_the_video_encoder_is_one_beside_the_audio_encoder(modalities, scales):
+    wanted = config(lr_video=0.5)
+    wanted = replace(
+        wanted, model=replace(wanted.model, modalities=modalities), optim=replace(wanted.optim, layer_decay=1)
+    )
+    alone = World(0, 1, torch.device("cpu"))
+    step = TrainStep(Classification(wanted, alone.device, clips=CLIPS), wanted, alone)
+    assert {group["lr_scale"] for optimizer in step.optimizers for group in optimizer.param_groups} == scales
 
 
 def test_the_loss_of_a_balanced_run_is_given_these_weights():

@@ -14,10 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffmavil.config.errors import UsageError
 from diffmavil.config.presets import PRESETS
+from diffmavil.data.clips import Clip, ClipSet, told_apart
+from diffmavil.evaluation.pretrained import find_weights
 from diffmavil.model import DiffMAViL
 from diffmavil.model.weights import export_weights, load_weights
 from diffmavil.training.checkpoint import checkpoints
+from diffmavil.training.distributed import World
 from diffmavil.training.metrics import read_metrics
 from diffmavil.training.pretraining import random_clips
 from tests.runs import losses
@@ -224,6 +228,37 @@ def test_a_resume_to_an_end_that_is_passed_is_refused(whole_run, train, tmp_path
     done = train(folder, "--resume", "--train.batch-size", "2", "--train.steps", "12", preset=None, code=2)
     assert "train.steps (or head.epochs)=12: must be more than 14 with batches of 2" in done.stderr
     assert (folder / "config.yaml").read_bytes() == before
+
+
+def test_a_run_that_goes_on_gives_its_newest_weights_and_not_those_of_its_first_end(whole_run, train, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run, folder)
+    train(folder, "--resume", "--train.steps", "8", preset=None)
+    assert not (folder / "model-step-8.safetensors").exists(), "nothing was left to do"
+    first = (folder / "model.safetensors").read_bytes()
+    done = train(folder, "--resume", "--train.steps", "12", "--optim.lr", "1e30", "--train.max-nonfinite", "1",
+                 preset=None, code=1)  # fmt: skip
+    assert "the weights of its earlier end are model-step-8.safetensors now" in done.stdout
+    assert (folder / "model-step-8.safetensors").read_bytes() == first
+    assert find_weights(folder).parent.name == "checkpoints"
+
+
+class Two(World):
+    """A process beside another one, which has a clip less."""
+
+    def gather(self, value):
+        return [value, value.replace("2 clips", "1 clips")]
+
+
+def test_processes_with_other_clips_are_refused():
+    """As of machines that have copies of a set, one of them a file short; where the copies lie does not matter."""
+    names = ("/a/x", "/a/y"), ("/b/x", "/b/y"), ("/a/x", "/a/w")
+    here, there, other = (told_apart(ClipSet([Clip(name) for name in each], [])) for each in names)
+    assert here == there != other
+    peers = Two(0, 2, torch.device("cpu"))
+    peers.check_alike("the training clips", lambda: "4 clips")
+    with pytest.raises(UsageError, match=r"the training clips: 2 clips .* on rank 0, 1 clips .* on rank 1"):
+        peers.check_alike("the training clips", lambda: here)
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(whole_run, train, tmp_path):

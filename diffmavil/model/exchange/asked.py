@@ -29,6 +29,9 @@ class Asked:
     """Height and width of the frames that the source saw in training. Default: 224."""
     trained_frames: int | None = None
     """Frames that the source saw in training. Default: VideoMAE's 16."""
+    norm_pix: bool | None = None
+    """Whether a decoder that the file has was trained on patches each normalised by its own mean and deviation.
+    Default: it was; of MAE's published decoders those for pictures to look at (mae_visualize_*.pth) were not."""
     mels: int = 128
     """Mel bins of the source's spectrogram."""
     mean: float | None = None

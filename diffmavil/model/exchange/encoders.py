@@ -11,7 +11,7 @@ from diffmavil.config import DecoderConfig, EncoderConfig
 from diffmavil.model.embed import sincos_positions
 from diffmavil.model.exchange.names import Names
 from diffmavil.model.exchange.reader import Grids, Reader
-from diffmavil.model.exchange.vit import ENDS, depth_of, hidden_of
+from diffmavil.model.exchange.vit import ENDS, block_keys, depth_of, hidden_of
 
 EPS = 1e-6
 """Of every source but CAV-MAE and transformers, whose config.json tells."""
@@ -103,13 +103,7 @@ def _decoder_names(reader: Reader, names: Names) -> Names | None:
         theirs = replace(theirs, block=f"{root}{blocks}.{{}}")
         if theirs.fit(kept) and reader.state.dim(theirs.positions) == 3:
             depth = depth_of(reader.state, theirs)
-            known = {key for number in range(depth) for key in _block_keys(theirs, number)}
+            known = {key for number in range(depth) for key in block_keys(theirs, number)}
             others = [key for key in kept if key.startswith(f"{root}{blocks}.") and key not in known]
             return None if others else theirs
     return None
-
-
-def _block_keys(names: Names, number: int) -> set[str]:
-    """All keys of a block."""
-    weights = {key for part in names.parts for key in names.keys(number, f"{part}.weight")}
-    return weights | {key for part in names.parts for key in names.bias_keys(number, part) if key}

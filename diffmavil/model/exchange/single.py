@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from diffmavil.config import DecoderConfig, DiffusionConfig, EncoderConfig, ModelConfig
+from diffmavil.model.exchange.asked import flag
 from diffmavil.model.exchange.encoders import read_decoder, read_encoder
 from diffmavil.model.exchange.frames import audio_input, picture_input, video_input
 from diffmavil.model.exchange.names import Names
@@ -50,8 +51,19 @@ def _alone(reader: Reader, names: Names, grids: Grids, encoder: EncoderConfig, c
     config = replace(as_others(config), encoder=encoder)
     if decoder is None:
         return config
-    norm_pix = bool(reader.told.get("norm_pix_loss", True))
-    return replace(config, norm_pix=norm_pix, **{f"{config.modalities}_decoder": decoder})
+    return replace(config, norm_pix=_norm_pix(reader), **{f"{config.modalities}_decoder": decoder})
+
+
+def _norm_pix(reader: Reader) -> bool:
+    """As config.json tells, as asked, or as most are."""
+    told, asked = reader.told.get("norm_pix_loss"), reader.ask("norm_pix")
+    if isinstance(told, bool):
+        if asked not in (None, told):
+            raise reader.state.refusal(f"{flag('norm_pix')}={asked}: config.json beside it tells {told}")
+        return told
+    if asked is None:
+        reader.report.assumed.append("a decoder of normalised patches (else --no-norm-pix)")
+    return True if asked is None else asked
 
 
 def as_others(config: ModelConfig) -> ModelConfig:

@@ -24,12 +24,26 @@ def hidden_of(state: Tensors, names: Names) -> int:
     return len(state.take(names.keys(0, "mlp.0.bias")[0]))
 
 
+def block_keys(names: Names, number: int) -> set[str]:
+    """All keys of a block."""
+    weights = {key for part in names.parts for key in names.keys(number, f"{part}.weight")}
+    return weights | {key for part in names.parts for key in names.bias_keys(number, part) if key}
+
+
 def take_block(state: Tensors, names: Names, number: int, width: int, hidden: int) -> dict[str, Tensor]:
     """Name -> parameter of our block.
 
     Raises:
-        ValueError: one that is missing, not finite, or of a shape that does not fit the others.
+        ValueError: one that is missing, not finite, or of a shape that does not fit the others; or something besides,
+            as LayerScale or relative positions: what is computed without it is another model.
     """
+    start = f"{names.block.format(number)}."
+    beyond = {key for key in state.named if key.startswith(start)} - block_keys(names, number)
+    # CAV-MAE's joint blocks have a norm1 and norm2 for each of three uses.
+    beyond = {key for key in beyond if not key.removeprefix(start).startswith("norm")}
+    if beyond:
+        told = ", ".join(sorted(beyond))
+        raise state.refusal(f"has {told}; blocks of a plain vision transformer are needed, which have no such parts")
     shapes = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.0": (hidden, width)}
     shapes["mlp.2"] = (width, hidden)
     block = {}
