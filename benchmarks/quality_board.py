@@ -8,7 +8,7 @@ from benchmarks.frontier import SETS, Result, Study
 from benchmarks.quality_view import Grid, views
 
 INTRODUCTION = """\
-Each setting is pretrained with several budgets of samples and several seeds, and judged on held-out clips. What counts
+Settings are pretrained with budgets of samples and seeds, as the columns say, and judged on held-out clips. What counts
 is the score for what it cost, in CPU seconds and in FLOPs, not the score alone. Bold: the cheapest that reaches a
 score. Only what was measured counts; nothing is interpolated. `benchmarks/quality.py` measures it."""
 ABOUT = """\
@@ -21,7 +21,11 @@ the runs' bootstrap intervals), joined as the root of the sum of their squares; 
 | of MAViL | difference to `mavil-tiny` with the same seed and samples |
 | TFLOP | of the pretraining: three forwards of each sample |
 | CPU s | of the pretraining, decoding included, in one thread; compared within one invocation of the study alone |
-| untrained | the same probe of models as they are initialised |"""
+| untrained | the same probe of models as they are initialised |
+| probe | linear, on frozen features of clips without masks |
+| a quarter decoded | both decoders cross-attend, and predict a quarter of the masked patches |
+| fixed ratio | MAViL's masking ratio throughout |
+| blocks mixed | each decoder block reads a learnt mix of the encoder's |"""
 
 
 def picture(name: str) -> str:

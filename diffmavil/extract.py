@@ -36,12 +36,12 @@ _PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat1
 class Options:
     """Write the features of every clip of a set into files."""
 
-    src: Positional[str | None] = None
+    src: Positional[Annotated[str | None, arg(metavar="SRC")]] = None
     """Folder of videos or sound files, CSV (path,start,duration,labels), prepared folder or its URL."""
-    out: Positional[Path | None] = None
+    out: Positional[Annotated[Path | None, arg(metavar="OUT")]] = None
     """Folder of the features: new, empty, or begun earlier."""
-    source: Annotated[str | None, arg(name="from")] = None
-    """Whose features: a run's folder, its weights or a checkpoint, or owner/name on the Hugging Face hub."""
+    source: Annotated[str | None, arg(name="from", metavar="RUN")] = None
+    """Needed. Whose features: a run's folder, its weights or a checkpoint, or owner/name on the Hugging Face hub."""
     modalities: Literal["auto", "av", "audio", "video"] = "auto"
     """What is heard and seen of each clip. auto: what the model was trained on; audio, video: that encoder alone."""
     windows: int = 1

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -35,9 +36,9 @@ _NAMED = 20  # reasons that are printed
 class Options:
     """Transcode videos once into WebDataset shards that are cheap to decode in training."""
 
-    src: tyro.conf.Positional[Path | None] = None
+    src: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="SRC")]] = None
     """A folder of videos or sound files (folders become classes), or a CSV with path,start,duration (or end),labels."""
-    out: tyro.conf.Positional[Path | None] = None
+    out: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="OUT")]] = None
     """Folder of the shards: new, empty, or begun earlier."""
     csv: Path | None = None
     """Which parts of the videos of SRC: a CSV of ours, AudioSet's or VGGSound's."""

@@ -215,7 +215,7 @@ def sees(modalities: Modalities) -> bool:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture and its losses. Defaults: `mavil-base` as published."""
+    """The architecture and its losses. Defaults: those of the preset."""
 
     modalities: Modalities = "av"
     """av: sound and picture, fused. audio, video: that branch alone; the other is neither decoded nor computed."""

@@ -27,7 +27,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 def replace(model: nn.Module) -> None:
     found = blocks(model)
     for module in found:
-        check_known(type(module), "forward", KNOWN, "timm 0.9.16 to 1.0.31")
+        check_known(type(module), "forward", KNOWN, "timm 0.9.16 to 1.0.9, 1.0.31")
         check_untouched(module)
     for module in found:
         replace_forward(module, _forward)
