@@ -9,6 +9,8 @@ normalised and stored in float32, and the loss masks it out.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -19,6 +21,12 @@ from diffmavil.model import DiffMAViL
 from diffmavil.model.blocks import SelfBlock
 from diffmavil.model.branch import Branch
 from diffmavil.model.decoder import MaskToken
+
+
+@functools.cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Copied to the device once, not in every step."""
+    return torch.tensor(values, device=device)
 
 
 class EagerMAViL(nn.Module):
@@ -64,7 +72,7 @@ class EagerMAViL(nn.Module):
 
     def _encode(self, branch: Branch, x: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Encoded tokens with CLS, the mask, the way back, and every patch as the target."""
-        mean, std = (x.new_tensor(values, dtype=torch.float32) for values in (branch.mean, branch.std))
+        mean, std = _constant(branch.mean, x.device), _constant(branch.std, x.device)
         patches = eager.cut(eager.normalise(x, mean, std), branch.patch)
         target = eager.normalise_patches(patches)
         ids, mask, restore = eager.random_mask(len(x), branch.tokens, keep, x.device)

@@ -108,7 +108,8 @@ def record(step: TrainStep, batch: Batch, steps: int) -> tuple[profile, float]:
 def spans_of(profiled: profile, device: torch.device) -> tuple[list[Span], Counter[str]]:
     """What ran on the device, and how often the host waited for it."""
     kind = DeviceType.CUDA if device.type == "cuda" else DeviceType.CPU
-    events = profiled.events() or []
+    # On a GPU an optimiser's name spans all its kernels: no kernel of its own.
+    events = [event for event in profiled.events() or [] if not event.is_user_annotation]
     spans = [Span(e.name, e.time_range.start, e.time_range.end) for e in events if e.device_type == kind]
     return spans, Counter(e.name for e in events if e.name in _WAITS)
 

@@ -73,17 +73,29 @@ def matmul_tflops(bench: Bench) -> float:
     return 2 * n**3 / timing.low_ms * 1e-9
 
 
-def measure(bench: Bench, found: Sequence[Row], flops: Sequence[float | None], seconds: float) -> list[dict[str, Any]]:
-    """Time every shape of every row: in turns on a CPU, on a GPU row after row, since its memory holds no two."""
+def measure(
+    bench: Bench,
+    found: Sequence[Row],
+    flops: Sequence[float | None],
+    seconds: float,
+    known: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> list[dict[str, Any]]:
+    """Time every shape of every row: in turns on a CPU, on a GPU row after row, since its memory holds no two.
+
+    known: gets each row as soon as it is known, so that a run that is stopped on the way keeps what it has.
+    """
     rate = matmul_tflops(bench)
-    groups = [[row] for row in found] if bench.device.type == "cuda" else [found]
-    timings: dict[str, Timing] = {}
-    peaks: dict[str, float | None] = {}
+    pairs = list(zip(found, flops, strict=True))
+    groups = [[pair] for pair in pairs] if bench.device.type == "cuda" else [pairs]
+    results: list[dict[str, Any]] = []
     for group in groups:
-        timings |= _time(bench, group, seconds * len(group) / len(found), peaks)
-        for row in group:
+        peaks: dict[str, float | None] = {}
+        timings = _time(bench, [row for row, _ in group], seconds * len(group) / len(found), peaks)
+        for row, counted in group:
             _let_go(row)
-    return [_result(bench, row, timings, peaks, known, rate) for row, known in zip(found, flops, strict=True)]
+            results.append(_result(bench, row, timings, peaks, counted, rate))
+            known(results[-1])
+    return results
 
 
 def _time(bench: Bench, group: Sequence[Row], seconds: float, peaks: dict[str, float | None]) -> dict[str, Timing]:
@@ -256,7 +268,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row, counted in peer_rows(bench, args.compile, lambda words: console.print(words, highlight=False)):
             found.append(row)
             flops.append(counted)
-    results = measure(bench, found, flops, args.seconds)
+
+    def known(result: dict[str, Any]) -> None:
+        if args.json:
+            write(args.json, result)
+        if bench.device.type == "cuda":
+            console.print(f"{result['row']}: {result['ms_per_clip']:.2f} ms a clip", highlight=False)
+
+    results = measure(bench, found, flops, args.seconds, known)
     first = results[0]
     heading = (
         f"one training step, of one clip: {bench.config.model.views} views, {bench.config.model.video.frames} frames, "
@@ -264,9 +283,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"TFLOP/s in this run"
     )
     console.print(show(results, heading))
-    for result in results:
-        if args.json:
-            write(args.json, result)
     if args.plot:
         plot(results, args.plot)
         console.print(str(args.plot), highlight=False)

@@ -66,7 +66,8 @@ def train_command(cache: Path) -> Callable[..., list[str]]:
 
 @pytest.fixture(scope="session")
 def environment() -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    carried = os.environ.get("PYTHONPATH")  # where packages may lie
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), *([carried] if carried else [])])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 
 

@@ -70,7 +70,8 @@ def colour_jitter(video: Tensor, position: Tensor, seed: int, strength: float) -
 
 def grey(x: Tensor) -> Tensor:
     """Luma: `[..., 3]` -> `[..., 1]`."""
-    return (x * x.new_tensor(_GREY)).sum(-1, keepdim=True)
+    red, green, blue = x.split(1, dim=-1)
+    return red * _GREY[0] + green * _GREY[1] + blue * _GREY[2]  # numbers: a tensor of them would wait for the device
 
 
 def time_roll(spec: Tensor, position: Tensor, seed: int, heard: Tensor | None = None) -> Tensor:
