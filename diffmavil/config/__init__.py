@@ -65,6 +65,9 @@ class Config:
         width = self.model.target_width
         allowed = "None in stage 1, which predicts patches"
         require(self.teacher.stage == 2 or width is None, "model.target_width", width, allowed)
+        # xformers copies its mask of packed sequences from the host at every call, which no graph holds.
+        unfit = self.train.cuda_graph and self.mask.mix and self.model.attention == "xformers"
+        require(not unfit, "model.attention", "xformers", "another with both train.cuda_graph and mask.mix")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,10 @@ class Classification:
         heard = frames_in(batch.wave_valid, self.config.model.audio.sample_rate)
         video = self._augment.video(batch.video, batch.position)
         spec = self._augment.spec(self._log_mel(batch.wave, batch.wave_valid), batch.position, heard)
-        targets = multi_hot(batch.labels, len(self.config.head.classes)).to(self.device)
+        targets = multi_hot(batch.labels, len(self.config.head.classes))
+        if self.device.type == "cuda":  # so that the copy does not wait for it
+            targets = targets.pin_memory()
+        targets = targets.to(self.device, non_blocking=True)
         if self.config.head.mixup:
             mixed = mixup(video, spec, targets, batch.position, self._mixup_seed, self.config.head.mixup)
             video, spec, targets = mixed

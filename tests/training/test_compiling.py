@@ -98,6 +98,13 @@ def test_several_recorded_passes_add_up():
         torch.testing.assert_close(whole, first + second)
 
 
+def test_a_graph_holds_no_packed_sequences_of_xformers():
+    config = PRESETS["diffmavil-tiny"]
+    mixed = replace(config, mask=replace(config.mask, mix=(-0.1, 0.1)), train=replace(config.train, cuda_graph=True))
+    with pytest.raises(ValueError, match=r"model\.attention='xformers': must be another with both train\.cuda_graph"):
+        replace(mixed, model=replace(mixed.model, attention="xformers"))
+
+
 def test_a_cuda_graph_that_cannot_be_had_is_refused():
     config = small()
     with pytest.raises(ValueError, match=r"train\.cuda_graph=True: must be False on cpu"):
