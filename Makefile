@@ -100,7 +100,7 @@ test-hub: $(DEV)
 
 # Triton decides at import whether kernels are interpreted, and the gate replaces its driver: own processes.
 test-interpreter: $(DEV)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/interpreter
 
 test-aot: $(DEV)
 	MAEKERNELS_AOT=1 $(BIN)/python -m pytest -n 2 tests/aot

@@ -28,7 +28,7 @@ from diffmavil.training.distributed import World, world
 from diffmavil.training.engine import fit
 from diffmavil.training.heap import keep_freed_memory
 from diffmavil.training.planner import check_processes
-from diffmavil.training.run import Run, open_run, write_run
+from diffmavil.training.run import Run, open_run, with_sound_of_main, write_run
 
 _VALIDATIONS = 10
 """In a run, where train.probe_every does not say how often."""
@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> None:
             if opened.train.init and run.checkpoint is None:  # the data may take long, and the file not fit
                 peers.main_first(partial(check_image_mae, opened.model, expand(opened.train.init)))
             config, split = peers.main_first(lambda: prepared(opened, peers))
+            config = with_sound_of_main(config, peers)
         run = write_run(run, config, peers)
         chosen_by = split.validation.note if split.validation else "none held back to choose the best weights by"
         told = {"training": split.train.note, "validation": chosen_by, "held out": split.test.note}
@@ -63,7 +64,10 @@ def main(argv: Sequence[str]) -> None:
 def weights_file(path: Path) -> Path:
     """The exported weights of a run folder, or the file itself."""
     if path.is_dir() and not (path / WEIGHTS_FILE).exists():
-        raise UsageError(f"--from {path}: holds no {WEIGHTS_FILE}; it is written when a run ends")
+        raise UsageError(
+            f"--from {path}: holds no {WEIGHTS_FILE}; it is written when a run ends (of an earlier end there may be "
+            "model-step-N.safetensors)"
+        )
     return path / WEIGHTS_FILE if path.is_dir() else path
 
 

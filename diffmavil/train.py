@@ -20,7 +20,7 @@ from diffmavil.training.engine import fit
 from diffmavil.training.heap import keep_freed_memory
 from diffmavil.training.planner import mix_notes
 from diffmavil.training.pretraining import Pretraining
-from diffmavil.training.run import open_run, write_run
+from diffmavil.training.run import open_run, with_sound_of_main, write_run
 from diffmavil.training.second_stage import SecondStage
 
 
@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> None:
             if init:  # the data may take long, and the file not fit
                 peers.main_first(partial(check_image_mae, config.model, init))
             config, split = peers.main_first(lambda: open_data(config))
+            config = with_sound_of_main(config, peers)
             config = plan_batches(config, peers, teacher)
         run = write_run(run, config, peers)
         run = run.noting(f"training: {split.train.note}; held out: {split.held_out.note}")

@@ -27,9 +27,11 @@ Interval = tuple[float, float]
 
 
 def numbered(files: Sequence[str]) -> Tensor | None:
-    """int64 `[M]`: a number for the file of each clip; None where each has its own."""
+    """int64 `[M]`: a number for the file of each clip; None where each has its own, or all have one: of that nothing is
+    known but by its clips.
+    """
     number = {file: i for i, file in enumerate(dict.fromkeys(files))}
-    return None if len(number) == len(files) else torch.tensor([number[file] for file in files])
+    return None if len(number) in (1, len(files)) else torch.tensor([number[file] for file in files])
 
 
 def interval(

@@ -240,6 +240,8 @@ def read_evaluation(folder: Path) -> Evaluation | None:
             f"{path}: not a readable evaluation; run python -m diffmavil.evaluate again: {error}"
         ) from error
     own, made_of = folder / WEIGHTS_FILE, found.protocol.weights
-    if made_of is not None and own.exists() and not is_of(found, own):
+    # Of a run that goes on, the weights of its earlier end have another name.
+    others = not is_of(found, own) if own.exists() else any(folder.glob(f"{own.stem}-step-*{own.suffix}"))
+    if made_of is not None and others:
         found.notes.append(OF_OTHERS.format(Path(made_of).name, found.protocol.date[:10]))
     return found

@@ -114,9 +114,22 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path}: cannot be read as exported weights: {error}") from error
+    return weights, _config_in(metadata, path)
+
+
+def config_of(path: Path) -> Config:
+    """The config in a file of `export_weights`, without its tensors; errors as of `read_weights`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _config_in(file.metadata() or {}, path)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{path}: cannot be read as exported weights: {error}") from error
+
+
+def _config_in(metadata: dict[str, str], path: Path) -> Config:
     if "config" not in metadata:
         raise UsageError(f"{path}: holds no config; write it with diffmavil.model.weights.export_weights")
     try:
-        return weights, config_from_yaml(metadata["config"])
+        return config_from_yaml(metadata["config"])
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: the config in it cannot be read: {error}") from error

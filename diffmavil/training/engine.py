@@ -24,10 +24,8 @@ def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World, moni
         UsageError: an optimiser, kernels or a CUDA graph that cannot be had here, or processes with other data.
         RunError: too many bad clips, a run that has diverged, or a checkpoint that does not fit.
     """
-    sound = config.model.audio
     # Machines may have copies of a set: a file less in one of them would shift all that follow.
     peers.check_alike("the training clips", lambda: told_apart(clips))
-    peers.check_alike("mean and deviation of the sound", lambda: f"{sound.mean}, {sound.std}")
     with usage_errors():
         step = TrainStep(task, config, peers)
     if run.checkpoint:

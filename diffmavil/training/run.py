@@ -14,7 +14,7 @@ from diffmavil.config.cli import RunOptions
 from diffmavil.config.errors import UsageError, usage_errors
 from diffmavil.config.files import CONFIG_FILE, differences, load_config, save_config
 from diffmavil.config.folders import check_writable
-from diffmavil.model.weights import WEIGHTS_FILE, read_weights
+from diffmavil.model.weights import WEIGHTS_FILE, config_of
 from diffmavil.training.boards import check_boards
 from diffmavil.training.checkpoint import Progress, checkpoints, newest_whole, read_progress
 from diffmavil.training.distributed import World
@@ -87,6 +87,11 @@ def _resumed(folder: Path, world: World) -> Run:
     return Run(folder, checkpoint, read_progress(checkpoint), tuple(damaged))
 
 
+def with_sound_of_main(config: C, world: World) -> C:
+    """Mean and deviation of the sound as rank 0 has them: another kind of machine may differ in the last bits."""
+    return replace(config, model=replace(config.model, audio=world.from_main(config.model.audio)))
+
+
 def write_run(run: Run, config: Config, world: World) -> Run:
     """Create the folder with the resolved config; weights of an end beyond which it goes on get the name of their step.
 
@@ -103,19 +108,21 @@ def write_run(run: Run, config: Config, world: World) -> Run:
     if world.main:
         run.folder.mkdir(parents=True, exist_ok=True)
         save_config(config, run.folder / CONFIG_FILE)
-        run = _set_aside(run, config)
-    world.barrier()
-    return run
+    kept = world.main_only(lambda: _set_aside(run, config))
+    return run.noting(f"the weights of its earlier end are {kept} now") if kept else run
 
 
-def _set_aside(run: Run, config: Config) -> Run:
-    """Who asks the run for its weights is to get those of its newest checkpoint from now on, and then of its end."""
+def _set_aside(run: Run, config: Config) -> str | None:
+    """The new name of weights of an earlier end, if the run goes on beyond it.
+
+    Who asks the run for its weights is to get those of its newest checkpoint from then on, and at last of its end.
+    """
     ended = run.folder / WEIGHTS_FILE
     if run.checkpoint is None or not ended.exists() or run.progress.step >= timetable(config).steps:
-        return run
-    kept = ended.with_name(f"{ended.stem}-step-{timetable(read_weights(ended)[1]).steps}{ended.suffix}")
+        return None
+    kept = ended.with_name(f"{ended.stem}-step-{timetable(config_of(ended)).steps}{ended.suffix}")
     ended.rename(kept)
-    return run.noting(f"the weights of its earlier end are {kept.name} now")
+    return kept.name
 
 
 class StopSignals:

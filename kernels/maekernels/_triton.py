@@ -50,9 +50,10 @@ class LazyKernel:
             from triton.language.extra import libdevice
         except ImportError as error:
             raise RuntimeError("maekernels on CUDA needs triton >= 3.6: pip install 'triton>=3.6,<3.10'") from error
-        self._jitted = triton.jit(do_not_specialize=list(self.do_not_specialize))(self.fn)
+        jitted = triton.jit(do_not_specialize=list(self.do_not_specialize))(self.fn)
         # a * b + c rounded once, as up to now by default: triton 3.9 warns where a launch leaves that open.
-        self._jitted.run = partial(self._jitted.run, enable_fp_fusion=True)
+        jitted.run = partial(jitted.run, enable_fp_fusion=True)
+        self._jitted = jitted
         names = self.fn.__globals__
         names["tl"], names["libdevice"] = tl, libdevice
         for name, value in list(names.items()):

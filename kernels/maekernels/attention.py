@@ -246,7 +246,9 @@ def _flash_packed(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segm
 def _aligned(x: Tensor) -> Tensor:
     """As flash reads it: 16 bytes at a time, which it does not check."""
     step = 16 // x.element_size()
-    whole = x.stride(-1) == 1 and all(n % step == 0 for n in (x.storage_offset(), *x.stride()[:-1]))
+    # The compiler follows no offsets; what it makes itself begins where it may.
+    begin = 0 if torch.compiler.is_compiling() else x.storage_offset()
+    whole = x.stride(-1) == 1 and all(n % step == 0 for n in (begin, *x.stride()[:-1]))
     return x if whole else x.clone(memory_format=torch.contiguous_format)
 
 

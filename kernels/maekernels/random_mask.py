@@ -82,13 +82,10 @@ def random_mask(
     check(offset >= 0, "offset", offset, "not negative")
     seed = philox.as_seed(seed, torch.device(device) if device is not None else None)
     if backend == "cuda":
-        ready = (
-            seed.device.type == "cuda"
-            and length <= NATIVE_LENGTH
-            and native_ops() is not None
-            and runs_native(seed.device)
-        )
-        check(ready, "backend", "'cuda'", f"used on CUDA, with maekernels._C_cuda, for length <= {NATIVE_LENGTH}")
+        ready = seed.device.type == "cuda" and length <= NATIVE_LENGTH and native_ops() is not None
+        ready = ready and runs_native(seed.device)
+        where = "used on CUDA from compute capability 8.0 on"
+        check(ready, "backend", "'cuda'", f"{where}, with maekernels._C_cuda, for length <= {NATIVE_LENGTH}")
     else:
         check_backend(backend, seed.device)
     if groups is not None:

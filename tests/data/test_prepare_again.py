@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from prepared_sets import contents, layout_of, prepare_here, work_through, write
 
 import diffmavil.data.prepare.work as work_module
 from diffmavil.config.errors import RunError, UsageError
+from diffmavil.data.prepare import again as again_module
 from diffmavil.data.prepare import job as job_module
 from diffmavil.data.prepare.again import forget_failed
 from diffmavil.data.prepare.items import Item
@@ -49,6 +52,20 @@ def broken(clips: Path, tmp_path: Path) -> Path:
 def mend(broken: Path, clips: Path) -> None:
     for name in BROKEN:
         shutil.copy(clips / name, broken / name)
+
+
+def test_a_preparation_begun_by_an_older_version_gets_its_files_too(clips: Path, tmp_path: Path) -> None:
+    """It knew segments by their files."""
+    src, out, table = tmp_path / "src", tmp_path / "out", tmp_path / "table.csv"
+    src.mkdir()
+    shutil.copy(clips / "class0" / "00.mkv", src / "first.mkv")
+    table.write_text("first,0,music,train\nsecond,0,music,train\n")
+    layout = layout_of(src, out, table=table, per_shard=PER_SHARD)
+    plan = json.loads(layout.plan.read_bytes())
+    layout.plan.write_text(json.dumps({**plan, "list": layout._digest(by_file=True)}))
+    layout_of(src, out, table=table, per_shard=PER_SHARD)
+    shutil.copy(clips / "class1" / "01.mkv", src / "second_0.mkv")
+    layout_of(src, out, table=table, per_shard=PER_SHARD)
 
 
 def without_sizes(out: Path) -> dict[str, bytes]:
@@ -113,6 +130,37 @@ def test_each_part_retries_its_own(broken: Path, clips: Path, whole: Path, tmp_p
     assert without_sizes(layout.out) == without_sizes(whole)
 
 
+def test_parts_that_are_started_at_once_do_not_finish_each_others_sets(
+    broken: Path, clips: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Part 1 of 3 has nothing to do: while part 0 takes its shard apart, it must not call the set finished."""
+    out = tmp_path / "out"
+    main(command(broken, out))
+    mend(broken, clips)
+    taken_apart, waiting, real = threading.Event(), threading.Event(), again_module._take_apart
+
+    def slowly(*arguments: object) -> None:
+        taken_apart.set()
+        waiting.wait(2)
+        real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(again_module, "_take_apart", slowly)
+    parts = [
+        threading.Thread(target=main, args=(command(broken, out, "--retry-bad", "--shard", f"{part}/3"),))
+        for part in range(3)
+    ]
+    parts[0].start()
+    assert taken_apart.wait(30)
+    parts[1].start()
+    parts[1].join(0.5)
+    waiting.set()
+    parts[2].start()
+    for part in parts:
+        part.join(120)
+    assert without_sizes(out) == without_sizes(whole)
+    main(command(broken, out))  # the set is one
+
+
 class Killed(BaseException):
     pass
 
@@ -150,9 +198,11 @@ def test_killed_anywhere_nothing_is_lost(
                 pass
             else:
                 break
+        layout = layout_of(broken, out, per_shard=PER_SHARD)
         work_through(layout)
-        clips_of = {name for name in without_sizes(out) if name.endswith(".tar")}
-        assert clips_of >= {name for name in before if name.endswith(".tar")}
+        for name, data in without_sizes(out).items():
+            assert not name.endswith(".tar") or data in (before.get(name), without_sizes(whole)[name])
+        assert 3 <= json.loads((out / DATASET_FILE).read_bytes())["clips"] <= 6
         forget_failed(layout, 0, 1)
         work_through(layout)
         drafts = {name: data for name, data in without_sizes(out).items() if not name.endswith(".tmp")}
@@ -206,13 +256,16 @@ def test_a_lost_disk_is_no_fault_of_its_files(
     assert '"clips": 6' in (out / DATASET_FILE).read_text()
 
 
-def test_a_shard_that_is_not_what_was_written_is_told(broken: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda data: b"no tar" + data[6:], lambda data: data[:-1]], ids=["other", "short"])
+def test_a_shard_that_is_not_what_was_written_is_told(broken: Path, tmp_path: Path, damage) -> None:
     out = tmp_path / "out"
     layout = layout_of(broken, out, per_shard=PER_SHARD)
     work_through(layout)
-    (out / "shard-000002.tar").write_bytes(b"no tar" * 200)
-    with pytest.raises(ValueError, match=r"shard-000002\.tar: is not the shard that was written"):
+    shard = out / "shard-000002.tar"
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(ValueError, match=r"shard-000002\.tar: is missing, or not the shard"):
         forget_failed(layout, 0, 1)
+    assert layout.record(2).exists(), "nothing of it was taken back"
 
 
 def test_some_pieces_of_a_clip_may_have_failed(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_whether_a_decoder_was_trained_on_normalised_patches_is_taken_to_be_so_u
     """MAE's files tell it as little as their names do, and those for pictures to look at were not."""
     found = imported(foreign.audio_mae())
     assert found.config.model.norm_pix
-    assert "a decoder of normalised patches (else --no-norm-pix)" in found.report.assumed
+    assert "a decoder of normalised patches (else --norm-pix False)" in found.report.assumed
     plain = imported(foreign.audio_mae(), replace(SMALL, norm_pix=False))
     assert not plain.config.model.norm_pix
     assert not any("normalised patches" in line for line in plain.report.assumed)

@@ -173,6 +173,9 @@ def test_flash_gets_what_it_can_read_and_no_copy_where_that_is_so():
     for part in (whole[..., 1:9], whole.mT, whole[..., ::2], whole.flatten()[3 : 3 + 6 * HEADS * 8].view(6, HEADS, 8)):
         assert _aligned(part).is_contiguous()
         assert_same(_aligned(part), part)
+    compiled = torch.compile(_aligned, fullgraph=True, backend="aot_eager")
+    for part in (whole[..., 8:16], whole.mT):
+        assert_same(compiled(part), part)
 
 
 def test_bounds_of_another_device_are_made_anew():

@@ -17,7 +17,7 @@ from diffmavil.config.errors import CannotWrite
 from diffmavil.data.durable import to_json, write_whole
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.layout import Layout
-from diffmavil.data.prepare.work import BLOCK, item_files
+from diffmavil.data.prepare.work import BLOCK, item_files, number_of, size_of
 from diffmavil.data.shards.index import DATASET_FILE
 
 
@@ -25,19 +25,19 @@ def forget_failed(layout: Layout, part: int, parts: int) -> int:
     """Take back the results of all items of a part that failed, in whole or in some piece; how many these are.
 
     What is known to have no file is left as it is. While there is something to do again, the set has no description and
-    cannot be read.
+    cannot be read. The caller holds `layout.alone`, or another part would finish the set meanwhile.
 
     Raises:
         CannotWrite: the folder cannot be changed.
         ValueError: a shard is not there, or not what was written.
     """
     failed = [(shard, items) for shard in range(part, layout.shards, parts) if (items := list(_failed(layout, shard)))]
-    sources = {item.source for _, items in failed for item in items}
+    for shard, _ in failed:
+        _check_there(layout, shard)
     try:
         if failed:
             (layout.out / DATASET_FILE).unlink(missing_ok=True)
-            # Files that failed may be mended.
-            layout.expect_no_sizes_of(sources)
+            layout.renew_sizes({item.source for _, items in failed for item in items})  # they may be mended
         for shard, items in failed:
             if layout.record(shard).exists():
                 _take_apart(layout, shard, {item.number for item in items})
@@ -51,9 +51,15 @@ def forget_failed(layout: Layout, part: int, parts: int) -> int:
 def _failed(layout: Layout, shard: int) -> Iterator[Item]:
     """Items of a shard that failed and could do better now."""
     items = [item for item in layout.items(shard) if not item.reason]
-    for item, outcome in layout.outcomes(shard, items):
-        if outcome["bad"]:
-            yield item
+    return (outcome.item for outcome in layout.outcomes(shard, items) if outcome.bad)
+
+
+def _check_there(layout: Layout, shard: int) -> None:
+    """Raises `ValueError` for a finished shard that is not there as it was written, before anything is taken back."""
+    if layout.record(shard).exists():
+        record = json.loads(layout.record(shard).read_bytes())
+        if size_of(str(layout.out / record["name"])) != record["bytes"]:
+            raise ValueError(f"{layout.out / record['name']}: is missing, or not the shard that was written")
 
 
 def _take_apart(layout: Layout, shard: int, without: set[int]) -> None:
@@ -63,7 +69,7 @@ def _take_apart(layout: Layout, shard: int, without: set[int]) -> None:
     shutil.rmtree(staging, ignore_errors=True)  # what a kill has left of its making
     samples: dict[int, list[dict[str, Any]]] = {}
     for sample in record["samples"]:
-        samples.setdefault(int(sample["key"].split("-")[0]), []).append(sample)
+        samples.setdefault(number_of(sample["key"]), []).append(sample)
     tars = _parts(layout.out / record["name"]) if samples else {}
     for item, outcome in zip(layout.items(shard), record["outcomes"], strict=True):
         if item.number in without:
@@ -86,11 +92,11 @@ def _parts(path: Path) -> dict[int, tuple[int, bytes]]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                number = int(member.name.split("-")[0])
+                number = number_of(member.name)
                 begin = spans.get(number, (member.offset, 0))[0]
                 spans[number] = begin, member.offset_data + -(-member.size // BLOCK) * BLOCK
     except (tarfile.TarError, ValueError) as error:
-        raise ValueError(f"{path}: is not the shard that was written: {error}") from error
+        raise ValueError(f"{path}: is missing, or not the shard that was written: {error}") from error
     with path.open("rb") as file:
         return {number: (begin, _read(file, begin, end)) for number, (begin, end) in spans.items()}
 

@@ -52,14 +52,16 @@ class Job:
         self.layout.claim()
         with self._alone():
             if self.retry_bad:
-                again = forget_failed(self.layout, self.part, self.parts)
+                with self.layout.alone():
+                    again = forget_failed(self.layout, self.part, self.parts)
                 if console:
                     console.print(f"{again:,} rows that failed are tried again")
             self._work(console)
-        if any(True for _ in unfinished(self.layout, 0, 1)):
-            return None
-        written = self.layout.out / DATASET_FILE
-        return Description.from_bytes(written.read_bytes()) if written.exists() else finish(self.layout)
+        with self.layout.alone():
+            if any(True for _ in unfinished(self.layout, 0, 1)):
+                return None
+            written = self.layout.out / DATASET_FILE
+            return Description.from_bytes(written.read_bytes()) if written.exists() else finish(self.layout)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffmavil.data.durable import to_json, write_whole
 from diffmavil.data.prepare.items import Catalog, Item
 from diffmavil.data.prepare.settings import Settings
-from diffmavil.data.prepare.work import item_files, size_of
+from diffmavil.data.prepare.work import item_files, number_of, size_of
 from diffmavil.data.shards.index import DATASET_FILE, Description
 
 _LOOKED_AT = 64
 """Files whose sizes are remembered."""
+
+
+class Outcome(NamedTuple):
+    """What came of an item."""
+
+    item: Item
+    bad: bool
+    """It failed, or some piece of it did."""
+    made: bool
+    """Pieces were made of it."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +61,26 @@ class Layout:
     def plan(self) -> Path:
         return self.state / "plan.json"
 
-    def outcomes(self, shard: int, items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, Any]]]:
-        """Those of `items`, all of one shard, that are done, each with what came of it."""
+    def outcomes(self, shard: int, items: Sequence[Item]) -> Iterator[Outcome]:
+        """What came of those of `items`, all of one shard, that are done."""
         if self.record(shard).exists():
-            first, outcomes = shard * self.settings.per_shard, json.loads(self.record(shard).read_bytes())["outcomes"]
-            yield from ((item, outcomes[item.number - first]) for item in items)
+            record = json.loads(self.record(shard).read_bytes())
+            first, made = shard * self.settings.per_shard, {number_of(sample["key"]) for sample in record["samples"]}
+            for item in items:
+                yield Outcome(item, bool(record["outcomes"][item.number - first]["bad"]), item.number in made)
             return
         for item in items:
             done = item_files(self.staging(shard), item).done
             if done.exists():
-                yield item, json.loads(done.read_bytes())
+                found = json.loads(done.read_bytes())
+                yield Outcome(item, bool(found["bad"]), bool(found["samples"]))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait for, and hold, the lock of the whole set; the kernel lets go of it when the process is killed."""
+        with (self.state / "set.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def claim(self) -> None:
         """Make the folder, and remember what is prepared in it.
@@ -77,8 +99,9 @@ class Layout:
         found = json.loads(self.plan.read_bytes())
         # An older version did not know all settings, and did what their defaults say.
         found["settings"] = {**_written(Settings()), **found.get("settings", {})}
-        if found.get("list") == self._digest(by_file=True):
-            found["list"] = wanted["list"]  # as an older version wrote it
+        if found.get("list") not in (wanted["list"], None) and found["list"] == self._digest(by_file=True):
+            found["list"] = wanted["list"]  # as an older version wrote it: by files, of which more may come
+            write_whole(self.plan, to_json(found))
         for name, value in wanted.items():
             if found.get(name) != value:
                 what = "a list of other rows" if name == "list" else f"other {name}: {found.get(name)}, now {value}"
@@ -91,26 +114,29 @@ class Layout:
         self._check_finished()
 
     def _has_failed(self, source: str) -> bool:
-        """Whether a file failed, so that a mended one may stand in its place."""
+        """Whether a file failed and nothing was made of it, so that a mended one may stand in its place."""
         items = [item for item in self.catalog.items if item.source == source]
         done = [one for item in items for one in self.outcomes(item.number // self.settings.per_shard, [item])]
-        return bool(done) and all(outcome["bad"] for _, outcome in done)
+        return bool(done) and all(outcome.bad and not outcome.made for outcome in done)
 
-    def expect_no_sizes_of(self, sources: set[str]) -> None:
+    def renew_sizes(self, sources: set[str]) -> None:
         """Their files may be others than those that were there first."""
         plan = json.loads(self.plan.read_bytes())
-        sizes = {source: size for source, size in plan.get("sizes", {}).items() if source not in sources}
-        write_whole(self.plan, to_json({**plan, "sizes": sizes}))
+        now = {source: size for source, size in self._sizes().items() if source in sources}
+        kept = {source: size for source, size in plan.get("sizes", {}).items() if source not in sources}
+        write_whole(self.plan, to_json({**plan, "sizes": kept | now}))
 
     def gone(self) -> bool:
-        """Whether none of the files that were looked at first is there any more, as when a disk is lost."""
-        return bool(json.loads(self.plan.read_bytes()).get("sizes")) and not self._sizes()
+        """Whether none of some files, evenly over the list, is there any more, as when a disk is lost."""
+        return not any(size_of(item.path) for item in self._looked_at())
+
+    def _looked_at(self) -> list[Item]:
+        items, count = self.catalog.items, min(len(self.catalog.items), _LOOKED_AT)
+        return [items[i * len(items) // count] for i in range(count)]
 
     def _sizes(self) -> dict[str, int]:
-        """Bytes of some of the files, evenly over the list: those of another folder, or made anew, have others."""
-        items, count = self.catalog.items, min(len(self.catalog.items), _LOOKED_AT)
-        chosen = [items[i * len(items) // count] for i in range(count)]
-        return {item.source: size for item in chosen if (size := size_of(item.path))}
+        """Bytes of these files: those of another folder, or made anew, have others."""
+        return {item.source: size for item in self._looked_at() if (size := size_of(item.path))}
 
     def _check_finished(self) -> None:
         """Raises `ValueError` for a shard of a finished set that is not there as it was written."""

@@ -70,6 +70,11 @@ class ItemFiles(NamedTuple):
     done: Path
 
 
+def number_of(key: str) -> int:
+    """Of the item that a sample, or a member of a shard, was made of, by its name."""
+    return int(key.split("-")[0])
+
+
 def item_files(staging: Path, item: Item) -> ItemFiles:
     return ItemFiles(staging / f"{item.number:08d}.tar", staging / f"{item.number:08d}.json")
 

@@ -62,7 +62,7 @@ def _norm_pix(reader: Reader) -> bool:
             raise reader.state.refusal(f"{flag('norm_pix')}={asked}: config.json beside it tells {told}")
         return told
     if asked is None:
-        reader.report.assumed.append("a decoder of normalised patches (else --no-norm-pix)")
+        reader.report.assumed.append("a decoder of normalised patches (else --norm-pix False)")
     return True if asked is None else asked
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffmavil.model.exchange.names import Names
+from diffmavil.model.exchange.names import CAV_MAE_FUSION, Names
 from diffmavil.model.exchange.state import Tensors
 
 ENDS = ("weight", "bias")
@@ -39,8 +39,8 @@ def take_block(state: Tensors, names: Names, number: int, width: int, hidden: in
     """
     start = f"{names.block.format(number)}."
     beyond = {key for key in state.named if key.startswith(start)} - block_keys(names, number)
-    # CAV-MAE's joint blocks have a norm1 and norm2 for each of three uses.
-    beyond = {key for key in beyond if not key.removeprefix(start).startswith("norm")}
+    if names.kind == CAV_MAE_FUSION.kind:  # whose joint blocks have a norm1 and norm2 for each of three uses
+        beyond = {key for key in beyond if not key.removeprefix(start).startswith(("norm1", "norm2"))}
     if beyond:
         told = ", ".join(sorted(beyond))
         raise state.refusal(f"has {told}; blocks of a plain vision transformer are needed, which have no such parts")
