@@ -248,7 +248,7 @@ class View:
             loads = [row["load"] for row in rows]
             jobs = " and ".join(map(str, sorted({row["jobs"] for row in rows})))
             notes.append(
-                f"Invocation {letter}: {len(rows)} lines, {measured(rows)}, {rows[0]['device']}, {jobs} side by side, "
+                f"Invocation {letter}: {len(rows)} line{'s' * (len(rows) > 1)}, {measured(rows)}, {rows[0]['device']}, {jobs} side by side, "
                 f"load {min(loads):.1f} to {max(loads):.1f}; {versions}."
             )
         if len(self.letters) > 1:
