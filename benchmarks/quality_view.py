@@ -247,8 +247,9 @@ class View:
             versions = ", ".join(f"{package} {version}" for package, version in rows[0]["versions"].items())
             loads = [row["load"] for row in rows]
             jobs = " and ".join(map(str, sorted({row["jobs"] for row in rows})))
+            count = f"{len(rows)} line{'s' * (len(rows) > 1)}"
             notes.append(
-                f"Invocation {letter}: {len(rows)} line{'s' * (len(rows) > 1)}, {measured(rows)}, {rows[0]['device']}, {jobs} side by side, "
+                f"Invocation {letter}: {count}, {measured(rows)}, {rows[0]['device']}, {jobs} side by side, "
                 f"load {min(loads):.1f} to {max(loads):.1f}; {versions}."
             )
         if len(self.letters) > 1:
