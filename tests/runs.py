@@ -87,6 +87,14 @@ def train(
     return run
 
 
+@pytest.fixture(scope="session")
+def whole_run(train: Callable[..., subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight steps, never interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(folder)
+    return folder
+
+
 def losses(run_dir: Path) -> dict[int, Sequence[float]]:
     """Step -> every loss of that step."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

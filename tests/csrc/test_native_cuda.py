@@ -20,6 +20,7 @@ def calls(monkeypatch) -> list[tuple[object, ...]]:
     made: list[tuple[object, ...]] = []
     native = SimpleNamespace(random_mask=lambda *args: made.append(("native", *args)))
     monkeypatch.setattr(MODULE, "native_ops", lambda: native)
+    monkeypatch.setattr(MODULE, "runs_native", lambda device: True)
     monkeypatch.setattr(MODULE, "current_stream", lambda device: 7)
     monkeypatch.setattr(MODULE, "_launch_random_mask", lambda *args: made.append(("triton", *args)))
     return made
@@ -46,6 +47,12 @@ def test_long_samples_take_triton(calls):
 
 def test_triton_where_nothing_is_built(calls, monkeypatch):
     monkeypatch.setattr(MODULE, "native_ops", lambda: None)
+    _launch_native(2, 8, 5, torch.tensor(3), 1, None)
+    assert calls[0][0] == "triton"
+
+
+def test_triton_on_a_gpu_that_the_library_has_no_code_for(calls, monkeypatch):
+    monkeypatch.setattr(MODULE, "runs_native", lambda device: False)
     _launch_native(2, 8, 5, torch.tensor(3), 1, None)
     assert calls[0][0] == "triton"
 
