@@ -256,6 +256,16 @@ def test_a_lost_disk_is_no_fault_of_its_files(
     assert '"clips": 6' in (out / DATASET_FILE).read_text()
 
 
+def test_a_table_of_which_little_is_there_is_no_lost_disk(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("diffmavil.data.prepare.layout._LOOKED_AT", 2)
+    table, there = tmp_path / "table.csv", clips / "class0" / "00.mkv"
+    table.write_text("path\n/nowhere/0.mkv\n/nowhere/1.mkv\n/nowhere/2.mkv\n" + f"{there}\n")
+    main(command(table, tmp_path / "out"))
+    assert "1, from 1 of 4 rows" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("damage", [lambda data: b"no tar" + data[6:], lambda data: data[:-1]], ids=["other", "short"])
 def test_a_shard_that_is_not_what_was_written_is_told(broken: Path, tmp_path: Path, damage) -> None:
     out = tmp_path / "out"

@@ -127,8 +127,12 @@ class Layout:
         write_whole(self.plan, to_json({**plan, "sizes": kept | now}))
 
     def gone(self) -> bool:
-        """Whether none of some files, evenly over the list, is there any more, as when a disk is lost."""
-        return not any(size_of(item.path) for item in self._looked_at())
+        """Whether none of some files, evenly over the list, is there any more, as when a disk is lost.
+
+        Of a long table of which next to nothing was fetched, none of them may ever have been there.
+        """
+        missing = not any(size_of(item.path) for item in self._looked_at())
+        return missing and bool(json.loads(self.plan.read_bytes()).get("sizes"))
 
     def _looked_at(self) -> list[Item]:
         items, count = self.catalog.items, min(len(self.catalog.items), _LOOKED_AT)
