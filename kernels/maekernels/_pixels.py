@@ -309,8 +309,7 @@ def normalise_channels(v, p, inside, P: tl.constexpr, C: tl.constexpr):
         mine = inside & (p % C == c)[None, :]
         centred = tl.where(mine, v - (tl.sum(tl.where(mine, v, 0.0), axis=1) / SIZE)[:, None], 0.0)
         deviation = tl.sqrt(tl.sum(centred * centred, axis=1) / (SIZE - 1))
-        # Not a sum: a channel that is not finite stays alone.
-        found = tl.where(mine, centred * (1.0 / (deviation + 1e-6))[:, None], found)
+        found += centred * (1.0 / (deviation + 1e-6))[:, None]
     return found
 
 

@@ -45,15 +45,6 @@ def test_patchify(case, dtype):
     assert_same(_launch_patchify(*args), _patchify(*args))
 
 
-def test_a_channel_that_is_not_finite_stays_alone():
-    x = VIDEO.make(torch.float32)
-    x[..., 1] = torch.nan
-    args = (x, VIDEO.ids(), *layout(VIDEO), levels(VIDEO), torch.tensor(1), 0, CHANNEL, torch.float32, False)
-    found, expected = _launch_diffuse(*args), _diffuse_patches(*args)
-    assert found.isnan().equal(expected.isnan())
-    assert 3 * found.isnan().sum() == found.numel()
-
-
 @CASES
 def test_patches_of_ids_that_are_none_are_nan_and_not_read(case):
     """The sanitizer knows where the pixels end. Losses of such patches are NaN, which a training stops at."""
