@@ -67,7 +67,7 @@ class Options:
     """Folder of the run: gives the weights, gets evaluation.json (fine-tuned: classification.json) and a new
     report.html."""
     weights: Path | None = None
-    """Other exported weights than the run's model.safetensors."""
+    """Other exported weights than the run's model.safetensors, judged on the same clips."""
     batch_size: int = 32
     crops: int | None = None
     """Crops in time of each clip, over which its features or scores are averaged. None: 1; fine-tuned: the run's."""

@@ -85,7 +85,7 @@ class ClipSet:
         return replace(self, clips=chosen, parts=(), often=())
 
 
-def told_apart(clips: ClipSet) -> str:
+def signature(clips: ClipSet) -> str:
     """How many clips there are, and a digest of their names and parts, wherever their folder lies."""
     digest = hashlib.sha256()
     for clip in clips.clips:

@@ -124,9 +124,8 @@ class Classification:
         used, listed = self.clips["test"]["used"], self.clips["test"]["listed"]
         return f"{used} of {listed} held-out clips, {len(self.classes)} classes, fine-tuned from {self.source}"
 
-    def note(self, validation: str | None = None) -> str:
-        """validation: what to call the clips that the best weights were chosen by; None: as they were called."""
-        validation = validation or self.sources["validation"]
+    def note(self) -> str:
+        validation = self.sources["validation"]
         chosen = f"chosen by {validation}" if validation else "no clips were held back to choose by"
         return f"* {chosen}. In brackets: 95 % by bootstrap over the held-out files."
 

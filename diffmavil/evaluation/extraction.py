@@ -171,10 +171,11 @@ class Extraction:
         if not self.file(number).is_file():
             return list(self.numbers(number))
         done = self._read(number)
-        again = sorted(done.bad) if self.retry_bad else []
-        bad = [(i, self.clips.clips[i].path, why) for i, why in done.bad.items() if i not in again]
-        tally.count([i for i, _ in done.clips if i not in again], bad)
-        return again
+        if self.retry_bad:
+            tally.count([i for i, _ in done.clips if i not in done.bad], [])
+            return sorted(done.bad)
+        tally.count([i for i, _ in done.clips], [(i, self.clips.clips[i].path, why) for i, why in done.bad.items()])
+        return []
 
     def _read(self, number: int, *, features: bool = False) -> Part:
         """A part that is done: which clips it is of, and on request their features."""

@@ -6,7 +6,7 @@ told: a card is public, and the folders of its author's machine are not.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -153,7 +153,8 @@ class Card:
             rows = [(what, *(cells.get(name, "") for name in names)) for what, cells in self.classification.rows()]
             used, classes = self.classification.clips["test"]["used"], len(self.classification.classes)
             found += [f"{used} held-out clips, {classes} classes.", _table(("weights", *names), rows)]
-            found.append(self.classification.note(_last(self.classification.sources["validation"])))
+            sources = {name: told and _last(told) for name, told in self.classification.sources.items()}
+            found.append(replace(self.classification, sources=sources).note())
         if self.evaluation is not None:
             section = self.evaluation.section()
             rows = [(row["name"], *row["cells"]) for row in section["rows"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diffmavil.config import Config
 from diffmavil.config.errors import usage_errors
-from diffmavil.data.clips import ClipSet, told_apart
+from diffmavil.data.clips import ClipSet, signature
 from diffmavil.data.loader import make_loader
 from diffmavil.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from diffmavil.training.distributed import World
@@ -25,7 +25,7 @@ def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World, moni
         RunError: too many bad clips, a run that has diverged, or a checkpoint that does not fit.
     """
     # Machines may have copies of a set: a file less in one of them would shift all that follow.
-    peers.check_alike("the training clips", lambda: told_apart(clips))
+    peers.check_alike("the training clips", lambda: signature(clips))
     with usage_errors():
         step = TrainStep(task, config, peers)
     if run.checkpoint:

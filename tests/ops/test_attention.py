@@ -165,6 +165,15 @@ def test_what_xformers_can_is_found_alike_in_every_mode(monkeypatch, mode):
         assert _xformers_problem("cuda", 0, torch.float32, 8) is None
 
 
+@pytest.mark.parametrize(("capturing", "chosen"), [(False, "xformers"), (True, "sdpa")], ids=["eager", "graph"])
+def test_auto_leaves_xformers_out_of_graphs(monkeypatch, capturing, chosen):
+    """Its mask is copied from the host at every call."""
+    monkeypatch.setattr(sys.modules["maekernels.attention"], "_problem", lambda name, *rest: name == "flash" or None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    q: Any = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32, shape=(6, HEADS, DIM))
+    assert _choose("auto", q, 3, 3, True) == chosen
+
+
 def test_flash_gets_what_it_can_read_and_no_copy_where_that_is_so():
     """Its kernels load 16 bytes at a time and do not look where these begin."""
     whole = torch.randn(6, HEADS, 3 * 8, dtype=torch.bfloat16)

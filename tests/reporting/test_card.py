@@ -67,6 +67,9 @@ def test_the_card_of_a_classifier_tells_no_folders() -> None:
     text = Card("me/tuned", TUNED, 1_000_000, classification=found).text()
     assert "secret" not in text
     assert "chosen by validation.csv" in text
+    alone = replace(found, sources={**found.sources, "validation": None})
+    text = Card("me/tuned", TUNED, 1_000_000, classification=alone).text()
+    assert "no clips were held back to choose by" in text
 
 
 def test_metrics_are_of_the_kind_that_their_names_say() -> None:

@@ -15,7 +15,7 @@ from diffmavil.evaluation.pretrained import find_weights
 from diffmavil.model.weights import load_weights
 from diffmavil.training.checkpoint import checkpoints
 from diffmavil.training.metrics import read_metrics
-from tests.runs import losses
+from tests.runs import kill_after_two_checkpoints, losses
 
 
 def test_resume_is_bit_exact(whole_run, train, tmp_path):
@@ -60,21 +60,7 @@ def test_kill_9_and_resume_as_if_nothing_had_been(train, train_command, environm
     steps = ("--train.steps", "60")
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     train(whole, *steps)
-    process = subprocess.Popen(
-        train_command(folder, *steps, "--train.checkpoint-every", "2"),
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while len(checkpoints(folder)) < 2:
-        assert time.monotonic() < deadline, "the run never wrote its second checkpoint"
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, output
+    kill_after_two_checkpoints(train_command(folder, *steps, "--train.checkpoint-every", "2"), folder, environment)
     assert not (folder / "model.safetensors").exists()
     train(folder, *steps, "--resume", preset=None)  # the fixture says 8 steps each time
     resumed = losses(folder)

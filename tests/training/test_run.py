@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -10,12 +12,13 @@ import torch
 
 from diffmavil.config.errors import UsageError
 from diffmavil.config.presets import PRESETS
-from diffmavil.data.clips import Clip, ClipSet, told_apart
+from diffmavil.data.clips import Clip, ClipSet, signature
 from diffmavil.model import DiffMAViL
 from diffmavil.model.weights import export_weights, load_weights
 from diffmavil.training.checkpoint import checkpoints
 from diffmavil.training.distributed import World
 from diffmavil.training.pretraining import random_clips
+from tests.data.clip_files import write_clip
 from tests.runs import losses
 
 
@@ -66,6 +69,12 @@ def test_two_processes_follow_the_loss_curve_of_one(whole_run, train, tmp_path, 
         assert two[step] == pytest.approx(one[step], rel=2e-4, abs=2e-4), step
 
 
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
 class Two(World):
     """A process beside another one, which has a clip less."""
 
@@ -76,12 +85,38 @@ class Two(World):
 def test_processes_with_other_clips_are_refused():
     """As of machines that have copies of a set, one of them a file short; where the copies lie does not matter."""
     names = ("/a/x", "/a/y"), ("/b/x", "/b/y"), ("/a/x", "/a/w")
-    here, there, other = (told_apart(ClipSet([Clip(name) for name in each], [])) for each in names)
+    here, there, other = (signature(ClipSet([Clip(name) for name in each], [])) for each in names)
     assert here == there != other
     peers = Two(0, 2, torch.device("cpu"))
     peers.check_alike("the training clips", lambda: "4 clips")
     with pytest.raises(UsageError, match=r"the training clips: 2 clips .* on rank 0, 1 clips .* on rank 1"):
         peers.check_alike("the training clips", lambda: here)
+
+
+@pytest.mark.slow
+def test_two_machines_with_other_copies_of_a_set_do_not_train_together(train_command, environment, tmp_path):
+    """Each has its own home folder, and one copy is a clip short."""
+    for rank, clips in enumerate((8, 7)):
+        (tmp_path / f"home{rank}" / "clips").mkdir(parents=True)
+        for i in range(clips):
+            write_clip(tmp_path / f"home{rank}" / "clips" / f"{i}.mp4", seconds=1.0)
+    data = ("--data.root", "~/clips", "--data.eval-root", str(tmp_path / "home1" / "clips"))
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            train_command(tmp_path / "run", *data),
+            env={**environment, **place, "RANK": rank, "LOCAL_RANK": rank, "HOME": str(tmp_path / f"home{rank}")},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    for process in ranks:
+        _, said = process.communicate(timeout=200)
+        assert process.returncode == 2, said
+        assert "the training clips: 8 clips (digest " in said
+        assert "7 clips (digest " in said
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
 
 
 def test_divergence_stops_the_run_with_a_message(train, tmp_path):

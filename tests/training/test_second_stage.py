@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import signal
-import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,7 @@ from diffmavil.training.graphs import GraphedPasses, Work
 from diffmavil.training.planner import plan, stretch_counts
 from diffmavil.training.second_stage import SecondStage, decay_at, taught
 from diffmavil.training.step import TrainStep
-from tests.runs import losses, very_small
+from tests.runs import kill_after_two_checkpoints, losses, very_small
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 STAGE_2 = "diffmavil-tiny-fast-stage2"
@@ -232,15 +229,7 @@ def test_an_average_killed_and_resumed_goes_on_as_if_nothing_had_been(
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     train(whole, *flags, preset=STAGE_2)
     command = train_command(folder, *flags, "--train.checkpoint-every", "2", preset=STAGE_2)
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 240
-    while len(checkpoints(folder)) < 2:
-        assert time.monotonic() < deadline, "the run never wrote its second checkpoint"
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, output
+    kill_after_two_checkpoints(command, folder, environment)
     train(folder, "--train.steps", "40", "--resume", preset=None)
     assert losses(folder) == losses(whole)
     names, ours, theirs = set(), saved_tensors(folder), saved_tensors(whole)

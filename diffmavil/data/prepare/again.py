@@ -70,14 +70,15 @@ def _take_apart(layout: Layout, shard: int, without: set[int]) -> None:
     samples: dict[int, list[dict[str, Any]]] = {}
     for sample in record["samples"]:
         samples.setdefault(number_of(sample["key"]), []).append(sample)
-    tars = _parts(layout.out / record["name"]) if samples else {}
+    path = layout.out / record["name"]
+    spans = _spans(path) if samples else {}
     for item, outcome in zip(layout.items(shard), record["outcomes"], strict=True):
         if item.number in without:
             continue
-        begin, data = tars.get(item.number, (0, b""))
+        begin, end = spans.get(item.number, (0, 0))
         own = [_moved(sample, -begin) for sample in samples.get(item.number, [])]
         files = item_files(staging, item)
-        write_whole(files.tar, data)
+        write_whole(files.tar, _read(path, begin, end) if own else b"")
         write_whole(files.done, to_json({**outcome, "samples": own}))
     layout.record(shard).unlink()
 
@@ -86,8 +87,8 @@ def _moved(sample: dict[str, Any], by: int) -> dict[str, Any]:
     return {**sample, **{part: (sample[part][0] + by, sample[part][1]) for part in ("video", "audio")}}
 
 
-def _parts(path: Path) -> dict[int, tuple[int, bytes]]:
-    """Number of an item -> where its members start in a shard, and their bytes."""
+def _spans(path: Path) -> dict[int, tuple[int, int]]:
+    """Number of an item -> where its members begin and end in a shard."""
     spans: dict[int, tuple[int, int]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
@@ -97,10 +98,10 @@ def _parts(path: Path) -> dict[int, tuple[int, bytes]]:
                 spans[number] = begin, member.offset_data + -(-member.size // BLOCK) * BLOCK
     except (tarfile.TarError, ValueError) as error:
         raise ValueError(f"{path}: is missing, or not the shard that was written: {error}") from error
+    return spans
+
+
+def _read(path: Path, begin: int, end: int) -> bytes:
     with path.open("rb") as file:
-        return {number: (begin, _read(file, begin, end)) for number, (begin, end) in spans.items()}
-
-
-def _read(file: Any, begin: int, end: int) -> bytes:
-    file.seek(begin)
-    return file.read(end - begin)
+        file.seek(begin)
+        return file.read(end - begin)

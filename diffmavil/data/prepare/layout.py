@@ -99,7 +99,7 @@ class Layout:
         found = json.loads(self.plan.read_bytes())
         # An older version did not know all settings, and did what their defaults say.
         found["settings"] = {**_written(Settings()), **found.get("settings", {})}
-        if found.get("list") not in (wanted["list"], None) and found["list"] == self._digest(by_file=True):
+        if found.get("list") != wanted["list"] and found.get("list") == self._digest(by_file=True):
             found["list"] = wanted["list"]  # as an older version wrote it: by files, of which more may come
             write_whole(self.plan, to_json(found))
         for name, value in wanted.items():

@@ -63,7 +63,7 @@ def _norm_pix(reader: Reader) -> bool:
         return told
     if asked is None:
         reader.report.assumed.append("a decoder of normalised patches (else --norm-pix False)")
-    return True if asked is None else asked
+    return asked is not False
 
 
 def as_others(config: ModelConfig) -> ModelConfig:
