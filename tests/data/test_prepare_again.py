@@ -87,11 +87,11 @@ def test_mended_files_make_the_set_of_a_first_try(
     assert "3, from 3 of 6 rows" in capsys.readouterr().out
     main(command(broken, out, "--retry-bad"))
     said = capsys.readouterr().out
-    assert "3 rows that failed are tried again" in said
+    assert "rows that failed and are tried again: 3" in said
     assert "6, from 6 of 6 rows" in said
     assert without_sizes(out) == without_sizes(whole)
     main(command(broken, out, "--retry-bad"))
-    assert "0 rows that failed are tried again" in capsys.readouterr().out
+    assert "rows that failed and are tried again: 0" in capsys.readouterr().out
     assert without_sizes(out) == without_sizes(whole)
 
 
@@ -221,7 +221,7 @@ def test_files_of_a_table_of_ids_may_come_later(
     main(command(src, out, "--csv", str(table)))
     assert "skipped 1: no file of this id" in capsys.readouterr().out
     main(command(src, out, "--csv", str(table), "--retry-bad"))
-    assert "0 rows that failed are tried again" in capsys.readouterr().out
+    assert "rows that failed and are tried again: 0" in capsys.readouterr().out
     shutil.copy(clips / "class1" / "01.mkv", src / "second_0.mkv")
     main(command(src, out, "--csv", str(table), "--retry-bad"))
     assert "2, from 2 of 2 rows" in capsys.readouterr().out

@@ -55,7 +55,7 @@ class Job:
                 with self.layout.alone():
                     again = forget_failed(self.layout, self.part, self.parts)
                 if console:
-                    console.print(f"{again:,} rows that failed are tried again")
+                    console.print(f"rows that failed and are tried again: {again:,}")
             self._work(console)
         with self.layout.alone():
             if any(True for _ in unfinished(self.layout, 0, 1)):
