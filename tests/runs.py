@@ -1,13 +1,14 @@
-"""Short trainings of a very small model on a very small generated set, as a user would start them: fixtures."""
+"""Short trainings of a very small model on a very small generated set, as a user would start them: fixtures.
+
+Every pytest here loads this, also those that put other ops in place of `maekernels`: nothing that imports a model.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,6 @@ import pytest
 
 from diffmavil.config import AudioConfig, Config, DecoderConfig, EncoderConfig, VideoConfig
 from diffmavil.config.presets import preset
-from diffmavil.training.checkpoint import checkpoints
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -96,19 +96,6 @@ def whole_run(train: Callable[..., subprocess.CompletedProcess[str]], tmp_path_f
     folder = tmp_path_factory.mktemp("runs") / "whole"
     train(folder)
     return folder
-
-
-def kill_after_two_checkpoints(command: Sequence[str], run_dir: Path, environment: dict[str, str]) -> None:
-    """Start a training, and kill it with signal 9 once it has written its second checkpoint."""
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 240
-    while len(checkpoints(run_dir)) < 2:
-        assert time.monotonic() < deadline, "the run never wrote its second checkpoint"
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, output
 
 
 def losses(run_dir: Path) -> dict[int, Sequence[float]]:

@@ -15,7 +15,8 @@ from diffmavil.evaluation.pretrained import find_weights
 from diffmavil.model.weights import load_weights
 from diffmavil.training.checkpoint import checkpoints
 from diffmavil.training.metrics import read_metrics
-from tests.runs import kill_after_two_checkpoints, losses
+from tests.killed import kill_after_two_checkpoints
+from tests.runs import losses
 
 
 def test_resume_is_bit_exact(whole_run, train, tmp_path):

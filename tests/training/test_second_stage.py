@@ -26,7 +26,8 @@ from diffmavil.training.graphs import GraphedPasses, Work
 from diffmavil.training.planner import plan, stretch_counts
 from diffmavil.training.second_stage import SecondStage, decay_at, taught
 from diffmavil.training.step import TrainStep
-from tests.runs import kill_after_two_checkpoints, losses, very_small
+from tests.killed import kill_after_two_checkpoints
+from tests.runs import losses, very_small
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 STAGE_2 = "diffmavil-tiny-fast-stage2"
