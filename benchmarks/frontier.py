@@ -36,6 +36,8 @@ CROSS = "--model.video-decoder.attention cross"
 AUDIO_CROSS = "--model.audio-decoder.attention cross"
 FIXED = "--mask.video.kind constant --mask.audio.kind constant"
 QUARTER = f"{CROSS} {AUDIO_CROSS} --model.decode-fraction 0.25"
+HALF = f"{CROSS} {AUDIO_CROSS} --model.decode-fraction 0.5"
+MUON = "--optim.name muon"
 ADAPTIVE = "--batch.rule flops --batch.lr-rule sqrt"
 CHANGES: dict[str, str] = {
     **dict.fromkeys(PRESETS, ""),
@@ -49,6 +51,11 @@ CHANGES: dict[str, str] = {
     "diffmavil-tiny-fast, adaptive batch": ADAPTIVE,
     "diffmavil-tiny-fast, 8 crops kept": "--data.crops-kept 8",
     "mavil-tiny, a quarter decoded": QUARTER,
+    "mavil-tiny, half decoded": HALF,
+    "mavil-tiny, Muon": MUON,
+    "mavil-tiny, a quarter decoded, Muon": f"{QUARTER} {MUON}",
+    "mavil-tiny, half decoded, Muon": f"{HALF} {MUON}",
+    "diffmavil-tiny-fast, Muon": MUON,
     "diffmavil-tiny-fast, noisier": "--model.diffusion.first-step 750",
     "mavil-tiny, twice the learning rate": "--optim.lr 2e-3",
     "diffmavil-tiny-fast, twice the learning rate": "--optim.lr 2e-3",
