@@ -77,6 +77,7 @@ _SIZES: dict[str, ModelConfig] = {
     "large": ModelConfig(encoder=EncoderConfig(depth=24, width=1024, heads=16)),
 }
 STAGE_2 = "-stage2"
+_OFTEN = 100  # steps of the tiny ones: a run of minutes that is killed is not to begin anew
 SIZES = tuple(_SIZES)
 _VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {"": _diffused, "-fast": _fast}
 
@@ -102,7 +103,7 @@ def _second_stage(config: Config) -> Config:
 
 def _train(size: str) -> TrainConfig:
     if size == "tiny":
-        return TrainConfig(steps=1000, batch_size=32)
+        return TrainConfig(steps=1000, batch_size=32, checkpoint_every=_OFTEN)
     return TrainConfig(steps=75_000, batch_size=512, checkpoint_every=1000, log_every=20)
 
 
@@ -117,7 +118,7 @@ def _finetune_presets() -> dict[str, FinetuneConfig]:
             model=model,
             data=DataConfig(augment=AugmentConfig(roll=True)),
             optim=OptimConfig(lr=1e-3 if size == "tiny" else 2e-4, betas=(0.9, 0.999), warmup=0.1, layer_decay=0.75),
-            train=TrainConfig(batch_size=32 if size == "tiny" else 64),
+            train=TrainConfig(batch_size=32, checkpoint_every=_OFTEN) if size == "tiny" else TrainConfig(batch_size=64),
             head=HeadConfig(fusion_depth=1 if size == "tiny" else 3, lr_video=1.0 if size == "tiny" else 0.5),
         )
         for size, model in _SIZES.items()
