@@ -19,7 +19,7 @@ from rich.table import Table
 from diffmavil.config import Config, require
 from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import usage_errors
-from diffmavil.config.folders import check_writable, expand
+from diffmavil.config.folders import check_no_run, check_writable, expand
 from diffmavil.config.progress import open_console
 from diffmavil.model.exchange.asked import Asked
 from diffmavil.model.exchange.folder import write_folder
@@ -64,7 +64,10 @@ def main(argv: Sequence[str]) -> None:
         ours = is_ours(found.weights)
         require(options.to is not None or not ours, "--to", None, "given: IN holds weights of ours already")
         require(not ours or options.asked == Asked(), "IN", options.source, "others' weights for flags but --to")
-        check_writable("OUT", options.out.parent if options.is_file else options.out)
+        folder = options.out.parent if options.is_file else options.out
+        if not options.is_file or options.out.name == WEIGHTS_FILE:
+            check_no_run("OUT", folder)
+        check_writable("OUT", folder)
         console = open_console()
         if ours:
             model, config = load_weights(found.weights)

@@ -19,7 +19,7 @@ from diffmavil.config import Config, FinetuneConfig, require
 from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import usage_errors
 from diffmavil.config.files import CONFIG_FILE, save_config
-from diffmavil.config.folders import check_writable, writing
+from diffmavil.config.folders import check_no_run, check_writable, writing
 from diffmavil.config.progress import open_console
 from diffmavil.evaluation.classification import read_classification, scored_file
 from diffmavil.evaluation.result import is_of, read_evaluation
@@ -105,6 +105,7 @@ def push(options: Push) -> str:
 
 def pull(options: Pull) -> str:
     """What was done, in a line. The weights are loaded once, to see that they are ours and whole."""
+    check_no_run("OUT", options.out)
     check_writable("OUT", options.out)
     if options.local is None:
         fetch(options.name, options.revision, options.out)

@@ -68,6 +68,15 @@ class Config:
         # xformers copies its mask of packed sequences from the host at every call, which no graph holds.
         unfit = self.train.cuda_graph and self.mask.mix and self.model.attention == "xformers"
         require(not unfit, "model.attention", "xformers", "another with both train.cuda_graph and mask.mix")
+        self._check_hidden()
+
+    def _check_hidden(self) -> None:
+        """SpecAugment hides no more of the spectrogram than there is."""
+        audio, hidden = self.model.audio, self.data.augment
+        if self.model.hears:
+            frames, bins = f"at most model.audio.frames={audio.frames}", f"at most model.audio.mels={audio.mels}"
+            require(hidden.time_mask <= audio.frames, "data.augment.time_mask", hidden.time_mask, frames)
+            require(hidden.mel_mask <= audio.mels, "data.augment.mel_mask", hidden.mel_mask, bins)
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class FinetuneConfig(Config):
     head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
+        self._check_hidden()
         require(self.batch.rule == "fixed", "batch.rule", self.batch.rule, "'fixed' in fine-tuning")
         require(self.batch.memory_gib is None, "batch.memory_gib", self.batch.memory_gib, "None in fine-tuning")
         require(self.teacher.stage == 1, "teacher.stage", self.teacher.stage, "1 in fine-tuning")

@@ -31,6 +31,13 @@ def expanded(options: T) -> T:
     return replace(options, **changed)  # type: ignore[type-var]
 
 
+def check_no_run(name: str, folder: Path) -> None:
+    """Raises `ValueError`, naming the setting, for the folder of a run, whose weights would be replaced."""
+    for left in ("checkpoints", "metrics.jsonl"):
+        if (folder / left).exists():
+            raise ValueError(f"{name}={str(folder)!r}: must be another folder: this one holds a run ({left})")
+
+
 @contextmanager
 def writing(name: str, path: str | Path) -> Iterator[None]:
     """`OSError`s inside become `ValueError`s that name the setting."""

@@ -58,8 +58,8 @@ def choose_windows(
         video_seconds, audio_seconds: wanted lengths. A shorter picture gives a shorter video window; the audio window
             always has its full length (what lies past the sound's end is padding).
         place: two numbers in [0, 1]: where the longer window lies in the clip, and where the video window lies inside
-            a longer audio window. A longer video window has the audio window at its centre, or as
-            near to it as the sound is.
+            a longer audio window, as far as there is sound. A longer video window has the audio window at its centre,
+            or as near to it as the sound is.
     """
     common = picture.intersect(sound)
     video_seconds = min(video_seconds, picture.length)
@@ -68,7 +68,8 @@ def choose_windows(
     if audio_seconds > video_seconds:
         audio = outer
         low = min(max(outer, picture.start), last)
-        high = min(outer + audio_seconds - video_seconds, last)
+        heard = max(low, common.end - video_seconds)  # the window may reach past the sound, where nothing is heard
+        high = min(outer + audio_seconds - video_seconds, last, heard)
         video = low + place[1] * max(0.0, high - low)
     else:
         video = min(outer, last)

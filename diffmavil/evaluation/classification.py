@@ -39,6 +39,7 @@ from rich.table import Table
 
 from diffmavil import __version__
 from diffmavil.config import FinetuneConfig
+from diffmavil.config.errors import UsageError
 from diffmavil.config.progress import tracking
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.durable import digest_of, write_whole
@@ -157,9 +158,15 @@ def shown(name: str, value: float, interval: tuple[float, float] | None = None) 
 
 
 def read_classification(folder: Path) -> Classification | None:
-    """What is in the folder; None: nothing."""
+    """What is in the folder; None: nothing. Raises `UsageError` for a file that is damaged or of another version."""
     path = folder / CLASSIFICATION_FILE
-    return Classification(**json.loads(path.read_text())) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return Classification(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        told = "is damaged or of another version; run diffmavil.evaluate again"
+        raise UsageError(f"{path}: {told}: {error}") from error
 
 
 def scored_file(found: Classification, folder: Path) -> Path | None:

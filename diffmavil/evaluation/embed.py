@@ -159,7 +159,7 @@ class Embedder(FrozenModel):
         items, single = clips_from(clips, video, audio, fps, sample_rate, self.config.model)
         whole = f"{self.modalities}: a classifier needs all that it was trained on"
         require(items.modalities == self.modalities, "modalities", items.modalities, whole)
-        look = Look(1 if hop is not None else windows or self.config.head.crops, hop)
+        look = Look(1 if hop is not None else self.config.head.crops if windows is None else windows, hop)
         found = self.stream_scores(items.readable, look, batch_size=batch_size, workers=workers)
         return collected(found, items, single, progress, return_errors)
 

@@ -12,6 +12,7 @@ from diffmavil.config.errors import RunError
 from diffmavil.config.files import CONFIG_FILE, load_config
 from diffmavil.config.folders import expand
 from diffmavil.data.durable import digest_of
+from diffmavil.evaluation.classification import read_classification, scored_file
 from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.exchange.hub import fetch, looks_like_hub_id
@@ -23,9 +24,10 @@ def find_weights(source: str | Path, revision: str | None = None) -> Path:
     """The file of exported weights, or the folder of a checkpoint, that `source` means.
 
     Args:
-        source: a file; a folder with model.safetensors, as a run's once it has ended; a run's folder without one, of
-            which the newest whole checkpoint is taken; a checkpoint's folder; or "owner/name" on the Hugging Face hub,
-            where nothing of that path is here.
+        source: a file; a folder with model.safetensors, as a run's once it has ended; of a fine-tuned run's folder the
+            weights whose scores stand in its headline, the best or averaged ones, if they are there unchanged; a run's
+            folder without any, of which the newest whole checkpoint is taken; a checkpoint's folder; or "owner/name" on
+            the Hugging Face hub, where nothing of that path is here.
         revision: of the hub's model: a branch, tag or commit.
 
     Raises:
@@ -41,7 +43,8 @@ def find_weights(source: str | Path, revision: str | None = None) -> Path:
     if path.is_file():
         return path
     if (path / WEIGHTS_FILE).is_file():
-        return path / WEIGHTS_FILE
+        tuned = read_classification(path)
+        return (tuned and scored_file(tuned, path)) or path / WEIGHTS_FILE
     if (path / CONFIG_FILE).is_file() and path.parent.name == "checkpoints":
         if wrong := complaint(path):
             raise ValueError(f"{path}: the checkpoint is damaged: {wrong}")

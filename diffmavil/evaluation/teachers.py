@@ -75,4 +75,7 @@ def teacher_note(config: Config) -> str:
     if told.averaged:
         first, last = told.decay
         return f"teacher: the average of the student's weights, decay {first:g} to {last:g}"
-    return f"teacher: {told.source}, frozen (sha256 {(told.sha256 or '')[:12]})"
+    line = f"teacher: {told.source}, frozen (sha256 {(told.sha256 or '')[:12]})"
+    if told.source and Path(told.source).is_dir():
+        line += "; a checkpoint, which its run removes if it goes on: without it this run cannot be resumed"
+    return line

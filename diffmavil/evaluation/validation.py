@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from diffmavil.config import FinetuneConfig
+from diffmavil.config.errors import RunError
 from diffmavil.data.clips import ClipSet
 from diffmavil.evaluation.classify import predict
 from diffmavil.model.classifier import Classifier
@@ -41,9 +42,13 @@ class Validation:
 
     def __call__(self, done: int) -> Observation:
         self.model.eval()
-        found = predict({"now": self.model}, self.config, self.clips, batch_size=self.batch_size)
-        self.model.train()
-        metrics = found.judge("now", self.config, seed=0).metrics
+        try:
+            found = predict({"now": self.model}, self.config, self.clips, batch_size=self.batch_size)
+            metrics = found.judge("now", self.config, seed=0).metrics
+        except RunError as error:  # too few of the clips are good; training them is no worse for it
+            return Observation({}, [f"no validation: {error}"])
+        finally:
+            self.model.train()
         score = metrics[headline(self.config)]
         if score > self.best:
             self.best = score

@@ -13,14 +13,14 @@ Importing this module needs transformers.
 from __future__ import annotations
 
 import importlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffmavil.config import HeadConfig, ModelConfig
-from diffmavil.config.files import section_from
+from diffmavil.config.files import section_from, section_to
 from diffmavil.model.branch import Branch
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.diffusion import alpha_bars, timestep_frequencies
@@ -44,7 +44,7 @@ class DiffMAViLConfig(transformers.PretrainedConfig):
     def __init__(
         self, settings: dict[str, Any] | None = None, head: dict[str, Any] | None = None, **others: Any
     ) -> None:
-        self.settings = settings if settings is not None else asdict(ModelConfig())
+        self.settings = settings if settings is not None else section_to(ModelConfig())
         self.head = head
         super().__init__(**others)
 

@@ -43,8 +43,8 @@ class Flops(NamedTuple):
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable numbers in `model`."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    """Numbers in `model` that are trained or frozen."""
+    return sum(p.numel() for p in model.parameters())
 
 
 @functools.cache

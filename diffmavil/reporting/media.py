@@ -98,13 +98,14 @@ class Player:
             )
         return self._decoded[clip]
 
-    def _sound(self, decoded: Decoded) -> np.ndarray:
-        """float32 `[S]`: what sounds while the picture is shown; of sound alone its beginning."""
+    def _sound(self, decoded: Decoded) -> np.ndarray | None:
+        """float32 `[S]`: what sounds while the picture is shown, None for nothing; of sound alone its beginning."""
         wave, windows = decoded.wave[: decoded.wave_valid], decoded.windows
         if not self.config.model.sees:
             return wave[: int(_SECONDS * _RATE)]
         first = max(0, round((windows.video.start - windows.audio.start) * _RATE))
-        return wave[first : first + round((windows.video.end - windows.video.start) * _RATE)]
+        heard = wave[first : first + round((windows.video.end - windows.video.start) * _RATE)]
+        return heard if heard.size else None
 
 
 def encode(video: np.ndarray | None, fps: float, wave: np.ndarray | None) -> bytes:

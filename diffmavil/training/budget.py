@@ -92,7 +92,7 @@ def _planned(config: Config, peers: World, teacher: ModelConfig | None) -> Batch
         budget = batch.gflop * 1e9 if batch.gflop else nominal * max(costs)
         wanted = [budget / cost for cost in costs]
     else:
-        wanted = _measured(config, counts, peers.device, teacher)
+        wanted = _measured(config, counts, peers, at_once, teacher)
     # A hair more, so that rounding does not cost the dearest stretch a whole multiple.
     whole = [int(size * (1 + 1e-9)) // batch.multiple * batch.multiple for size in wanted]
     most = batch.largest // batch.multiple * batch.multiple
@@ -184,43 +184,50 @@ def _kept_bytes(
 
 
 def _measured(
-    config: Config, counts: list[tuple[Counts, Counts]], device: torch.device, teacher: ModelConfig | None
+    config: Config,
+    counts: list[tuple[Counts, Counts]],
+    peers: World,
+    at_once: tuple[int, ...],
+    teacher: ModelConfig | None,
 ) -> list[float]:
-    """Clips that take as long in each stretch as `train.batch_size` does in the dearest.
+    """Clips of all processes that take as long in each stretch as `train.batch_size` does in the dearest.
 
-    Seconds are fixed + clip * B, from two batch sizes; kept under `data.cache` for this device and config.
+    Seconds of a process with B clips are fixed + clip * B, from two batch sizes no larger than its share or than what
+    fits at once; kept under `data.cache` for this device and config.
     """
-    path = _cache_file(config, device, teacher)
+    device, share = peers.device, config.train.batch_size / peers.size
+    many = max(4, min([math.ceil(share), *at_once]))
+    path = _cache_file(config, device, many, teacher)
     try:
         lines = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):
         with writing("data.cache", config.data.cache):
             path.parent.mkdir(parents=True, exist_ok=True)
-        lines = _sweep(config, counts, device, teacher)
+        lines = _sweep(config, counts, device, many, teacher)
         with writing("data.cache", config.data.cache):
             path.write_text(json.dumps(lines))
-    budget = max(fixed + clip * config.train.batch_size for fixed, clip in lines)
-    return [(budget - fixed) / clip for fixed, clip in lines]
+    budget = max(fixed + clip * share for fixed, clip in lines)
+    return [(budget - fixed) / clip * peers.size for fixed, clip in lines]
 
 
-def _cache_file(config: Config, device: torch.device, teacher: ModelConfig | None) -> Path:
+def _cache_file(config: Config, device: torch.device, many: int, teacher: ModelConfig | None) -> Path:
     """Named by all that the times depend on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu-{torch.get_num_threads()}"
     train = replace(config.train, steps=1, seed=0)
-    facts = repr((name, torch.__version__, config.model, config.mask, train, config.batch.memory_gib, teacher))
+    facts = repr((name, torch.__version__, config.model, config.mask, train, many, teacher))
     digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
     return expand(config.data.cache) / "plans" / f"{digest}.json"
 
 
 def _sweep(
-    config: Config, counts: list[tuple[Counts, Counts]], device: torch.device, teacher: ModelConfig | None
+    config: Config, counts: list[tuple[Counts, Counts]], device: torch.device, many: int, teacher: ModelConfig | None
 ) -> list[tuple[float, float]]:
-    """(fixed, clip) seconds of a step of one process, for each stretch."""
+    """(fixed, clip) seconds of a step of one process, for each stretch; measured with up to `many` clips."""
     known = replace(config.model.audio, mean=config.model.audio.mean or 0.0, std=config.model.audio.std or 1.0)
     alone = replace(config, model=replace(config.model, audio=known))
     task = SecondStage(alone, device, Teacher(teacher).to(device)) if teacher else Pretraining(alone, device)
     step = TrainStep(task, alone, World(rank=0, size=1, device=device))
-    few, many = max(2, config.train.batch_size // 4), max(4, config.train.batch_size)
+    few = max(2, many // 4)
     found: dict[Any, tuple[float, float]] = {}
     for keep in counts:
         if keep not in found:

@@ -57,7 +57,7 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-_BY_CONFIG = ("weight_decay", "betas", LR_SCALE)
+_BY_CONFIG = ("weight_decay", "betas", "ns_steps", LR_SCALE)
 """What the config says of a group of parameters. A checkpoint has it of the config that it was saved with, which may
 not be that of the run that goes on."""
 
@@ -96,7 +96,8 @@ def save_checkpoint(run_dir: Path, progress: Progress, state: TrainState, config
     final = run_dir / "checkpoints" / f"step-{progress.step:08d}"
     partial = final.with_name(f".{final.name}.partial")
     if world.main:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in final.parent.glob(".step-*.partial"):  # by a kill, and not always at this step
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
     world.barrier()
     tensors, others = _split(state.tree())

@@ -48,8 +48,9 @@ class World:
         """
         if self.control is None:
             return work()
-        result = self.main_only(work)
-        return result if self.main else work()
+        made: list[T] = []
+        self.main_only(lambda: made.append(work()))  # a model or a million clips is not sent to those who drop it
+        return made[0] if self.main else work()
 
     def main_only(self, work: Callable[[], T]) -> T:
         """What `work()` gives on rank 0, on every rank; a failure there is raised on every rank."""

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from diffmavil.config.progress import format_seconds
+from diffmavil.data.durable import write_whole
 from diffmavil.training.boards import Board, Boards
 
 METRICS_FILE = "metrics.jsonl"
@@ -46,7 +47,7 @@ class RunLog:
     def __init__(self, run_dir: Path, boards: Sequence[Board], *, resumed_step: int, total_steps: int) -> None:
         kept = [r for r in read_metrics(run_dir) if r["step"] <= resumed_step]
         path = run_dir / METRICS_FILE
-        path.write_text("".join(map(_line, kept)))
+        write_whole(path, "".join(map(_line, kept)).encode())
         self._file = path.open("a")
         self._boards = Boards(boards)
         self._total = total_steps

@@ -86,7 +86,9 @@ def _muon(model: nn.Module, groups: list[dict[str, Any]], config: OptimConfig) -
         for part, params in zip((matrices, others), split, strict=True):
             if params:
                 part.append({**group, "params": params})
-    muon = torch.optim.Muon(matrices, lr=config.lr, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(
+        matrices, lr=config.lr, momentum=0.95, ns_steps=config.muon_steps, adjust_lr_fn="match_rms_adamw"
+    )
     return [muon, _adamw(others, config)]
 
 

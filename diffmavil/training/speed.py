@@ -10,9 +10,11 @@ from diffmavil.config import Config
 from diffmavil.config.errors import RunError
 from diffmavil.data.bottleneck import BATCH, Diagnosis, seconds_each, waited, with_statistics
 from diffmavil.data.dataset import Batch
+from diffmavil.model.teacher import Teacher
 from diffmavil.training.distributed import World
 from diffmavil.training.planner import plan, timetable
 from diffmavil.training.pretraining import Pretraining, random_clips
+from diffmavil.training.second_stage import SecondStage
 from diffmavil.training.step import TrainStep
 
 _CPU_BATCH = 1  # a step of a large model takes seconds for each clip
@@ -39,7 +41,7 @@ def step_speed(config: Config, seconds: float) -> float:
 def _step_speed(config: Config, clips: int, device: torch.device, seconds: float) -> float:
     config = with_statistics(config)
     config = replace(config, train=replace(config.train, batch_size=clips))
-    step = TrainStep(Pretraining(config, device), config, World(rank=0, size=1, device=device))
+    step = TrainStep(_task(config, device), config, World(rank=0, size=1, device=device))
     now = plan(config, timetable(config).steps // 2)
     samples = config.model.audio.samples if config.model.hears else 0
     video = random_clips(config, clips, device)[0] if config.model.sees else torch.empty((clips, 0, 0, 0, 3))
@@ -52,6 +54,14 @@ def _step_speed(config: Config, clips: int, device: torch.device, seconds: float
         paths=[""] * clips,
     )
     return clips / seconds_each(lambda: waited(step(batch, now, offset=now.position)), seconds)
+
+
+def _task(config: Config, device: torch.device) -> Pretraining:
+    """The task of the run; the teacher of a second stage is one as large as its student, with random weights."""
+    if config.teacher.stage == 1:
+        return Pretraining(config, device)
+    model = replace(config.model, target_width=config.model.target_width or config.model.encoder.width)
+    return SecondStage(replace(config, model=model), device, Teacher(config.model).to(device))
 
 
 def slower(found: Diagnosis, step: float | None) -> str | None:

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from diffmavil.config import Config, DecoderConfig, ModelConfig, VideoConfig
+from diffmavil.config import AugmentConfig, Config, DataConfig, DecoderConfig, FinetuneConfig, ModelConfig, VideoConfig
 from diffmavil.config.cli import parse_train
 from diffmavil.config.errors import UsageError
 from diffmavil.config.files import config_from_yaml, config_to_yaml, differences, load_config, save_config
@@ -132,3 +132,12 @@ def test_resume_takes_the_saved_config_and_flags_over_it(tmp_path):
     assert config == replace(saved, data=replace(saved.data, workers=1))
     with pytest.raises(UsageError, match="leave it out"):
         parse_train(["mavil-small", "--run-dir", str(tmp_path), "--resume"])
+
+
+@pytest.mark.parametrize("kind", [Config, FinetuneConfig])
+def test_more_of_the_spectrogram_cannot_be_hidden_than_there_is(kind):
+    with pytest.raises(ValueError, match=r"data\.augment\.mel_mask=129: must be at most model\.audio\.mels=128"):
+        kind(data=DataConfig(augment=AugmentConfig(mel_mask=129)))
+    with pytest.raises(ValueError, match=r"data\.augment\.time_mask=1025: must be at most model\.audio\.frames=1024"):
+        kind(data=DataConfig(augment=AugmentConfig(time_mask=1025)))
+    kind(data=DataConfig(augment=AugmentConfig(mel_mask=129)), model=ModelConfig(modalities="video"))

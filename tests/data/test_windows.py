@@ -54,6 +54,17 @@ def test_picture_never_leaves_its_span_and_sound_is_heard(
         assert audio.length == pytest.approx(lengths[1])
         assert audio.start >= sound.start - 1e-9
         assert audio.intersect(sound).length >= min(0.4, lengths[1], sound.length)
+        if lengths[0]:
+            heard = audio.intersect(sound).intersect(video)
+            assert heard.length >= min(*lengths, picture.intersect(sound).length) - 1e-9, "what is seen is not heard"
+
+
+@pytest.mark.parametrize("sounds", [1.0, 3.0, 5.0])
+def test_the_picture_is_of_the_time_that_has_sound(sounds: float) -> None:
+    for place in PLACES:
+        video, audio = choose_windows(Span(0, 10), Span(0, sounds), 4.0, 10.24, place)
+        assert audio == Span(0, 10.24)
+        assert video.intersect(Span(0, sounds)).length == pytest.approx(min(4.0, sounds))
 
 
 def test_windows_move_with_the_place() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -224,6 +225,20 @@ def test_fine_tuning_from_scratch_and_from_weights(cache: Path, tmp_path: Path) 
     assert {finding.check: finding.here for finding in scratch.findings}["weights"] == "newly initialised"
     shutil.rmtree(tmp_path / "pretrained")
     assert "are gone" in examine(run, most=4).unchecked["weights"]
+
+
+def test_a_classifier_that_is_not_finite_is_told_and_ends_no_check(cache: Path, tmp_path: Path) -> None:
+    config = very_small(cache)
+    tuned = with_kind(finetuning(config, "none"), -6.0, 4.0)
+    run = write_run(tmp_path / "run", tuned)
+    model = Classifier(tuned.model, tuned.head)
+    torch.nn.init.constant_(model.norm.weight, math.nan)
+    export_weights(model, tuned, run / "model.safetensors")
+    found = examine(run, most=4)
+    assert found.unchecked["features"] == "no pooled features are finite"
+    assert "weights" in checks_of(found)
+    (run / "classification.json").write_text("{}")
+    assert "damaged or of another version" in examine(run, most=4).unchecked["features"]
 
 
 def with_kind(config: FinetuneConfig, mean: float, std: float) -> FinetuneConfig:

@@ -108,3 +108,8 @@ def test_from_config_starts_as_ours(auto: Any, tmp_path: Path) -> None:
     ours = DiffMAViL(config)
     torch.manual_seed(3)
     assert same(ours, read(lambda: auto.AutoModel.from_config(told)).model)
+
+
+def test_a_config_without_settings_is_that_of_the_defaults(auto: Any) -> None:
+    kind = type(auto.AutoConfig.for_model("diffmavil"))
+    assert kind().model_config == ModelConfig()

@@ -246,3 +246,12 @@ def test_mistakes_end_with_code_2_and_no_traceback(tmp_path: Path, environment: 
     assert done.stderr.startswith("error: IN=")
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors"])
+def test_a_run_is_not_overwritten(theirs: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UsageError, match="must be another folder: this one holds a run"):
+        main([str(theirs), str(tmp_path / "run" / name), *FLAGS])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
+    main([str(theirs), str(tmp_path / "run" / "others.safetensors"), *FLAGS])

@@ -120,7 +120,7 @@ def test_a_second_view_that_is_not_decoded_costs_an_encoder_alone() -> None:
 def test_parameters_are_those_of_the_module() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     model[1].bias.requires_grad_(False)
-    assert count_parameters(model) == 3 * 4 + 4 + 4 * 2
+    assert count_parameters(model) == 3 * 4 + 4 + 4 * 2 + 2, "frozen ones are parameters too"
 
 
 def test_json_is_a_list_of_cells(capsys: pytest.CaptureFixture[str]) -> None:

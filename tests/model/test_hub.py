@@ -56,6 +56,14 @@ def test_push_and_pull_by_a_folder(run: Path, tmp_path: Path, capsys: pytest.Cap
     assert (front["library_name"], front["license"]) == ("diffmavil", "apache-2.0")
 
 
+def test_a_run_is_not_pulled_over(run: Path, tmp_path: Path) -> None:
+    main(["push", str(run), "me/my-model", "--local", str(tmp_path / "hub")])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.jsonl").write_text("")
+    with pytest.raises(UsageError, match="must be another folder: this one holds a run"):
+        main(["pull", "me/my-model", str(tmp_path / "mine"), "--local", str(tmp_path / "hub")])
+
+
 def test_nothing_pushed_tells_folders_of_this_machine(run: Path, tmp_path: Path) -> None:
     main(["push", str(run), "me/my-model", "--local", str(tmp_path / "hub")])
     for path in (tmp_path / "hub" / "me" / "my-model").iterdir():

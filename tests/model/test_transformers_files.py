@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -110,6 +111,15 @@ def test_video_mae_without_any_bias(tmp_path: Path) -> None:
         latent = theirs(rearrange(normal, "b c t h w -> b t c h w")).last_hidden_state
     close(encoded(found, "video", pixels), latent)
     assert any("no bias: zeros" in row.how for row in found.report.rows)
+
+
+def test_the_processor_of_a_video_mae_gives_what_the_model_takes(
+    ours: Callable[[ModelConfig], DiffMAViL], tmp_path: Path
+) -> None:
+    write_transformers(ours(CLIP), tmp_path)
+    told = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert told["crop_size"] == {"height": 32, "width": 32}, "without it the processor crops to 224 x 224"
+    assert told["size"] == {"shortest_edge": 32}
 
 
 @pytest.mark.parametrize("decoder", ["mask tokens", "diffused"])

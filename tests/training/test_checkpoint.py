@@ -87,13 +87,14 @@ def test_what_the_optimiser_is_asked_for_now_holds_and_what_it_knows_comes_back(
     of = config(optimizer)
     of = replace(of, optim=replace(of.optim, layer_decay=0.75))
     path = save_checkpoint(tmp_path, Progress(2, 8), trained(of).state, of, ALONE)
-    changed = replace(of, optim=replace(of.optim, weight_decay=0.2, betas=(0.5, 0.6), layer_decay=0.5))
+    changed = replace(of, optim=replace(of.optim, weight_decay=0.2, betas=(0.5, 0.6), layer_decay=0.5, muon_steps=3))
     fresh, same = trained(changed, steps=0), trained(of, steps=0)
     load_checkpoint(path, fresh.state)
     load_checkpoint(path, same.state)
     groups = [group for optimizer in fresh.optimizers for group in optimizer.param_groups]
     assert {group["weight_decay"] for group in groups} == {0.0, 0.2}
     assert {group["betas"] for group in groups if "betas" in group} == {(0.5, 0.6)}
+    assert {group["ns_steps"] for group in groups if "ns_steps" in group} == ({3} if optimizer == "muon" else set())
     assert {group[LR_SCALE] for group in groups} == {1.0, 0.5, 0.25}
     ours, theirs = leaves(fresh.state), leaves(same.state)
     state = [name for name, value in theirs.items() if isinstance(value, torch.Tensor)]
@@ -220,3 +221,13 @@ def test_code_in_the_settings_of_an_old_checkpoint_is_not_run(tmp_path: Path):
     with pytest.raises(RunError, match="cannot be loaded into this model"):
         load_checkpoint(path, trained(config(), steps=0).state)
     assert not mark.exists()
+
+
+def test_what_a_kill_left_half_written_goes_with_the_next_checkpoint(tmp_path: Path):
+    of = config()
+    left = tmp_path / "checkpoints" / ".step-00000437.partial"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    step = trained(of, steps=1)
+    path = save_checkpoint(tmp_path, Progress(500, 2000, {}), step.state, of, ALONE)
+    assert [file.name for file in path.parent.iterdir()] == ["step-00000500"]

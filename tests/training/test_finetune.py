@@ -22,13 +22,15 @@ from safetensors.torch import load_file
 
 from diffmavil.config import FinetuneConfig
 from diffmavil.config.cli import parse_train, run_main
-from diffmavil.config.errors import UsageError
+from diffmavil.config.errors import RunError, UsageError
 from diffmavil.config.files import load_config
 from diffmavil.config.presets import PRESETS
 from diffmavil.data.durable import digest_of
+from diffmavil.data.labelled import open_labelled
 from diffmavil.evaluate import main as evaluate
 from diffmavil.evaluation.classification import KINDS, Classification, read_classification
-from diffmavil.evaluation.validation import read_best
+from diffmavil.evaluation.pretrained import find_weights
+from diffmavil.evaluation.validation import Validation, read_best
 from diffmavil.finetune import main
 from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
@@ -154,6 +156,38 @@ def test_a_run_writes_weights_and_their_scores(whole, weights):
     assert isinstance(config, FinetuneConfig)
     assert config.head.classes == ("high", "low", "middle")
     assert config.model.audio.mean == -8.0  # the weights' own
+
+
+def test_the_run_s_folder_means_the_weights_of_the_headline(whole, tmp_path):
+    assert find_weights(whole) == whole / "best.safetensors"
+    copy = Path(shutil.copytree(whole, tmp_path / "copy"))
+    shutil.copy(copy / "ema.safetensors", copy / "best.safetensors")
+    assert find_weights(copy) == copy / "model.safetensors", "scores of other weights tell nothing"
+
+
+def test_a_result_that_cannot_be_read_is_told(whole, tmp_path):
+    copy = Path(shutil.copytree(whole, tmp_path / "copy"))
+    (copy / "classification.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"classification\.json: is damaged or of another version"):
+        read_classification(copy)
+
+
+def test_validation_clips_that_cannot_be_scored_do_not_end_a_run(whole, tmp_path, monkeypatch):
+    model, config = load_classifier(whole / "model.safetensors")
+    clips = open_labelled(config)[1].validation
+    assert clips is not None
+    model.train()
+
+    def refuse(*_, **__):
+        raise RunError("every good clip has the same class")
+
+    monkeypatch.setattr("diffmavil.evaluation.validation.predict", refuse)
+    look = Validation(model, config, clips, tmp_path, done=0, batch_size=4)
+    seen = look(1)
+    assert seen.lines == ["no validation: every good clip has the same class"]
+    assert not seen.metrics
+    assert model.training
+    assert not (tmp_path / "best.safetensors").exists()
 
 
 def test_the_best_weights_are_those_of_the_best_validation(whole):

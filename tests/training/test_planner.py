@@ -187,7 +187,7 @@ def test_a_measured_plan_is_kept_and_read_again(tmp_path, monkeypatch):
     config = replace(config, data=replace(config.data, cache=str(tmp_path)))
     swept = []
 
-    def sweep(config, counts, device, teacher):
+    def sweep(config, counts, device, many, teacher):
         swept.append(counts)
         return [(0.1, 0.01 * (i + 1)) for i in range(len(counts))]
 
@@ -200,12 +200,32 @@ def test_a_measured_plan_is_kept_and_read_again(tmp_path, monkeypatch):
     assert len(swept) == 2
 
 
+def test_a_process_is_measured_with_its_share_of_a_step_and_what_fits_at_once(tmp_path, monkeypatch):
+    from diffmavil.training import budget
+
+    measured = []
+
+    def sweep(config, counts, device, many, teacher):
+        measured.append(many)
+        return [(0.1, 0.01 * (i + 1)) for i in range(len(counts))]
+
+    monkeypatch.setattr(budget, "_sweep", sweep)
+    config = adaptive(batch_size=32, rule="measured")
+    config = replace(config, data=replace(config.data, cache=str(tmp_path)))
+    four = World(rank=0, size=4, device=ALONE.device)
+    counts = stretch_counts(config)
+    # Each takes 0.1 + 0.04 * 8 seconds, with a quarter of the clips on each of four processes.
+    assert budget._measured(config, counts, four, (), None) == pytest.approx([128, 64, 128 / 3, 32])
+    budget._measured(config, counts, four, (9, 7, 6, 5), None)
+    assert measured == [8, 5]
+
+
 def test_the_sweep_measures_every_stretch():
     from diffmavil.training.budget import _sweep
 
     config = adaptive(batch_size=4)
     config = replace(config, mask=MaskConfig(video=replace(FALLING, levels=2), audio=RISING))
-    lines = _sweep(config, stretch_counts(config), ALONE.device, None)
+    lines = _sweep(config, stretch_counts(config), ALONE.device, 4, None)
     assert len(lines) == 2
     assert all(fixed >= 0 and clip > 0 for fixed, clip in lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from diffmavil.config.errors import UsageError
 from diffmavil.evaluation.checkup.case import Case, open_case
 from diffmavil.evaluation.checkup.clips import check_clips, check_sound
 from diffmavil.evaluation.checkup.features import check_features
@@ -49,7 +50,7 @@ def examine(folder: Path, preset: str | None = None, most: int = 64) -> Checkup:
         said: list[Finding] = []
         try:
             said.extend(check(case))  # of a check that breaks off, what came before it counts
-        except Unchecked as why:
+        except (Unchecked, UsageError) as why:
             unchecked[name] = str(why)
         found += said
         if not said and name not in unchecked:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffmavil.config import FinetuneConfig
 from diffmavil.config.errors import RunError, UsageError
@@ -22,6 +22,7 @@ from diffmavil.evaluation.monitor import DEAD_SHARE, LOWEST_RANK, RANK_LOSS, sta
 from diffmavil.evaluation.result import read_evaluation
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.weights import WEIGHTS_FILE, load_classifier, load_weights
+from diffmavil.training.step import use_bf16
 
 _AT_ONCE = 16
 _ONE_ANSWER = 0.5
@@ -40,7 +41,10 @@ def check_features(case: Case) -> Iterator[Finding]:
     except (RunError, UsageError) as error:
         raise Unchecked(str(error)) from error
     for kind, x in now.items():
-        yield from _signs(kind, statistics(x), statistics(reference[kind]))
+        finite = x.isfinite().all(dim=1)
+        if not finite.any():
+            raise Unchecked(f"no {kind} features are finite")
+        yield from _signs(kind, statistics(x[finite]), statistics(reference[kind]))
 
 
 def _of_pretrained(case: Case, clips: ClipSet) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -60,26 +64,17 @@ def _of_classifier(case: Case, clips: ClipSet) -> tuple[dict[str, Tensor], dict[
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         untrained = Classifier(config.model, config.head).eval()
-    now, first = _read_by_head(model), _read_by_head(untrained)
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
     log_mel = make_log_mel(config.model)
     with eval_batches(config, clips, _AT_ONCE) as loader:
         for batch in loader:
             spec = log_mel(batch.wave, batch.wave_valid)
             heard = frames_in(batch.wave_valid, config.model.audio.sample_rate)
-            for one in (model, untrained):
-                one.scores(batch.video, spec, heard)
-    return {"pooled": torch.cat(now)}, {"pooled": torch.cat(first)}
-
-
-def _read_by_head(model: Classifier) -> list[Tensor]:
-    """Gets, from now on, what the head of a classifier reads: `[B, D]` for each batch."""
-    found: list[Tensor] = []
-
-    def keep(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
-        found.append(given[0].float())
-
-    model.norm.register_forward_pre_hook(keep)
-    return found
+            with torch.autocast("cpu", torch.bfloat16, use_bf16(config, torch.device("cpu"))):
+                for one, rows in zip((model, untrained), found, strict=True):
+                    rows.append(one.features(batch.video, spec, heard).float())
+    now, first = map(torch.cat, found)
+    return {"pooled": now}, {"pooled": first}
 
 
 def _recorded(case: Case) -> list[Finding]:

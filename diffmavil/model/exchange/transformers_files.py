@@ -207,10 +207,13 @@ def _decoder_fits(config: ModelConfig) -> bool:
 def _pixels(config: ModelConfig, kind: str) -> dict[str, Any]:
     """What makes transformers' input of pictures as ours is made."""
     video = config.video
+    whole = {"height": video.size, "width": video.size}
+    # VideoMAE's processor crops, to 224 x 224 if it is not told.
+    scaled = {"size": whole} if kind == "ViTMAE" else {"size": {"shortest_edge": video.size}, "crop_size": whole}
     return {
         "image_processor_type": f"{'ViT' if kind == 'ViTMAE' else kind}ImageProcessor",
         "do_resize": True,
-        "size": {"height": video.size, "width": video.size} if kind == "ViTMAE" else {"shortest_edge": video.size},
+        **scaled,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
