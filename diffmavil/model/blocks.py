@@ -61,7 +61,8 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, segments: Segments | None = None) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "... (qkv h d) -> qkv ... h d", qkv=3, h=self.heads)
+        # Their gradients are put together in this order, without a second copy of them.
+        q, k, v = rearrange(self.qkv(x), "... (qkv h d) -> ... qkv h d", qkv=3, h=self.heads).unbind(-3)
         out = attention(q, k, v, segments, backend=self.backend)
         return self.proj(rearrange(out, "... h d -> ... (h d)"))
 
@@ -82,7 +83,7 @@ class CrossAttention(nn.Module):
         self, x: Tensor, context: Tensor, segments: Segments | None = None, context_segments: Segments | None = None
     ) -> Tensor:
         q = rearrange(self.q(x), "... (h d) -> ... h d", h=self.heads)
-        k, v = rearrange(self.kv(context), "... (kv h d) -> kv ... h d", kv=2, h=self.heads)
+        k, v = rearrange(self.kv(context), "... (kv h d) -> ... kv h d", kv=2, h=self.heads).unbind(-3)
         out = attention(q, k, v, segments, context_segments, backend=self.backend)
         return self.proj(rearrange(out, "... h d -> ... (h d)"))
 

@@ -28,14 +28,14 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
+        self.side = torch.cuda.Stream()  # one for all: libraries keep a workspace for each stream
 
     def __call__(self, work: Work) -> Work:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self.side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.side):
             for _ in range(_WARM_UP):
                 work()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self.side)
         graph = torch.cuda.CUDAGraph()
         # Other threads, such as the loader's that pins memory, go on with calls that no graph may hold.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
@@ -44,15 +44,23 @@ class CudaRecorder:
 
 
 class _Recorded:
-    """One shape: the buffers that are read, the scalars and gradients left, and the way from one to the other."""
+    """One shape: the buffers that are read, the scalars left, and the way from one to the other.
+
+    grads: gets the gradients of the `parameters`.
+    """
 
     def __init__(
-        self, model: nn.Module, inputs: Any, arguments: dict[str, Any], share: float, record: Recorder
+        self,
+        model: nn.Module,
+        inputs: Any,
+        arguments: dict[str, Any],
+        share: float,
+        parameters: list[Tensor],
+        grads: list[Tensor],
+        record: Recorder,
     ) -> None:
         self.inputs = pytree.tree_map(torch.clone, inputs)
         self.scalars: Tensor
-        self.grads: tuple[Tensor, ...]
-        parameters = [p for p in model.parameters() if p.requires_grad]
         device = parameters[0].device.type
         autocast = torch.autocast(
             device,
@@ -66,7 +74,7 @@ class _Recorded:
             with autocast:
                 scalars = model(*read, **arguments, draws=draws, coupled=coupled or None)
             with torch.autocast(device, enabled=False):  # as passes that are not recorded go backward
-                self.grads = torch.autograd.grad(scalars[0] * share, parameters)
+                torch._foreach_copy_(grads, torch.autograd.grad(scalars[0] * share, parameters))
             self.scalars = torch.stack([scalar.detach() for scalar in scalars])
 
         self.replay = record(work)
@@ -94,6 +102,10 @@ class GraphedPasses:
             raise ValueError(f"train.cuda_graph=True: must be False on {world.device.type}")
         self.task = task
         self._record = record or CudaRecorder()
+        self._parameters: list[Tensor] = [p for p in task.model.parameters() if p.requires_grad]
+        # One set for all shapes, of which one is replayed at a time, in the layout of the parameters, which fused
+        # optimisers ask for and not every backward gives.
+        self._grads = [torch.empty_like(p) for p in self._parameters]
         self._recorded: dict[Any, _Recorded] = {}
 
     def __call__(
@@ -104,11 +116,11 @@ class GraphedPasses:
         # Where runs of samples begin shows in the shapes of what was drawn.
         shape = (*(tuple(x.shape) for x in pytree.tree_leaves(read)), share)
         if shape not in self._recorded:
-            self._recorded[shape] = _Recorded(model, read, arguments, share, self._record)
+            made = _Recorded(model, read, arguments, share, self._parameters, self._grads, self._record)
+            self._recorded[shape] = made
         recorded = self._recorded[shape]
         recorded(read)
-        parameters = (p for p in model.parameters() if p.requires_grad)
-        for parameter, grad in zip(parameters, recorded.grads, strict=True):
+        for parameter, grad in zip(self._parameters, self._grads, strict=True):
             if parameter.grad is not None:
                 parameter.grad += grad
             else:

@@ -80,6 +80,20 @@ def test_recorded_passes_give_what_plain_ones_give(mix):
     assert len(passes._recorded) == 2  # positions and noise change from step to step, shapes do not
 
 
+def test_recorded_gradients_have_the_layout_of_their_parameters():
+    config = small()
+    mixes = {f"{name}_decoder": replace(getattr(config.model, f"{name}_decoder"), attention="cross", reads="mix")
+             for name in ("audio", "video")}  # fmt: skip
+    step = step_of(replace(config, model=replace(config.model, **mixes)))
+    step._graphs = GraphedPasses(step.task, ALONE, record=recorded)
+    step.one_pass(step.task.random_inputs(4), plan(config, 0), 0, 1.0)
+    named = dict(step.model.named_parameters())
+    assert any(name.endswith("mix.weight") for name in named)
+    for name, parameter in named.items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.stride() == parameter.stride(), name  # fused optimisers on CUDA refuse another
+
+
 def test_several_recorded_passes_add_up():
     config = small()
     step = step_of(config)

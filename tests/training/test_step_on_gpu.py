@@ -104,23 +104,27 @@ def test_a_step_that_is_not_finite_is_skipped_on_the_device():
 @cuda_alone
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("mix", [(), (-0.1, 0.05)], ids=["plain", "mixed"])
-def test_a_graphed_training_is_the_plain_one(mix, compiled):
-    config = small(mix)
+@pytest.mark.parametrize(("precision", "near"), [("fp32", 2e-3), ("bf16", 2e-2)])
+def test_a_graphed_training_is_the_plain_one(mix, compiled, precision, near):
+    config = small(mix, precision=precision)
     plain = curve(*step_on(DEVICE, config))
     step, batch = step_on(DEVICE, replace(config, train=replace(config.train, cuda_graph=True, compile=compiled)))
     step.warm_up()
-    torch.testing.assert_close(curve(step, batch), plain, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(curve(step, batch), plain, rtol=near, atol=near)
     assert step._graphs is not None
     assert len(step._graphs._recorded) == len(shapes(config))
 
 
 @cuda_alone
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-def test_a_compiled_training_is_the_plain_one(recompute):
-    config = small()
+@pytest.mark.parametrize(
+    ("precision", "mix", "near"), [("fp32", (), 2e-3), ("bf16", (), 2e-2), ("bf16", (-0.1, 0.05), 2e-2)]
+)
+def test_a_compiled_training_is_the_plain_one(recompute, precision, mix, near):
+    config = small(mix, precision=precision)
     plain = curve(*step_on(DEVICE, config))
     train = replace(config.train, compile=True, recompute=recompute)
-    torch.testing.assert_close(curve(*step_on(DEVICE, replace(config, train=train))), plain, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(curve(*step_on(DEVICE, replace(config, train=train))), plain, rtol=near, atol=near)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
