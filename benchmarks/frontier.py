@@ -55,6 +55,8 @@ CHANGES: dict[str, str] = {
     "mavil-tiny, Muon": MUON,
     "mavil-tiny, a quarter decoded, Muon": f"{QUARTER} {MUON}",
     "mavil-tiny, half decoded, Muon": f"{HALF} {MUON}",
+    "mavil-tiny, half decoded, Muon of 3 steps": f"{HALF} {MUON} --optim.muon-steps 3",
+    "diffmavil-tiny-fast, half decoded, Muon of 3 steps": f"--model.decode-fraction 0.5 {MUON} --optim.muon-steps 3",
     "mavil-tiny, a quarter decoded, Muon of 3 steps": f"{QUARTER} {MUON} --optim.muon-steps 3",
     "diffmavil-tiny, Muon": MUON,
     "diffmavil-tiny-fast, Muon": MUON,

@@ -1,4 +1,5 @@
 """Features of a set into files: `python -m diffmavil.extract SRC OUT --from RUN`; `diffmavil.read_features(OUT)` reads.
+With `--scores`, what a fine-tuned model says of each clip.
 
 SRC is what `data.root` takes in training: a folder, a CSV, a prepared set or its URL. Everything can be stopped at any
 instant: the same command goes on. Several GPUs: `torchrun --standalone --nproc-per-node N -m diffmavil.extract ...`;
@@ -16,7 +17,7 @@ import torch
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from diffmavil.config import Config, Modalities, require
+from diffmavil.config import Config, FinetuneConfig, Modalities, require
 from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import CannotWrite, RunError, usage_errors
 from diffmavil.config.folders import check_writable
@@ -25,7 +26,7 @@ from diffmavil.data.dataset import make_reader
 from diffmavil.data.sources import read_set
 from diffmavil.evaluation.embed import Embedder, load
 from diffmavil.evaluation.extraction import Extraction, Wanted, pooled_kinds
-from diffmavil.evaluation.feature_files import BAD_FILE, parquet_missing
+from diffmavil.evaluation.feature_files import BAD_FILE, PREDICTIONS_FILE, parquet_missing
 from diffmavil.evaluation.pretrained import fingerprint
 from diffmavil.training.distributed import World, world
 
@@ -34,7 +35,7 @@ _PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat1
 
 @dataclass(frozen=True)
 class Options:
-    """Write the features of every clip of a set into files."""
+    """Write the features of every clip of a set into files, or what a classifier says of it."""
 
     src: Positional[Annotated[str | None, arg(metavar="SRC")]] = None
     """Folder of videos or sound files, CSV (path,start,duration,labels), prepared folder or its URL."""
@@ -44,8 +45,11 @@ class Options:
     """Needed. Whose features: a run's folder, its weights or a checkpoint, or owner/name on the Hugging Face hub."""
     modalities: Literal["auto", "av", "audio", "video"] = "auto"
     """What is heard and seen of each clip. auto: what the model was trained on; audio, video: that encoder alone."""
-    windows: int = 1
-    """The model's windows (of some seconds), evenly spread over a clip. 1: the centre."""
+    scores: bool = False
+    """Of a fine-tuned model: the scores of its classes in place of features, and a table, predictions.csv."""
+    windows: int | None = None
+    """The model's windows (of some seconds), evenly spread over a clip. Default: 1, the centre; with --scores as many
+    as the run was scored with (head.crops)."""
     hop: float | None = None
     """Instead, a window every so many seconds from a clip's start to its end."""
     kinds: tuple[Literal["audio", "video", "fused"], ...] = ()
@@ -86,6 +90,9 @@ class Options:
         require(self.workers >= 0, "--workers", self.workers, ">= 0")
         share = self.max_bad_share
         require(share is None or 0 <= share <= 1, "--max-bad-share", share, "in [0, 1]")
+        told = {"--kinds": self.kinds, "--layers": self.layers, "--tokens": self.tokens}
+        for name, value in told.items():
+            require(not self.scores or not value, name, value, "left out beside --scores, which keeps no features")
         plain = self.format == "safetensors" or self.saved != "bfloat16"
         require(plain, "--saved", self.saved, "float32 or float16 in parquet")
         _ = self.place
@@ -147,10 +154,14 @@ def prepare(options: Options, model: Embedder, peers: World) -> Extraction:
     modalities = model.modalities if options.modalities == "auto" else options.modalities
     there = f"{model.modalities}: the model has nothing else"
     require(model.modalities in ("av", modalities), "--modalities", modalities, there)
+    if options.scores:
+        require(isinstance(model.config, FinetuneConfig), "--scores", str(model.weights), "asked of a fine-tuned model")
+        all_of_it = f"{model.modalities}: a classifier needs all that it was trained on"
+        require(modalities == model.modalities, "--modalities", modalities, all_of_it)
     wanted = Wanted(
         modalities=modalities,
-        kinds=pooled_kinds(modalities, options.kinds),
-        windows=options.windows,
+        kinds=() if options.scores else pooled_kinds(modalities, options.kinds),
+        windows=_windows(options, model.config),
         hop=options.hop,
         layers=model.blocks(options.blocks),
         tokens=options.tokens,
@@ -158,6 +169,7 @@ def prepare(options: Options, model: Embedder, peers: World) -> Extraction:
         saved=options.saved,
         format=options.format,
         part_clips=options.part,
+        scores=options.scores,
     )
     _ = wanted.look  # its own checks
     clips = read_set(narrowed(model, modalities), options.src, "SRC", "--modalities")
@@ -174,9 +186,17 @@ def prepare(options: Options, model: Embedder, peers: World) -> Extraction:
         part=part + of * peers.rank,
         of=of * peers.size,
         retry_bad=options.retry_bad,
+        answers=tuple(model.config.head.classes) if isinstance(model.config, FinetuneConfig) else (),
     )
     job.claim()
     return job
+
+
+def _windows(options: Options, config: Config) -> int:
+    if options.windows is not None:
+        return options.windows
+    crops = options.scores and options.hop is None and isinstance(config, FinetuneConfig)
+    return config.head.crops if crops else 1  # type: ignore[attr-defined]  # of a FinetuneConfig
 
 
 def narrowed(model: Embedder, modalities: Modalities) -> Config:
@@ -197,8 +217,10 @@ def finish(job: Extraction, model: Embedder, options: Options) -> None:
         "bad": f"{facts['bad']:,}, named in {BAD_FILE}" if facts["bad"] else "0",
         "windows": f"{facts['rows']:,}",
         "features": ", ".join(f"{kind} {width * (1 + (kind == 'fused'))}" for kind in job.wanted.kinds),
+        "scores": f"{len(job.answers)} classes, the most likely ones in {PREDICTIONS_FILE}",
         "bytes": f"{facts['bytes']:,} in {job.parts:,} parts",
     }
+    del rows["features" if job.wanted.scores else "scores"]
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)

@@ -12,11 +12,12 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -33,8 +34,18 @@ from diffmavil.data.looks import Look
 from diffmavil.data.shards.store import Reader
 from diffmavil.data.tally import Tally
 from diffmavil.data.window_stream import SourceClips
-from diffmavil.evaluation.embedding import Embedding
-from diffmavil.evaluation.feature_files import BAD_FILE, MANIFEST_FILE, POOLED, Part, part_file, read_part, write_part
+from diffmavil.evaluation.embedding import Embedding, Scores
+from diffmavil.evaluation.feature_files import (
+    BAD_FILE,
+    MANIFEST_FILE,
+    POOLED,
+    SCORES,
+    Part,
+    part_file,
+    read_part,
+    write_part,
+    write_predictions,
+)
 from diffmavil.evaluation.frozen_model import FrozenModel
 
 _NAMED = 10
@@ -59,10 +70,18 @@ class Wanted:
     """Type of what is written: one of `SAVED`."""
     format: str
     part_clips: int
+    scores: bool = False
+    """Of a classifier, the scores of its classes in place of features."""
 
     @property
     def look(self) -> Look:
         return Look(self.windows, self.hop)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As the manifest has it; what came later is left out where it changes nothing."""
+        settings = json.loads(to_json(asdict(self)))
+        return settings if self.scores else {name: value for name, value in settings.items() if name != "scores"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,7 @@ class Extraction:
 
     Attributes:
         weights: fingerprint of the model's weights.
+        answers: the classes that a classifier tells apart.
         max_bad_share: of the clips that this process tries and has tried.
         retry_bad: try again the clips that could not be used, or not in all their windows.
     """
@@ -83,6 +103,7 @@ class Extraction:
     part: int = 0
     of: int = 1
     retry_bad: bool = False
+    answers: tuple[str, ...] = ()
 
     @property
     def parts(self) -> int:
@@ -109,13 +130,14 @@ class Extraction:
             CannotWrite: it cannot be written.
         """
         path = self.out / MANIFEST_FILE
-        settings = json.loads(to_json(asdict(self.wanted)))
+        settings = self.wanted.told
         wanted = {"settings": settings, "weights": self.weights, "clips": len(self.clips), "list": self._digest()}
         if not path.exists():
             if self.out.exists() and (not self.out.is_dir() or any(map(_foreign, self.out.iterdir()))):
                 raise ValueError(f"OUT={str(self.out)!r}: must be a new or empty folder, or one with features begun")
             about = {"version": 1, "diffmavil": __version__, "source": self.clips.note}
             whole = {**about, **wanted, "parts": self.parts, "classes": self.clips.classes}
+            whole |= {"answers": self.answers} if self.wanted.scores else {}
             write_whole(path, json.dumps(whole, indent=1).encode())
         try:
             found = json.loads(path.read_bytes())
@@ -155,16 +177,17 @@ class Extraction:
             if not numbers:
                 return
             items = SourceClips([self.clips.clips[i] for i in numbers], self.wanted.modalities, reader)
-            found = model.stream(
-                items,
-                self.wanted.look,
-                layers=self.wanted.layers,
-                tokens=self.wanted.tokens,
-                batch_size=batch_size,
-                workers=workers,
-            )
+            found = self._stream(model, items, batch_size=batch_size, workers=workers)
             with closing(found), tracking(console, "clips", len(numbers)) as tracker:
                 self._write(((numbers[i], one) for i, one in found), tally, tracker.update)
+
+    def _stream(
+        self, model: FrozenModel, items: SourceClips, **how: int
+    ) -> Generator[tuple[int, Embedding | Scores | BadClip]]:
+        look, wanted = self.wanted.look, self.wanted
+        if wanted.scores:
+            return model.stream_scores(items, look, **how)
+        return model.stream(items, look, layers=wanted.layers, tokens=wanted.tokens, **how)
 
     def _todo(self, number: int, tally: Tally) -> list[int]:
         """The clips of a part that are to be done; the others are counted."""
@@ -185,7 +208,7 @@ class Extraction:
             raise RunError(str(error)) from error
 
     def _write(
-        self, found: Iterator[tuple[int, Embedding | BadClip]], tally: Tally, progress: Callable[[int], None]
+        self, found: Iterator[tuple[int, Embedding | Scores | BadClip]], tally: Tally, progress: Callable[[int], None]
     ) -> None:
         """Each part when its last clip has come."""
         open_parts: dict[int, _Rows] = {}
@@ -232,7 +255,9 @@ class Extraction:
             yield
 
     def finish(self) -> Counter[str]:
-        """Once all parts are there: write bad.csv; how many clips were used and bad, windows (rows) and bytes."""
+        """Once all parts are there: write bad.csv, of scores predictions.csv too; how many clips were used and bad,
+        windows (rows) and bytes.
+        """
         text, facts = io.StringIO(), Counter[str]()
         table = csv.writer(text)
         table.writerow(("path", "start", "reason"))
@@ -246,6 +271,8 @@ class Extraction:
                 one = self.clips.clips[index]
                 table.writerow((one.path, "" if one.start is None else one.start, why))
         write_whole(self.out / BAD_FILE, text.getvalue().encode("utf-8", "surrogateescape"))
+        if self.wanted.scores:
+            write_predictions(self.out)
         return facts
 
 
@@ -269,7 +296,7 @@ class _Rows:
     def whole(self) -> bool:
         return len(self.found) == len(self.numbers)
 
-    def add(self, clip: int, one: Embedding | BadClip) -> str:
+    def add(self, clip: int, one: Embedding | Scores | BadClip) -> str:
         """Why the clip, or some of its windows, could not be used; ""."""
         why = one.reason if isinstance(one, BadClip) else one.problem
         self.found[clip] = None if isinstance(one, BadClip) else self._tensors(one)
@@ -297,12 +324,15 @@ class _Rows:
         tensors = {name: torch.cat(parts) for name, parts in columns.items()}
         return Part(tensors, [(i, self.clips[i]) for i in self.numbers], self.bad)
 
-    def _tensors(self, one: Embedding) -> dict[str, Tensor]:
+    def _tensors(self, one: Embedding | Scores) -> dict[str, Tensor]:
         dtype = SAVED[self.wanted.saved]
+        times = {f"times/{kind}": x for kind, x in one.times.items()}
+        if isinstance(one, Scores):
+            return {SCORES: one.windows.to(dtype), **times}
         kept = {kind: x.to(dtype) for kind, x in one.windows.items() if kind in self.wanted.kinds}
         for group in ("layers", "tokens", "layer_tokens"):
             kept |= {f"{group}/{kind}": x.to(dtype) for kind, x in getattr(one, group).items()}
-        return kept | {f"times/{kind}": x for kind, x in one.times.items()}
+        return kept | times
 
 
 def pooled_kinds(modalities: Modalities, asked: Sequence[str]) -> tuple[str, ...]:

@@ -3,10 +3,12 @@
     manifest.json                        what was asked for of which clips by which weights
     parts/part-00000.safetensors         features of the windows of the first clips; or .parquet
     bad.csv                              path, start, reason of clips that could not be used, once all parts are there
+    predictions.csv                      with scores, then too: each clip's most likely classes
 
 A part of safetensors holds, for R windows (L layers, D width; only what was asked for)
 
     audio, video, fused                  [R, D], [R, D], [R, 2D]   pooled
+    scores                               [R, C]                    of a classifier's C classes, in place of all features
     layers/audio, layers/video           [R, L, D]                 pooled outputs of encoder blocks
     tokens/audio, tokens/video           [R, time, mel, D], [R, time, height, width, D]
     layer_tokens/audio, layer_tokens/video   [R, L, time, ..., D]
@@ -20,6 +22,8 @@ same header, and there are columns `path` and `labels` (names), for whoever read
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -34,13 +38,16 @@ from torch import Tensor
 
 from diffmavil.config.folders import expand
 from diffmavil.data.clips import Clip
-from diffmavil.data.durable import whole_file
+from diffmavil.data.durable import whole_file, write_whole
 
 MANIFEST_FILE = "manifest.json"
 BAD_FILE = "bad.csv"
 FORMATS = ("safetensors", "parquet")
 _HEADER = "diffmavil"
 POOLED = ("audio", "video", "fused")
+SCORES = "scores"
+PREDICTIONS_FILE = "predictions.csv"
+_MOST = 5
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,10 @@ class FeatureSet:
     """"audio", "video" -> `[R, time, mel, D]`, `[R, time, height, width, D]`."""
     layer_tokens: dict[str, Tensor] = field(default_factory=dict)
     """"audio", "video" -> `[R, L, time, ..., D]`."""
+    scores: Tensor | None = None
+    """`[R, C]`, of `answers`; then there are no features."""
+    answers: tuple[str, ...] = ()
+    """The classes that the classifier tells apart, which need not be those of the set."""
 
     def __len__(self) -> int:
         return len(self.clip)
@@ -107,6 +118,7 @@ class FeatureSet:
             clip=clips,
             tokens={},
             layer_tokens={},
+            scores=None if self.scores is None else mean(self.scores),
         )
 
 
@@ -143,7 +155,28 @@ def read_features(folder: str | Path) -> FeatureSet:
         layers=_group(whole, "layers"),
         tokens=_group(whole, "tokens"),
         layer_tokens=_group(whole, "layer_tokens"),
+        scores=whole.get(SCORES),
+        answers=tuple(manifest.get("answers", ())),
     )
+
+
+def write_predictions(folder: Path) -> None:
+    """A table beside the parts, a line for each clip that was used: path, start, its labels, and the most likely
+    classes, each with its score, the mean over the clip's windows.
+    """
+    table = read_features(folder).by_clip()
+    text = io.StringIO()
+    lines = csv.writer(text)
+    most = min(_MOST, len(table.answers))
+    ranks = [name for i in range(1, most + 1) for name in (f"class_{i}", f"score_{i}")]
+    lines.writerow(("path", "start", "labels", *ranks))
+    scores = table.scores.float() if table.scores is not None else torch.empty(0, most)
+    best = torch.topk(scores, most)
+    for clip, values, classes in zip(table.clip.tolist(), best.values.tolist(), best.indices.tolist(), strict=True):
+        start, labels = table.starts[clip], ",".join(table.classes[i] for i in table.labels[clip])
+        told = [cell for i, value in zip(classes, values, strict=True) for cell in (table.answers[i], f"{value:.6f}")]
+        lines.writerow((table.paths[clip], "" if start is None else start, labels, *told))
+    write_whole(folder / PREDICTIONS_FILE, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def _group(tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:

@@ -74,7 +74,8 @@ class _Recorded:
             with autocast:
                 scalars = model(*read, **arguments, draws=draws, coupled=coupled or None)
             with torch.autocast(device, enabled=False):  # as passes that are not recorded go backward
-                torch._foreach_copy_(grads, torch.autograd.grad(scalars[0] * share, parameters))
+                found = torch.autograd.grad(scalars[0] * share, parameters)
+                torch._foreach_copy_(grads, found)  # pyright: ignore[reportPrivateImportUsage]
             self.scalars = torch.stack([scalar.detach() for scalar in scalars])
 
         self.replay = record(work)
