@@ -21,6 +21,8 @@ from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import usage_errors
 from diffmavil.config.folders import check_no_run, check_writable, expand
 from diffmavil.config.progress import open_console
+from diffmavil.evaluation.pretrained import find_weights
+from diffmavil.model.classifier import Classifier
 from diffmavil.model.exchange.asked import Asked
 from diffmavil.model.exchange.folder import write_folder
 from diffmavil.model.exchange.graphs import Kind, export_graphs
@@ -30,7 +32,7 @@ from diffmavil.model.exchange.report import Report
 from diffmavil.model.exchange.sources import import_weights
 from diffmavil.model.exchange.transformers_files import write_transformers
 from diffmavil.model.mavil import DiffMAViL
-from diffmavil.model.weights import WEIGHTS_FILE, export_weights, is_ours, load_weights, notes_of
+from diffmavil.model.weights import WEIGHTS_FILE, export_weights, is_ours, load_any, notes_of
 
 NO_DECODER = "decoder"
 """Note of a file whose decoder is not that of the weights it was converted from, which had none of our kind."""
@@ -48,7 +50,8 @@ class Options:
     """NAME.safetensors, or a folder."""
     to: Format | None = None
     """diffmavil (of others' weights the default): one file that every command takes. transformers: a video branch as
-    ViTMAE or VideoMAE. torch-export, onnx: encoders and features as graphs. safetensors: weights and config.json."""
+    ViTMAE or VideoMAE. torch-export, onnx: encoders and features, or the scores of a fine-tuned model, as graphs.
+    safetensors: weights and config.json."""
     asked: tyro.conf.OmitArgPrefixes[Asked] = field(default_factory=Asked)
 
     @property
@@ -70,8 +73,13 @@ def main(argv: Sequence[str]) -> None:
         check_writable("OUT", folder)
         console = open_console()
         if ours:
-            model, config = load_weights(found.weights)
-            notes = notes_of(found.weights)
+            path = expand(options.source)
+            weights = find_weights(path) if path.is_dir() else found.weights  # of a fine-tuned run the headline's
+            model, config = load_any(weights)
+            tuned = isinstance(model, Classifier)
+            allowed = "another: a fine-tuned model becomes torch-export, onnx or safetensors"
+            require(not tuned or options.to != "transformers", "--to", options.to, allowed)
+            notes = notes_of(weights)
             decodes = NO_DECODER not in notes
         else:
             imported = import_weights(found, options.asked)
@@ -95,7 +103,9 @@ def find(source: str) -> Found:
     return locate(path)
 
 
-def write(model: DiffMAViL, config: Config, options: Options, notes: Mapping[str, str], decodes: bool) -> Report | None:
+def write(
+    model: DiffMAViL | Classifier, config: Config, options: Options, notes: Mapping[str, str], decodes: bool
+) -> Report | None:
     """Write OUT; what there is to tell of it.
 
     notes: as of `export_weights`. decodes: the decoder was trained, and is written for transformers too.
@@ -111,6 +121,7 @@ def write(model: DiffMAViL, config: Config, options: Options, notes: Mapping[str
         write_folder(model, config, out, notes)
         return None
     if to == "transformers":
+        assert isinstance(model, DiffMAViL)  # main has looked
         return write_transformers(model, out, decodes=decodes)
     return export_graphs(model, config, out, cast(Kind, to))
 

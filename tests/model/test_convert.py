@@ -192,8 +192,8 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, write: Callable[[Path], Non
         (["{ours}", "{out}.safetensors", "--to", "safetensors"], "OUT=.*must be a folder with --to safetensors"),
         (["{ours}", "{out}", "--to", "transformers"], "ViTMAE needs model.video.frames=1 and a tubelet of 1; VideoMAE"),
         (
-            ["{tuned}", "{out}", "--to", "safetensors"],
-            "holds a fine-tuned classifier, where a pretrained model is needed",
+            ["{tuned}", "{out}", "--to", "transformers"],
+            "--to='transformers': must be another: a fine-tuned model becomes torch-export, onnx or safetensors",
         ),
     ],
     ids=["missing", "folder", "no --to", "flags", "file", "does not fit", "classifier"],

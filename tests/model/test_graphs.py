@@ -7,15 +7,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from diffmavil.config import Config, ModelConfig
+from diffmavil.config import Config, FinetuneConfig, HeadConfig, Modalities, ModelConfig
+from diffmavil.convert import main
 from diffmavil.model import DiffMAViL
+from diffmavil.model.classifier import Classifier
 from diffmavil.model.exchange.graphs import EncoderGraph, FeaturesGraph, Kind, export_graphs
+from diffmavil.model.weights import export_weights, load_classifier
 from tests.model.foreign import close
 from tests.model.small import SMALL
 from tests.model.test_foreign_settings import bare
@@ -87,6 +90,13 @@ def test_onnx_in_onnxruntime(tmp_path: Path) -> None:
     tokens, pooled = session.run(["tokens", "pooled"], {"x": (video[:1] / 255).numpy()})
     close(torch.from_numpy(tokens)[:, 1:], features.video_tokens[:1])
     close(torch.from_numpy(pooled), features.video[:1])
+    head = HeadConfig(classes=("cat", "dog"), labels="one")
+    tuned = Classifier(SMALL, head).eval()
+    export_graphs(tuned, FinetuneConfig(model=SMALL, head=head), tmp_path / "tuned", "onnx")
+    session = runtime.InferenceSession(tmp_path / "tuned" / "scores.onnx")
+    (scores,) = session.run(["scores"], {"video": (video / 255).numpy(), "spec": spec.numpy()})
+    with torch.no_grad():
+        close(torch.from_numpy(scores), tuned.scores(video, spec, torch.full((3,), spec.shape[1])))
 
 
 def test_onnx_without_its_packages_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +105,31 @@ def test_onnx_without_its_packages_is_told(tmp_path: Path, monkeypatch: pytest.M
     kind: Kind = "onnx"
     with pytest.raises(ValueError, match=r"--to='onnx': must be another, or with .*onnxscript: pip install"):
         export_graphs(model_of(SMALL), Config(model=SMALL), tmp_path, kind)
+
+
+@pytest.mark.parametrize("modalities", ["av", "audio", "video"])
+@pytest.mark.parametrize("labels", ["one", "several"])
+def test_a_classifier_is_its_scores(tmp_path: Path, modalities: Modalities, labels: Literal["one", "several"]) -> None:
+    head = HeadConfig(classes=("cat", "dog", "owl"), labels=labels)
+    config = FinetuneConfig(model=replace(SMALL, modalities=modalities), head=head)
+    torch.manual_seed(0)
+    model = Classifier(config.model, head).eval()
+    torch.nn.init.normal_(model.head.weight)
+    weights = tmp_path / "run" / "model.safetensors"
+    weights.parent.mkdir()
+    export_weights(model, config, weights)
+    main([str(weights.parent), str(tmp_path / "out"), "--to", "torch-export"])
+    assert (tmp_path / "out" / "classes.txt").read_text().split() == ["cat", "dog", "owl"]
+    video, spec = inputs(3)
+    given = {"video": video / 255, "spec": spec}
+    given = {name: x for name, x in given.items() if modalities in ("av", "audio" if name == "spec" else "video")}
+    with torch.no_grad():
+        found = torch.export.load(tmp_path / "out" / "scores.pt2").module()(**given)
+        expected = model.scores(video, spec, torch.full((3,), spec.shape[1]))
+    close(found, expected)
+    main([str(weights.parent), str(tmp_path / "plain"), "--to", "safetensors"])
+    copied, _ = load_classifier(tmp_path / "plain" / "model.safetensors")
+    assert torch.equal(copied.head.weight, model.head.weight)
 
 
 def test_a_branch_alone_has_one_graph(tmp_path: Path) -> None:

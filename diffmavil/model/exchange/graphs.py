@@ -1,4 +1,4 @@
-"""Encoders and features as graphs that run without this project: torch.export (.pt2) and ONNX.
+"""Encoders, features and classifiers as graphs that run without this project: torch.export (.pt2) and ONNX.
 
 A graph takes video float32 `[B, T, H, W, 3]` in 0..1 and the normalised spectrogram `[B, F, M]`, any B from 1 on. It
 has torch's own operators alone: patches are cut by reshaping where training gathers the visible ones.
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from diffmavil.config import Config, ModelConfig, VideoConfig, require
 from diffmavil.model.branch import Branch
+from diffmavil.model.classifier import Classifier
 from diffmavil.model.contrast import pool
 from diffmavil.model.embed import all_ids
 from diffmavil.model.exchange.report import Report
@@ -82,8 +83,28 @@ class FeaturesGraph(nn.Module):
         return pooled[0], pooled[1], torch.cat(pooled[2:], dim=1)
 
 
-def export_graphs(model: DiffMAViL, config: Config, folder: Path, kind: Kind) -> Report:
-    """Write `NAME_encoder` of each modality and, of a model with both, `features`, as .pt2 or .onnx.
+class ClassifierGraph(nn.Module):
+    """`scores [B, C]` of whole clips, as `Classifier.scores`; of one modality, what it does not take is not given."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.cls, self.several = model.config.encoder.cls, model.head_config.labels == "several"
+        self.encoders = nn.ModuleDict({name: EncoderGraph(x, model.config) for name, x in model.branches.items()})
+        self.fusion = model.fusion if len(model.branches) == 2 else None
+        self.norm, self.head = model.norm, model.head
+
+    def forward(self, video: Tensor | None = None, spec: Tensor | None = None) -> Tensor:
+        inputs = {"audio": spec, "video": video}
+        tokens = [encoder.encode(inputs[name]) for name, encoder in self.encoders.items()]  # type: ignore[operator]
+        if self.fusion is not None:
+            tokens = self.fusion(*tokens)
+        logits = self.head(self.norm(torch.cat([pool(x, cls=self.cls) for x in tokens], dim=1)))
+        return logits.sigmoid() if self.several else logits.softmax(dim=1)
+
+
+def export_graphs(model: DiffMAViL | Classifier, config: Config, folder: Path, kind: Kind) -> Report:
+    """Write `NAME_encoder` of each modality and, of a model with both, `features`; of a classifier `scores`, and
+    classes.txt, a class on each line in the order of the scores. As .pt2 or .onnx.
 
     Raises:
         ValueError: ONNX without the package onnxscript, which torch's exporter needs.
@@ -95,6 +116,13 @@ def export_graphs(model: DiffMAViL, config: Config, folder: Path, kind: Kind) ->
     write = _write_onnx if kind == "onnx" else _write_pt2
     report = Report(f"{config.model.modalities} model of diffmavil")
     inputs = {"audio": _clip(config.model.audio), "video": _clip(config.model.video)}
+    if isinstance(model, Classifier):
+        given = {"spec" if name == "audio" else name: inputs[name] for name in model.branches}
+        path = write(ClassifierGraph(model).eval(), given, ["scores"], folder / "scores")
+        report.add("the classifier", path.name, f"graph: {', '.join(given)} -> scores")
+        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in model.head_config.classes))
+        report.add("its classes", "classes.txt", "in the order of the scores")
+        return report
     for name, branch in model.branches.items():
         graph = EncoderGraph(branch, config.model).eval()
         path = write(graph, {"x": inputs[name]}, ["tokens", "pooled"], folder / f"{name}_encoder")
