@@ -94,8 +94,7 @@ class BatchConfig:
 @dataclass(frozen=True)
 class OptimConfig:
     name: Literal["adamw", "muon", "apex_adam", "apex_lamb"] = "adamw"
-    """adamw: torch's fused AdamW. muon: torch's Muon for the matrices of the blocks, AdamW for the rest; it computes in
-    bfloat16, for which CPUs without units of it take far longer than for the rest of a step. apex_*: NVIDIA apex's
+    """adamw: torch's fused AdamW. muon: Muon for the matrices of the blocks, AdamW for the rest. apex_*: NVIDIA apex's
     FusedAdam or FusedLAMB, or an error where it is not usable."""
     lr: float = 2e-4
     """Peak learning rate at the given batch size."""

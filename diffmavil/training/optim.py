@@ -12,6 +12,7 @@ from torch import nn
 
 from diffmavil.config import OptimConfig
 from diffmavil.model.apex import fused_adam, fused_lamb
+from diffmavil.training.muon import Muon
 
 LR_SCALE = "lr_scale"
 """Key of a group: its learning rate relative to the schedule's."""
@@ -75,10 +76,7 @@ def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Opt
 
 
 def _muon(model: nn.Module, groups: list[dict[str, Any]], config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices inside blocks; the rest, input and output layers among it, to AdamW.
-
-    Updates have the size of AdamW's (Liu et al. 2025), so that one learning rate serves both.
-    """
+    """Muon for the matrices inside blocks; the rest, input and output layers among it, to AdamW."""
     inside = {id(p) for name, p in model.named_parameters() if ".blocks." in f".{name}" and p.ndim == 2}
     matrices, others = [], []
     for group in groups:
@@ -86,15 +84,12 @@ def _muon(model: nn.Module, groups: list[dict[str, Any]], config: OptimConfig) -
         for part, params in zip((matrices, others), split, strict=True):
             if params:
                 part.append({**group, "params": params})
-    muon = torch.optim.Muon(
-        matrices, lr=config.lr, momentum=0.95, ns_steps=config.muon_steps, adjust_lr_fn="match_rms_adamw"
-    )
-    return [muon, _adamw(others, config)]
+    return [Muon(matrices, config.lr, ns_steps=config.muon_steps), _adamw(others, config)]
 
 
 def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
     """Whether it reads `found_inf` as torch's fused optimisers do; the host must decide for the others."""
-    return bool(optimizer.defaults.get("fused"))
+    return isinstance(optimizer, Muon) or bool(optimizer.defaults.get("fused"))
 
 
 def learning_rate(config: OptimConfig, progress: float) -> float:

@@ -18,6 +18,7 @@ from diffmavil.training.checkpoint import TrainState
 from diffmavil.training.compiling import compile_blocks, graphs_compiled
 from diffmavil.training.distributed import World
 from diffmavil.training.graphs import GraphedPasses
+from diffmavil.training.muon import bf16_is_faster
 from diffmavil.training.optim import LR_SCALE, make_optimizers, skips_on_device
 from diffmavil.training.planner import Plan, passes, shapes
 from diffmavil.training.task import Task
@@ -176,7 +177,4 @@ def use_bf16(config: Config, device: torch.device) -> bool:
     """bf16 autocast: on request, or by default on a GPU or CPU whose matmul units compute in it."""
     if config.train.precision != "auto":
         return config.train.precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return bf16_is_faster(device)
