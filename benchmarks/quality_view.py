@@ -217,10 +217,9 @@ class View:
             found = [point for point in first.values() if point]
             least = min((point.tflop for point in found), default=None)
             timed = [s for s in (point.seconds(self.invocation) for point in found) if s is not None]
+            goal = f"{name}: {100 * value:.1f}"
             for setting, point in first.items():
-                goal = f"{name}: {100 * value:.1f}"
                 if point is None:
-                    rows.append([goal, setting, "not reached", "", "", "", ""])
                     continue
                 seconds = self.seconds(point)
                 rows.append(
@@ -234,6 +233,9 @@ class View:
                         measured(point.rows),
                     ]
                 )
+            missed = [setting for setting, point in first.items() if point is None]
+            if missed:
+                rows.append([goal, "; ".join(missed), "not reached", "", "", "", ""])
         title = f"{self.study.title}: who reaches which score of {self.metrics[metric]} at what cost"
         heads = ["at least, %", "setting", "×", "score", "CPU s", "TFLOP", "commit, date"]
         return Grid(title, heads, rows, words=2)

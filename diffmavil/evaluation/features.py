@@ -70,7 +70,7 @@ def untrained_model(config: ModelConfig, seed: int, device: torch.device | str =
         return DiffMAViL(runs_here(config, device)).to(device).eval()
 
 
-class Look:
+class PooledFeatures:
     """Decoded clips to the pooled features of models, nothing masked.
 
     Args:
@@ -124,7 +124,7 @@ def extract(
     if not clips.clips:
         return FeatureTable({name: {} for name in models}, [], clips.classes, [], [], [], 0, {})
     device = next(next(iter(models.values())).parameters()).device
-    look = Look(config, device)
+    look = PooledFeatures(config, device)
     sums: dict[str, dict[str, list[Tensor]]] = {name: {} for name in models}
     places = []
     with eval_batches(config, clips, batch_size, crops, device) as loader:

@@ -33,7 +33,7 @@ from diffmavil.data.clips import ClipSet, Split
 from diffmavil.data.dataset import Batch
 from diffmavil.data.kept import crop_bytes
 from diffmavil.data.loader import eval_batches
-from diffmavil.evaluation.features import Look
+from diffmavil.evaluation.features import PooledFeatures
 from diffmavil.evaluation.labels import make_targets, score
 from diffmavil.evaluation.neighbours import knn_scores, neighbour_count
 from diffmavil.model import DiffMAViL
@@ -63,7 +63,7 @@ class FeatureMonitor:
     def __init__(self, model: DiffMAViL, config: Config, split: Split, folder: Path) -> None:
         self._model, self._folder = model, folder
         device = next(model.parameters()).device
-        self._look = Look(config, device)
+        self._look = PooledFeatures(config, device)
         self._heldout = _Clips(split.held_out.spread(config.train.probe_clips), config, device)
         labelled = [clip for clip in split.train.clips if clip.labels]
         told = any(clip.labels for clip in self._heldout.clips.clips)

@@ -77,7 +77,7 @@ def _bad_by_record(case: Case, clips: int) -> list[Finding]:
 def _missing(clips: list[Clip]) -> list[Finding]:
     """Files that a table names and that are not there."""
     plain = [clip.path for clip in clips if clip.stored is None]
-    looked = plain[:: max(1, len(plain) // _LOOKED)]
+    looked = plain[:: max(1, -(-len(plain) // _LOOKED))]
     gone = [path for path in looked if not os.path.exists(path)]
     if not gone:
         return []
