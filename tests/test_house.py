@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,3 +164,9 @@ def test_folders_of_tests_can_be_named_together():
     assert sorted({name for name in named if named.count(name) > 1}) == []
     for file in files:
         assert not any(name.partition(".")[0] == "conftest" for name in imported(file.read_text(), file.stem)), file
+
+
+def test_no_command_imports_what_takes_seconds_before_it_is_needed():
+    code = f"import sys\nfrom diffmavil import {', '.join(sorted(COMMANDS))}\nprint('torchmetrics' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.split() == ["False"]

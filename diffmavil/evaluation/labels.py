@@ -8,9 +8,9 @@ from statistics import fmean
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_average_precision, multiclass_accuracy
 
 from diffmavil.evaluation.bootstrap import Interval, mean_interval, precision_interval
+from diffmavil.evaluation.library import accuracy, average_precision
 from diffmavil.evaluation.result import Score
 
 
@@ -72,9 +72,9 @@ def score(scores: Tensor, target: Tensor, kind: Score) -> float:
     """
     if kind == "accuracy":
         predicted, true = scores.argmax(dim=1), target.int().argmax(dim=1)
-        return multiclass_accuracy(predicted, true, num_classes=target.shape[1], average="micro").item()
+        return accuracy(predicted, true, target.shape[1])
     present = target.any(dim=0).nonzero().flatten().tolist()
-    return fmean(binary_average_precision(scores[:, c], target[:, c].int()).item() for c in present)
+    return fmean(average_precision(scores[:, c], target[:, c]) for c in present)
 
 
 def score_interval(scores: Tensor, target: Tensor, kind: Score, seed: int, files: Tensor | None = None) -> Interval:

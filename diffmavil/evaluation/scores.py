@@ -9,14 +9,10 @@ from statistics import NormalDist, fmean
 
 from einops import rearrange
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_average_precision,
-    multiclass_confusion_matrix,
-)
 
 from diffmavil.config import require
 from diffmavil.evaluation.bootstrap import Interval, area_interval, mean_interval, precision_interval
+from diffmavil.evaluation.library import area_under_roc, average_precision, confusion_matrix
 
 TOP = 5
 
@@ -65,15 +61,14 @@ def classification_scores(
     target = target.to(scores.device)
     present = target.any(dim=0).tolist()
     carried = [c for c, here in enumerate(present) if here]
-    precision = {c: binary_average_precision(scores[:, c], target[:, c].int()).item() for c in carried}
+    precision = {c: average_precision(scores[:, c], target[:, c]) for c in carried}
     metrics, intervals = {}, {}
     confusion = None
     if several:
         per_class = precision
     else:
         metrics, intervals = _accuracy(scores, target, seed, files)
-        matrix = multiclass_confusion_matrix(scores.argmax(dim=1), target.int().argmax(dim=1), len(classes))
-        confusion = matrix.tolist()
+        confusion = confusion_matrix(scores.argmax(dim=1), target.int().argmax(dim=1), len(classes))
         per_class = {c: confusion[c][c] / sum(confusion[c]) for c in carried}
     metrics["mAP"], intervals["mAP"] = fmean(precision.values()), precision_interval(scores, target, seed, files)
     metrics["d_prime"], intervals["d_prime"] = _d_prime(scores, target, seed, files)
@@ -120,6 +115,6 @@ def _d_prime(scores: Tensor, target: Tensor, seed: int, files: Tensor | None) ->
     def d_prime(area: float) -> float:
         return math.sqrt(2) * NormalDist().inv_cdf(min(max(area, edge), 1 - edge))
 
-    area = fmean(binary_auroc(scores[:, c], target[:, c].int()).item() for c in range(scores.shape[1]))
+    area = fmean(area_under_roc(scores[:, c], target[:, c]) for c in range(scores.shape[1]))
     low, high = area_interval(scores, target, seed, files)
     return d_prime(area), (d_prime(low), d_prime(high))

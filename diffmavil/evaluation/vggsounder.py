@@ -23,13 +23,13 @@ from statistics import fmean
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_average_precision
 
 from diffmavil.config import require
 from diffmavil.data.clips import Clip, cut_from
 from diffmavil.evaluation.bootstrap import Interval, interval, mean_interval, precision_interval
 from diffmavil.evaluation.features import FeatureTable
 from diffmavil.evaluation.judge import Judgement
+from diffmavil.evaluation.library import average_precision
 
 COLUMNS = ("video_id", "label", "modality")
 MODALITIES = ("A", "V", "AV")
@@ -122,7 +122,7 @@ def _add(found: Judgement, prefix: str, scores: Tensor, target: Tensor, seed: in
     hit = target.gather(1, scores.argmax(dim=1, keepdim=True)).squeeze(1).double()
     labels = target.sum(dim=1).double()
     present = target.any(dim=0).nonzero().flatten().tolist()
-    precision = fmean(binary_average_precision(scores[:, c], target[:, c].int()).item() for c in present)
+    precision = fmean(average_precision(scores[:, c], target[:, c]) for c in present)
     found.add("trained", f"{prefix}/mAP", precision, precision_interval(scores, target, seed, files))
     found.add("trained", f"{prefix}/f1@1", _f1(hit, labels), _f1_interval(hit, labels, seed, files))
     found.add("trained", f"{prefix}/hit@1", hit.mean().item(), mean_interval(hit, seed, files))
