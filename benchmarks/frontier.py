@@ -31,6 +31,7 @@ from diffmavil.training.costs import scheduled_flops
 
 Result = dict[str, Any]
 BASE = PRESETS[0]
+LEAN = "mavil-tiny-lean"
 BUDGETS = (0.25, 0.5, 1.0, 2.0)
 CROSS = "--model.video-decoder.attention cross"
 AUDIO_CROSS = "--model.audio-decoder.attention cross"
@@ -41,6 +42,7 @@ MUON = "--optim.name muon"
 ADAPTIVE = "--batch.rule flops --batch.lr-rule sqrt"
 CHANGES: dict[str, str] = {
     **dict.fromkeys(PRESETS, ""),
+    LEAN: "",
     "mavil-tiny, diffused patches": "--model.diffusion.corruption diffusion",
     "mavil-tiny, diffused, video cross-attends": f"--model.diffusion.corruption diffusion {CROSS}",
     "diffmavil-tiny, audio decoder cross-attends": AUDIO_CROSS,
@@ -56,12 +58,10 @@ CHANGES: dict[str, str] = {
     "mavil-tiny, a quarter decoded, Muon": f"{QUARTER} {MUON}",
     "mavil-tiny, half decoded, Muon": f"{HALF} {MUON}",
     "mavil-tiny, half decoded, Muon of 3 steps": f"{HALF} {MUON} --optim.muon-steps 3",
-    "diffmavil-tiny-fast, half decoded, Muon of 3 steps": f"--model.decode-fraction 0.5 {MUON} --optim.muon-steps 3",
+    "mavil-tiny-lean, diffused patches": "--model.diffusion.corruption diffusion",
     "mavil-tiny, a quarter decoded, Muon of 3 steps": f"{QUARTER} {MUON} --optim.muon-steps 3",
-    "diffmavil-tiny, Muon": MUON,
     "diffmavil-tiny-fast, Muon": MUON,
     "diffmavil-tiny-fast, Muon of 3 steps": f"{MUON} --optim.muon-steps 3",
-    "diffmavil-tiny-fast, fixed ratio, Muon of 3 steps": f"{FIXED} {MUON} --optim.muon-steps 3",
     "diffmavil-tiny-fast, noisier": "--model.diffusion.first-step 750",
     "mavil-tiny, twice the learning rate": "--optim.lr 2e-3",
     "diffmavil-tiny-fast, twice the learning rate": "--optim.lr 2e-3",

@@ -63,6 +63,7 @@ def parser_of() -> argparse.ArgumentParser:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--budget", type=budget, nargs="+", default=list(BUDGETS), help="parts of the recipe's samples, as 1/4 or 2")
     add("--setting", action="append", choices=CHANGES, help="repeat for several; default: the presets")
+    add("--without", nargs=2, action="append", default=[], metavar=("SETTING", "BUDGET"), help="cells left out")
     add("--chain", action="store_true", help="from MAViL to -fast, one change at a time")
     add("--finetune", action=argparse.BooleanOptionalAction, help="default: of esc10")
     add("--jobs", type=int, default=2, help="cells side by side, of one thread each")
@@ -194,8 +195,12 @@ def study(args: argparse.Namespace, parser: argparse.ArgumentParser, console: Co
             if other:
                 console.print(f"left out: {name}, which trains the very same as {other} here", highlight=False)
         chosen = [name for name, other in same.items() if other is None]
-        run(asked, list(cells(asked, chosen, args.budget, args.seeds)), args.json, console)
-    except (UsageError, ValueError) as error:
+        left = {(name, budget(text)) for name, text in args.without}
+        wanted = [
+            cell for cell in cells(asked, chosen, args.budget, args.seeds) if (cell.setting, cell.budget) not in left
+        ]
+        run(asked, wanted, args.json, console)
+    except (UsageError, ValueError, argparse.ArgumentTypeError) as error:
         parser.error(str(error))
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
