@@ -59,6 +59,8 @@ CHANGES: dict[str, str] = {
     "mavil-tiny, half decoded, Muon": f"{HALF} {MUON}",
     "mavil-tiny, half decoded, Muon of 3 steps": f"{HALF} {MUON} --optim.muon-steps 3",
     "mavil-tiny-lean, diffused patches": "--model.diffusion.corruption diffusion",
+    "mavil-tiny-lean, twice the learning rate": "--optim.lr 2e-3",
+    "mavil-tiny-lean, four times the learning rate": "--optim.lr 4e-3",
     "mavil-tiny, a quarter decoded, Muon of 3 steps": f"{QUARTER} {MUON} --optim.muon-steps 3",
     "diffmavil-tiny-fast, Muon": MUON,
     "diffmavil-tiny-fast, Muon of 3 steps": f"{MUON} --optim.muon-steps 3",
