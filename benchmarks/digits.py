@@ -26,7 +26,7 @@ from diffmavil.model.embed import all_ids
 from diffmavil.model.flops import forward_flops, meta_model
 from diffmavil.training.optim import learning_rate, parameter_groups
 from diffmavil.training.planner import counts_at
-from diffmavil.training.step import use_bf16
+from diffmavil.training.precision import use_bf16
 
 AUDIO = AudioConfig(frames=96, mels=64, patch=(8, 16))
 """Just under a second; digits are shorter but for a few, which are cut."""

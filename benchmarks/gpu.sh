@@ -77,7 +77,7 @@ run_step() {
     fi
     timeout -k 10 "$((most < left ? most : left))" "$@" 2>&1 | tee -a "$log" || code=$?
     echo "=== $stage: $name took $((SECONDS - begin)) s" | tee -a "$log"
-    if [ "$code" = 124 ]; then
+    if [ "$code" = 124 ] || [ "$code" = 137 ]; then
         failed+=("$stage, $name: stopped after its time")
     elif [ "$code" != 0 ]; then
         failed+=("$stage, $name: exit code $code")

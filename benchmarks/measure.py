@@ -29,7 +29,7 @@ class Clock(Protocol):
         """Seconds for each of `calls`, which are made one after another."""
         ...
 
-    def peak_mib(self, call: Call) -> float | None:
+    def peak_mib(self, call: Call, *, recorded: bool = False) -> float | None:
         """Device memory that the call takes above what was allocated before, in MiB; None where it is not known."""
         ...
 
@@ -54,7 +54,7 @@ class CpuClock:
             call()
         return (time.perf_counter() - start) / len(calls)
 
-    def peak_mib(self, call: Call) -> float | None:
+    def peak_mib(self, call: Call, *, recorded: bool = False) -> float | None:
         return None
 
 
@@ -111,16 +111,17 @@ class CudaClock:
         end.synchronize()
         return start.elapsed_time(end) * 1e-3, in_time
 
-    def peak_mib(self, call: Call) -> float | None:
-        # Of two calls: the first makes what stays, such as moments; a recorded graph allocates while it is recorded
-        # alone, and what it works in then is its own, no longer counted.
+    def peak_mib(self, call: Call, *, recorded: bool = False) -> float | None:
+        """Memory of a warm call beyond what was allocated; of a graph that the first call records, of that one: a
+        replay allocates nothing.
+        """
         peaks = []
         for _ in range(2):
             torch.cuda.reset_peak_memory_stats(self.device)
             call()
             torch.cuda.synchronize(self.device)
             peaks.append(torch.cuda.max_memory_allocated(self.device) - torch.cuda.memory_allocated(self.device))
-        return max(peaks) / 2**20
+        return (max(peaks) if recorded else peaks[1]) / 2**20
 
 
 class StepClock(CudaClock):

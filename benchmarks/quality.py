@@ -196,6 +196,10 @@ def study(args: argparse.Namespace, parser: argparse.ArgumentParser, console: Co
                 console.print(f"left out: {name}, which trains the very same as {other} here", highlight=False)
         chosen = [name for name, other in same.items() if other is None]
         left = {(name, budget(text)) for name, text in args.without}
+        for name, part in left:
+            known = name in chosen and part in args.budget
+            if not known:
+                parser.error(f"--without {name} {part:g}: must be of the settings and budgets that are asked for")
         wanted = [
             cell for cell in cells(asked, chosen, args.budget, args.seeds) if (cell.setting, cell.budget) not in left
         ]

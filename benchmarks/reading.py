@@ -53,7 +53,7 @@ from diffmavil.model.branch import Branch
 from diffmavil.model.contrast import pool
 from diffmavil.model.embed import all_ids
 from diffmavil.model.weights import WEIGHTS_FILE, load_weights
-from diffmavil.training.step import use_bf16
+from diffmavil.training.precision import use_bf16
 
 Result = dict[str, Any]
 Place = tuple[str, str, str, str]

@@ -38,7 +38,7 @@ from diffmavil.config.presets import PRESETS, SIZES
 from diffmavil.model.flops import meta_model, mixed_flops
 from diffmavil.training.heap import keep_freed_memory
 from diffmavil.training.optim import make_optimizers
-from diffmavil.training.step import use_bf16
+from diffmavil.training.precision import use_bf16
 
 KEYS = ("row", "gflop_per_clip", "ms_per_clip", "clips_per_s", "tflops", "mfu", "peak_mib")
 """Of every row, in this order; device, commit, versions, date and what is needed to read them follow."""
@@ -111,7 +111,7 @@ def _fitting(bench: Bench, row: Row) -> list[tuple[Call, float | None]]:
     """The calls of a row and what they take, its batches halved until they fit in the memory of the device."""
     while True:
         try:
-            return [(call, bench.clock.peak_mib(call)) for call in step_calls(bench, row)]
+            return [(call, bench.clock.peak_mib(call, recorded=row.graphed)) for call in step_calls(bench, row)]
         except torch.OutOfMemoryError:
             if max(part.batch for part in row.parts) == 1:
                 raise

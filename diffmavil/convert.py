@@ -21,6 +21,7 @@ from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import usage_errors
 from diffmavil.config.folders import check_no_run, check_writable, expand
 from diffmavil.config.progress import open_console
+from diffmavil.evaluation.classification import KINDS
 from diffmavil.evaluation.pretrained import find_weights
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.exchange.asked import Asked
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
         require(options.to is not None or not ours, "--to", None, "given: IN holds weights of ours already")
         require(not ours or options.asked == Asked(), "IN", options.source, "others' weights for flags but --to")
         folder = options.out.parent if options.is_file else options.out
-        if not options.is_file or options.out.name == WEIGHTS_FILE:
+        if options.out.name in KINDS.values() or not (options.is_file or options.to in ("torch-export", "onnx")):
             check_no_run("OUT", folder)
         check_writable("OUT", folder)
         console = open_console()

@@ -107,7 +107,8 @@ def score_again(options: Options, device: torch.device, console: Console) -> Non
     _, config = load_classifier(options.run_dir / WEIGHTS_FILE)
     own = replace(config, data=replace(options.data, eval_root=None).apply(config.data))
     own = replace(own, head=replace(own.head, crops=options.crops or own.head.crops))
-    root, before = options.data.eval_root, read_classification(options.run_dir)
+    root = options.data.eval_root
+    before = read_classification(options.run_dir) if root is not None else None
     with usage_errors():
         if root is not None and before is not None:  # the clips it has learnt from may be gone
             lesson, test = before.lesson, open_held_out(own, root)

@@ -93,6 +93,8 @@ class Options:
         told = {"--kinds": self.kinds, "--layers": self.layers, "--tokens": self.tokens}
         for name, value in told.items():
             require(not self.scores or not value, name, value, "left out beside --scores, which keeps no features")
+        ranked = not self.scores or self.saved != "bfloat16"
+        require(ranked, "--saved", self.saved, "float32 or float16 with --scores: many would be equal")
         plain = self.format == "safetensors" or self.saved != "bfloat16"
         require(plain, "--saved", self.saved, "float32 or float16 in parquet")
         _ = self.place
@@ -211,16 +213,17 @@ def finish(job: Extraction, model: Embedder, options: Options) -> None:
         console.print(f"share {options.shard} is done; {len(job.missing)} of {job.parts} parts are left to others")
         return
     facts, width = job.finish(), model.config.model.encoder.width
+    kept = ", ".join(f"{kind} {width * (1 + (kind == 'fused'))}" for kind in job.wanted.kinds)
+    if job.wanted.scores:
+        kept = f"{len(job.answers)} classes, the most likely ones in {PREDICTIONS_FILE}"
     table = Table(title=str(job.out), show_header=False)
     rows = {
         "clips": f"{facts['used']:,} of {len(job.clips):,}",
         "bad": f"{facts['bad']:,}, named in {BAD_FILE}" if facts["bad"] else "0",
         "windows": f"{facts['rows']:,}",
-        "features": ", ".join(f"{kind} {width * (1 + (kind == 'fused'))}" for kind in job.wanted.kinds),
-        "scores": f"{len(job.answers)} classes, the most likely ones in {PREDICTIONS_FILE}",
+        "scores" if job.wanted.scores else "features": kept,
         "bytes": f"{facts['bytes']:,} in {job.parts:,} parts",
     }
-    del rows["features" if job.wanted.scores else "scores"]
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)

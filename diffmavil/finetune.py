@@ -17,6 +17,7 @@ from diffmavil.config.progress import open_console, tracking
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.labelled import LabelledSplit, open_labelled
 from diffmavil.evaluation.classification import KINDS, Lesson, classify_run
+from diffmavil.evaluation.pretrained import find_weights
 from diffmavil.evaluation.probe_head import MOST_CLIPS, start_with_probe
 from diffmavil.evaluation.validation import Validation
 from diffmavil.model.classifier import Classifier, start_from
@@ -62,13 +63,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def weights_file(path: Path) -> Path:
-    """The exported weights of a run folder, or the file itself."""
+    """The exported weights of a run folder, of a fine-tuned one those of its headline; or the file itself."""
     if path.is_dir() and not (path / WEIGHTS_FILE).exists():
         raise UsageError(
             f"--from {path}: holds no {WEIGHTS_FILE}; it is written when a run ends (of an earlier end there may be "
             "model-step-N.safetensors)"
         )
-    return path / WEIGHTS_FILE if path.is_dir() else path
+    return find_weights(path) if path.is_dir() else path
 
 
 def begin(model: Classifier, config: FinetuneConfig) -> list[str]:

@@ -107,8 +107,9 @@ class OptimConfig:
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     muon_steps: int = 5
-    """Iterations with which Muon makes an update orthogonal. They cost the same for any batch: of a tiny model's step
-    on a CPU a quarter. With 3, directions below a fortieth of the whole stay smaller."""
+    """Iterations with which Muon makes an update orthogonal. They cost the same for any batch, in each process: five
+    are a sixth to a quarter of a tiny model's step on a CPU. With 3, directions below a fortieth of the whole stay
+    smaller."""
     layer_decay: float = 1.0
     """Each block below the fusion encoder learns this much slower than the one above; 1: all alike."""
 

@@ -165,7 +165,7 @@ def read_classification(folder: Path) -> Classification | None:
     try:
         return Classification(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        told = "is damaged or of another version; run diffmavil.evaluate again"
+        told = "is damaged or of another version; python -m diffmavil.evaluate writes it anew"
         raise UsageError(f"{path}: {told}: {error}") from error
 
 

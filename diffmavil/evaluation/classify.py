@@ -17,7 +17,7 @@ from diffmavil.data.loader import eval_batches
 from diffmavil.evaluation.bootstrap import numbered
 from diffmavil.evaluation.scores import ClassScores, classification_scores
 from diffmavil.model.classifier import Classifier
-from diffmavil.training.step import use_bf16
+from diffmavil.training.precision import use_bf16
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from diffmavil.evaluation.frozen_model import FrozenModel
 from diffmavil.evaluation.inputs import Given, clips_from
 from diffmavil.evaluation.pretrained import find_weights, open_model
 from diffmavil.model.classifier import Classifier
-from diffmavil.training.step import use_bf16
+from diffmavil.training.precision import use_bf16
 
 T = TypeVar("T", Embedding, Scores)
 Layers = Sequence[int] | Literal["all"] | None

@@ -161,8 +161,8 @@ def read_features(folder: str | Path) -> FeatureSet:
 
 
 def write_predictions(folder: Path) -> None:
-    """A table beside the parts, a line for each clip that was used: path, start, its labels, and the most likely
-    classes, each with its score, the mean over the clip's windows.
+    """A table beside the parts, a line for each clip that was used: path, start, its labels with `;` between them, and
+    the most likely classes, each with its score, the mean over the clip's windows.
     """
     table = read_features(folder).by_clip()
     text = io.StringIO()
@@ -173,7 +173,7 @@ def write_predictions(folder: Path) -> None:
     scores = table.scores.float() if table.scores is not None else torch.empty(0, most)
     best = torch.topk(scores, most)
     for clip, values, classes in zip(table.clip.tolist(), best.values.tolist(), best.indices.tolist(), strict=True):
-        start, labels = table.starts[clip], ",".join(table.classes[i] for i in table.labels[clip])
+        start, labels = table.starts[clip], ";".join(table.classes[i] for i in table.labels[clip])
         told = [cell for i, value in zip(classes, values, strict=True) for cell in (table.answers[i], f"{value:.6f}")]
         lines.writerow((table.paths[clip], "" if start is None else start, labels, *told))
     write_whole(folder / PREDICTIONS_FILE, text.getvalue().encode("utf-8", "surrogateescape"))

@@ -24,7 +24,7 @@ from diffmavil.evaluation.bootstrap import numbered
 from diffmavil.evaluation.result import NOT_FINITE
 from diffmavil.model import DiffMAViL
 from diffmavil.model.weights import runs_here
-from diffmavil.training.step import use_bf16
+from diffmavil.training.precision import use_bf16
 
 KINDS = ("audio", "video", "fused")
 """Of a model with sound and picture. Of one with a single modality, that one alone."""

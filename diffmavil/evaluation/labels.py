@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from diffmavil.evaluation.bootstrap import Interval, mean_interval, precision_interval
-from diffmavil.evaluation.library import accuracy, average_precision
 from diffmavil.evaluation.result import Score
+from diffmavil.evaluation.torch_metrics import accuracy, average_precision
 
 
 @dataclass(frozen=True)

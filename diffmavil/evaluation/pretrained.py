@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from diffmavil.config import Config, FinetuneConfig
-from diffmavil.config.errors import RunError
+from diffmavil.config.errors import RunError, UsageError
 from diffmavil.config.files import CONFIG_FILE, load_config
 from diffmavil.config.folders import expand
 from diffmavil.data.durable import digest_of
@@ -43,7 +43,10 @@ def find_weights(source: str | Path, revision: str | None = None) -> Path:
     if path.is_file():
         return path
     if (path / WEIGHTS_FILE).is_file():
-        tuned = read_classification(path)
+        try:
+            tuned = read_classification(path)
+        except UsageError as error:
+            raise ValueError(f"{error}; or name the file of weights: {path / WEIGHTS_FILE}") from error
         return (tuned and scored_file(tuned, path)) or path / WEIGHTS_FILE
     if (path / CONFIG_FILE).is_file() and path.parent.name == "checkpoints":
         if wrong := complaint(path):

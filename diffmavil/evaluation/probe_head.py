@@ -19,7 +19,7 @@ from diffmavil.data.clips import ClipSet
 from diffmavil.data.loader import eval_batches
 from diffmavil.evaluation.probe import fit_probe
 from diffmavil.model.classifier import Classifier
-from diffmavil.training.step import use_bf16
+from diffmavil.training.precision import use_bf16
 
 MOST_CLIPS = 20_000
 """That a probe is fitted to, evenly spread over the set: it is solved in float64 from all of them at once."""

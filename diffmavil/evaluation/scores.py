@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffmavil.config import require
 from diffmavil.evaluation.bootstrap import Interval, area_interval, mean_interval, precision_interval
-from diffmavil.evaluation.library import area_under_roc, average_precision, confusion_matrix
+from diffmavil.evaluation.torch_metrics import area_under_roc, average_precision, confusion_matrix
 
 TOP = 5
 

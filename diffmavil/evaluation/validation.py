@@ -45,7 +45,7 @@ class Validation:
         try:
             found = predict({"now": self.model}, self.config, self.clips, batch_size=self.batch_size)
             metrics = found.judge("now", self.config, seed=0).metrics
-        except RunError as error:  # too few of the clips are good; training them is no worse for it
+        except RunError as error:  # such as too few good clips, which training is no worse for
             return Observation({}, [f"no validation: {error}"])
         finally:
             self.model.train()

@@ -29,7 +29,7 @@ from diffmavil.data.clips import Clip, cut_from
 from diffmavil.evaluation.bootstrap import Interval, interval, mean_interval, precision_interval
 from diffmavil.evaluation.features import FeatureTable
 from diffmavil.evaluation.judge import Judgement
-from diffmavil.evaluation.library import average_precision
+from diffmavil.evaluation.torch_metrics import average_precision
 
 COLUMNS = ("video_id", "label", "modality")
 MODALITIES = ("A", "V", "AV")

@@ -34,9 +34,10 @@ from diffmavil.training.planner import (
     stretch_counts,
     timetable,
 )
+from diffmavil.training.precision import use_bf16
 from diffmavil.training.pretraining import Pretraining, random_clips
 from diffmavil.training.second_stage import SecondStage
-from diffmavil.training.step import TrainStep, use_bf16
+from diffmavil.training.step import TrainStep
 
 GIB = 2**30
 _OF_DEVICE = 0.8
@@ -196,7 +197,7 @@ def _measured(
     fits at once; kept under `data.cache` for this device and config.
     """
     device, share = peers.device, config.train.batch_size / peers.size
-    many = max(4, min([math.ceil(share), *at_once]))
+    many = max(2, min([math.ceil(share), *at_once]))
     path = _cache_file(config, device, many, teacher)
     try:
         lines = json.loads(path.read_text())
@@ -222,12 +223,12 @@ def _cache_file(config: Config, device: torch.device, many: int, teacher: ModelC
 def _sweep(
     config: Config, counts: list[tuple[Counts, Counts]], device: torch.device, many: int, teacher: ModelConfig | None
 ) -> list[tuple[float, float]]:
-    """(fixed, clip) seconds of a step of one process, for each stretch; measured with up to `many` clips."""
+    """(fixed, clip) seconds of a pass of one process, for each stretch; measured with up to `many` clips."""
     known = replace(config.model.audio, mean=config.model.audio.mean or 0.0, std=config.model.audio.std or 1.0)
     alone = replace(config, model=replace(config.model, audio=known))
     task = SecondStage(alone, device, Teacher(teacher).to(device)) if teacher else Pretraining(alone, device)
     step = TrainStep(task, alone, World(rank=0, size=1, device=device))
-    few = max(2, many // 4)
+    few = max(1, many // 4)
     found: dict[Any, tuple[float, float]] = {}
     for keep in counts:
         if keep not in found:

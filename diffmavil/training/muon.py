@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffmavil.training.precision import has_bf16_units
+
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 """Of the quintic x -> a x + b x^3 + c x^5, whose slope at zero is as steep as it can be (Jordan et al. 2024)."""
 _EPS = 1e-7
@@ -61,6 +63,9 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            if not self.state[p]:  # also of a step that is skipped, or a checkpoint before the first would lack them
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None and _read_by_host(found_inf):
             if found_inf:
@@ -77,9 +82,6 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, params: list[Tensor], group: dict[str, Any], found_inf: Tensor | None) -> None:
         """Of parameters of one shape."""
-        for p in params:
-            if not self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         kept = [self.state[p]["momentum_buffer"] for p in params]
         grads = [p.grad for p in params if p.grad is not None]
         momentum, decay, size = group["momentum"], group["lr"] * group["weight_decay"], group["lr"] * _ADAMW
@@ -109,7 +111,7 @@ def orthogonal(x: Tensor, steps: int) -> Tensor:
     times as large. In bfloat16 where the device computes in it, else in the type of `x`.
     """
     wide = x.shape[-2] <= x.shape[-1]
-    if bf16_is_faster(x.device):
+    if has_bf16_units(x.device):
         x = x.bfloat16()
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=_EPS)
     shape = x.shape
@@ -118,11 +120,3 @@ def orthogonal(x: Tensor, steps: int) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
     return (x if wide else x.mT).reshape(shape)
-
-
-def bf16_is_faster(device: torch.device) -> bool:
-    """Whether the device has matmul units for bfloat16, rather than emulating it."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

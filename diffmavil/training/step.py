@@ -18,9 +18,9 @@ from diffmavil.training.checkpoint import TrainState
 from diffmavil.training.compiling import compile_blocks, graphs_compiled
 from diffmavil.training.distributed import World
 from diffmavil.training.graphs import GraphedPasses
-from diffmavil.training.muon import bf16_is_faster
 from diffmavil.training.optim import LR_SCALE, make_optimizers, skips_on_device
 from diffmavil.training.planner import Plan, passes, shapes
+from diffmavil.training.precision import use_bf16
 from diffmavil.training.task import Task
 
 
@@ -171,10 +171,3 @@ class TrainStep:
             optimizer.zero_grad(set_to_none=True)
         self.nonfinite.add_(bad)
         self.nonfinite_run.add_(bad).mul_(bad)
-
-
-def use_bf16(config: Config, device: torch.device) -> bool:
-    """bf16 autocast: on request, or by default on a GPU or CPU whose matmul units compute in it."""
-    if config.train.precision != "auto":
-        return config.train.precision == "bf16"
-    return bf16_is_faster(device)

@@ -37,7 +37,7 @@ class ScriptedClock:
         self.log.append("|")
         return next(self.readings) * 1e-3
 
-    def peak_mib(self, call) -> float | None:
+    def peak_mib(self, call, *, recorded: bool = False) -> float | None:
         return None
 
 
@@ -149,14 +149,14 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch, hurry: list[bool]) -> list[str]:
         def zero_(self) -> None:
             log.append("flush")
 
-    allocated = iter([2**20, 2**20])
+    peaks = itertools.cycle([9 * 2**20, 3 * 2**20])  # of a first call, and of a warm one
     for name, value in {
         "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=2**20),
         "Event": Event,
         "synchronize": lambda device: log.append("wait"),
         "_sleep": lambda cycles: log.append("spin" if cycles > 0 else "no spin"),
-        "memory_allocated": lambda device: next(allocated),
-        "max_memory_allocated": lambda device: 3 * 2**20,
+        "memory_allocated": lambda device: 2**20,
+        "max_memory_allocated": lambda device: next(peaks),
         "reset_peak_memory_stats": lambda device: log.append("reset"),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
@@ -194,8 +194,10 @@ def test_what_lasts_under_100_us_is_launched_at_least_five_times_in_a_reading(fa
 
 
 def test_peak_memory_is_that_above_what_was_allocated(fake_cuda: list[str]):
-    assert CudaClock(torch.device("cuda")).peak_mib(lambda: fake_cuda.append("call")) == pytest.approx(2.0)
-    assert fake_cuda.index("reset") < len(fake_cuda) - 1
+    clock = CudaClock(torch.device("cuda"))
+    assert clock.peak_mib(lambda: fake_cuda.append("call")) == pytest.approx(2.0)
+    assert fake_cuda[-6:] == ["reset", "call", "wait", "reset", "call", "wait"]
+    assert clock.peak_mib(lambda: None, recorded=True) == pytest.approx(8.0), "a replay allocates nothing"
 
 
 def test_pixel_bytes_lie_between_the_pixels_and_the_whole_clip():

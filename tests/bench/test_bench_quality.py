@@ -207,6 +207,18 @@ def test_a_study_is_run_side_by_side_and_goes_on_where_it_was_stopped(tmp_path: 
     assert "6 of 6 cells are known" in capsys.readouterr().out
 
 
+def test_cells_can_be_left_out(tmp_path: Path, commands: Commands, capsys):
+    flags = ("--seeds", "0", "--budget", "1/4", "1", "--setting", "mavil-tiny", "--setting", "mavil-tiny-lean")
+    assert study(tmp_path, "synthetic", *flags, "--without", "mavil-tiny", "1/4") == 0
+    found = {(row["setting"], row["budget"]) for row in read(tmp_path / "out.jsonl")}
+    assert found == {("mavil-tiny-lean", 0.25), ("mavil-tiny", 1), ("mavil-tiny-lean", 1)}
+    for wrong in (("mavil-tiny-leen", "1/4"), ("mavil-tiny", "1/2")):
+        with pytest.raises(SystemExit) as ended:
+            study(tmp_path, "synthetic", *flags, "--without", *wrong)
+        assert ended.value.code == 2
+        assert "must be of the settings and budgets that are asked for" in capsys.readouterr().err
+
+
 def test_ctrl_c_and_sigterm_end_what_is_running(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
     """With real processes, which would sleep for a minute."""
     started: list[Processes] = []

@@ -227,7 +227,15 @@ def test_fine_tuning_from_scratch_and_from_weights(cache: Path, tmp_path: Path) 
     assert "are gone" in examine(run, most=4).unchecked["weights"]
 
 
-def test_a_classifier_that_is_not_finite_is_told_and_ends_no_check(cache: Path, tmp_path: Path) -> None:
+def some_lost(model: Classifier, video: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    rows = torch.randn(len(video), 8, generator=torch.Generator().manual_seed(0))
+    rows[::2] = math.nan
+    return rows
+
+
+def test_a_classifier_that_is_not_finite_is_told_and_ends_no_check(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = very_small(cache)
     tuned = with_kind(finetuning(config, "none"), -6.0, 4.0)
     run = write_run(tmp_path / "run", tuned)
@@ -236,6 +244,9 @@ def test_a_classifier_that_is_not_finite_is_told_and_ends_no_check(cache: Path, 
     export_weights(model, tuned, run / "model.safetensors")
     found = examine(run, most=4)
     assert found.unchecked["features"] == "no pooled features are finite"
+    monkeypatch.setattr(Classifier, "features", some_lost)
+    said = [finding.here for finding in examine(run, most=4).findings]
+    assert "pooled features of 50% of the clips are not finite" in said
     assert "weights" in checks_of(found)
     (run / "classification.json").write_text("{}")
     assert "damaged or of another version" in examine(run, most=4).unchecked["features"]

@@ -248,7 +248,7 @@ def test_mistakes_end_with_code_2_and_no_traceback(tmp_path: Path, environment: 
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("name", ["", "model.safetensors"])
+@pytest.mark.parametrize("name", ["", "model.safetensors", "best.safetensors"])
 def test_a_run_is_not_overwritten(theirs: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UsageError, match="must be another folder: this one holds a run"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import pickle
 import shutil
@@ -100,6 +102,27 @@ def test_what_the_optimiser_is_asked_for_now_holds_and_what_it_knows_comes_back(
     state = [name for name, value in theirs.items() if isinstance(value, torch.Tensor)]
     assert any("exp_avg" in name for name in state)
     assert all(torch.equal(ours[name], theirs[name]) for name in state)
+
+
+def test_a_run_begun_with_torchs_muon_goes_on_with_ours(tmp_path: Path):
+    of = config("muon")
+    path = save_checkpoint(tmp_path, Progress(2, 8), trained(of).state, of, ALONE)
+    told = json.loads((path / "state.json").read_text())
+    group = next(name.rpartition("/")[0] for name in told["others"] if name.endswith("/ns_steps"))
+    told["others"] |= {f"{group}/nesterov": True, f"{group}/eps": 1e-7, f"{group}/adjust_lr_fn": "match_rms_adamw"}
+    (path / "state.json").write_text(json.dumps(told))
+    fresh = trained(of, steps=0)
+    load_checkpoint(path, fresh.state)
+    assert any(buffer["momentum_buffer"].any() for buffer in fresh.optimizers[0].state.values())
+
+
+def test_a_checkpoint_before_any_step_that_counted_has_what_muon_needs(tmp_path: Path):
+    of = config("muon")
+    step = trained(of, steps=0)
+    step.one_pass(step.task.random_inputs(2), plan(of, 0), 0, 1.0)
+    step._update(torch.tensor(math.nan))
+    path = save_checkpoint(tmp_path, Progress(1, 4), step.state, of, ALONE)
+    load_checkpoint(path, trained(of).state)
 
 
 def flip(file: Path) -> None:

@@ -170,6 +170,10 @@ def test_a_result_that_cannot_be_read_is_told(whole, tmp_path):
     (copy / "classification.json").write_text("{}")
     with pytest.raises(UsageError, match=r"classification\.json: is damaged or of another version"):
         read_classification(copy)
+    with pytest.raises(ValueError, match=r"or name the file of weights: .*model\.safetensors"):
+        find_weights(copy)
+    evaluate(["--run-dir", str(copy)])
+    assert result(copy).headline == result(whole).headline
 
 
 def test_validation_clips_that_cannot_be_scored_do_not_end_a_run(whole, tmp_path, monkeypatch):

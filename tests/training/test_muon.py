@@ -34,7 +34,7 @@ def moved(params: list[nn.Parameter], optimizer: torch.optim.Optimizer, steps: i
 @pytest.mark.parametrize("ns_steps", [3, 5])
 @pytest.mark.parametrize("faster", [False, True], ids=["float32", "bfloat16"])
 def test_it_is_torchs(monkeypatch: pytest.MonkeyPatch, ns_steps: int, faster: bool) -> None:
-    monkeypatch.setattr("diffmavil.training.muon.bf16_is_faster", lambda _: faster)
+    monkeypatch.setattr("diffmavil.training.muon.has_bf16_units", lambda _: faster)
     ours, theirs, before = matrices(), matrices(), matrices()
     settings = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "ns_steps": ns_steps}
     found = moved(ours, Muon(ours, **settings))

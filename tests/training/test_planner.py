@@ -218,6 +218,8 @@ def test_a_process_is_measured_with_its_share_of_a_step_and_what_fits_at_once(tm
     assert budget._measured(config, counts, four, (), None) == pytest.approx([128, 64, 128 / 3, 32])
     budget._measured(config, counts, four, (9, 7, 6, 5), None)
     assert measured == [8, 5]
+    budget._measured(config, counts, four, (1, 7, 6, 5), None)
+    assert measured[2:] == [2], "two sizes tell the fixed part from that of a clip"
 
 
 def test_the_sweep_measures_every_stretch():

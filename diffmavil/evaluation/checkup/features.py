@@ -22,7 +22,7 @@ from diffmavil.evaluation.monitor import DEAD_SHARE, LOWEST_RANK, RANK_LOSS, sta
 from diffmavil.evaluation.result import read_evaluation
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.weights import WEIGHTS_FILE, load_classifier, load_weights
-from diffmavil.training.step import use_bf16
+from diffmavil.training.precision import use_bf16
 
 _AT_ONCE = 16
 _ONE_ANSWER = 0.5
@@ -44,7 +44,11 @@ def check_features(case: Case) -> Iterator[Finding]:
         finite = x.isfinite().all(dim=1)
         if not finite.any():
             raise Unchecked(f"no {kind} features are finite")
-        yield from _signs(kind, statistics(x[finite]), statistics(reference[kind]))
+        if not finite.all():
+            lost = 1 - finite.double().mean().item()
+            here = f"{kind} features of {lost:.0%} of the clips are not finite"
+            yield Finding("features", here, "all are", f"{lost:.0%} of them", "train again at a lower optim.lr", 0.9)
+        yield from _signs(kind, statistics(x[finite]), statistics(reference[kind][finite]))
 
 
 def _of_pretrained(case: Case, clips: ClipSet) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

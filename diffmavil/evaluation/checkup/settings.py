@@ -19,7 +19,7 @@ _GROUPS: dict[str, tuple[tuple[str, ...], float, str]] = {
     "schedule": (
         (
             *("optim.name", "optim.min_lr", "optim.warmup", "optim.betas", "optim.weight_decay", "optim.clip_grad"),
-            *("optim.layer_decay", "batch.rule", "batch.lr_rule", "batch.gflop"),
+            *("optim.muon_steps", "optim.layer_decay", "batch.rule", "batch.lr_rule", "batch.gflop"),
         ),
         0.35,
         "take the preset's, unless they were chosen by a comparison",
