@@ -23,7 +23,9 @@ the runs' bootstrap intervals), joined as the root of the sum of their squares; 
 | CPU s | of the pretraining, decoding included, in one thread; compared within one invocation of the study alone |
 | untrained | the same probe of models as they are initialised |
 | probe | linear, on frozen features of clips without masks |
-| a quarter decoded | both decoders cross-attend, and predict a quarter of the masked patches |
+| a quarter, half decoded | both decoders cross-attend, and predict that share of the masked patches |
+| Muon | its five iterations, unless told otherwise, for the matrices of the blocks; AdamW for the rest |
+| mavil-tiny-lean | half decoded, Muon of three iterations; at the recipe's learning rate, if no other is told |
 | fixed ratio | MAViL's masking ratio throughout |
 | blocks mixed | each decoder block reads a learnt mix of the encoder's |"""
 
