@@ -47,6 +47,8 @@ from diffmavil.config import require
 from diffmavil.config.errors import UsageError
 
 RESULTS = ROOT / "benchmarks" / "results" / "quality-frontier.jsonl"
+LEAN = RESULTS.with_name("quality-lean.jsonl")
+"""The study of the lean recipe, which the board shows too."""
 DOCS = ROOT / "docs"
 PAGE = "quality.md"
 STOPPED = 130
@@ -234,7 +236,13 @@ def show(args: argparse.Namespace, parser: argparse.ArgumentParser, console: Con
         console.print(str(save(view, args.out)), soft_wrap=True)
     if args.what == "board":
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / PAGE).write_text(page(results, earlier() if args.json == RESULTS else ()))
+        whole = args.json == RESULTS
+        lean = read(LEAN) if whole else []
+        for view in views(lean):
+            from benchmarks.quality_plot import save
+
+            console.print(str(save(view, args.out, "lean")), soft_wrap=True)
+        (args.out / PAGE).write_text(page(results, earlier() if whole else (), lean))
         console.print(str(args.out / PAGE), soft_wrap=True)
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.frontier import SETS, Result, Study
-from benchmarks.quality_view import Grid, views
+from benchmarks.quality_view import Grid, View, views
 
 INTRODUCTION = """\
 Settings are pretrained with budgets of samples and seeds, as the columns say, and judged on held-out clips. What counts
@@ -30,9 +30,14 @@ the runs' bootstrap intervals), joined as the root of the sum of their squares; 
 | blocks mixed | each decoder block reads a learnt mix of the encoder's |"""
 
 
-def picture(name: str) -> str:
+LEAN = """\
+Muon and the recipe made with it, `mavil-tiny-lean`, on a CPU that computes in bfloat16. The studies after this one \
+were run in float32, on another machine: scores compare within one study alone, seconds within one invocation."""
+
+
+def picture(name: str, study: str = "") -> str:
     """Its file in docs/."""
-    return f"quality-{name}.png"
+    return f"quality-{study and study + '-'}{name}.png"
 
 
 EARLIER = """\
@@ -41,20 +46,21 @@ three seeds; an untrained score without deviation is of one model. CPU seconds a
 beside other work, and compare within a table and commit at most."""
 
 
-def page(results: Sequence[Result], earlier: Sequence[Grid] = ()) -> str:
-    """docs/quality.md, whole."""
+def page(results: Sequence[Result], earlier: Sequence[Grid] = (), lean: Sequence[Result] = ()) -> str:
+    """docs/quality.md, whole. lean: lines of the study of the lean recipe, which stand first."""
     parts = [
         "<!-- Written by `python benchmarks/quality.py board`, not by hand. -->",
         "# Quality: who reaches which score at what cost",
         INTRODUCTION,
         ABOUT,
     ]
+    if lean:
+        parts += ["## Muon and a lean recipe", LEAN]
+    for view in views(lean):
+        parts += shown_of(view, "###", "lean")
     shown = views(results)
     for view in shown:
-        parts += [f"## {view.study.title}", f"![{alternative(view.study)}]({picture(view.name)})"]
-        for grid in view.grids():
-            parts += [f"**{grid.title}**", grid.markdown()]
-        parts.append("\n".join(f"- {note}" for note in view.notes()))
+        parts += shown_of(view, "##")
     absent = [study.title for name, study in SETS.items() if name not in {view.name for view in shown}]
     if absent:
         parts += ["## Not measured at several budgets yet", f"There are no lines of: {'; '.join(absent)}."]
@@ -63,6 +69,14 @@ def page(results: Sequence[Result], earlier: Sequence[Grid] = ()) -> str:
     for grid in earlier:
         parts += [f"**{grid.title}**", grid.markdown()]
     return "\n\n".join(parts) + "\n"
+
+
+def shown_of(view: View, level: str, study: str = "") -> list[str]:
+    """A set: its picture, its tables, and what is to be known of its lines."""
+    parts = [f"{level} {view.study.title}", f"![{alternative(view.study)}]({picture(view.name, study)})"]
+    for grid in view.grids():
+        parts += [f"**{grid.title}**", grid.markdown()]
+    return [*parts, "\n".join(f"- {note}" for note in view.notes())]
 
 
 def alternative(study: Study) -> str:

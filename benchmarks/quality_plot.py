@@ -93,9 +93,9 @@ def _title(view: View) -> str:
     return text
 
 
-def save(view: View, folder: Path) -> Path:
+def save(view: View, folder: Path, study: str = "") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / picture(view.name)
+    path = folder / picture(view.name, study)
     figure = draw(view)
     figure.savefig(path, dpi=140)
     plt.close(figure)

@@ -215,6 +215,7 @@ def test_studies_of_one_budget_have_a_table_each():
 
 
 def test_the_page_is_what_the_lines_say_and_has_its_pictures():
-    results = read(quality.RESULTS)
-    assert (quality.DOCS / quality.PAGE).read_text() == page(results, quality.earlier())
-    assert {file.name for file in quality.DOCS.glob("quality-*.png")} == {picture(v.name) for v in views(results)}
+    results, lean = read(quality.RESULTS), read(quality.LEAN)
+    assert (quality.DOCS / quality.PAGE).read_text() == page(results, quality.earlier(), lean)
+    pictures = {picture(v.name) for v in views(results)} | {picture(v.name, "lean") for v in views(lean)}
+    assert {file.name for file in quality.DOCS.glob("quality-*.png")} == pictures
