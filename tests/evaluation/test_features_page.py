@@ -66,12 +66,15 @@ def run_snippets(page: Path, place: Path, wanted: Callable[[str], bool] = lambda
 
 
 def test_the_page_of_features(place: Path, capsys: pytest.CaptureFixture[str]):
-    assert run_snippets(ROOT / "docs" / "features.md", place) == 9
+    assert run_snippets(ROOT / "docs" / "features.md", place) == 10
     told = capsys.readouterr().out
     assert "3 of 3 clips" in told
     assert "0.50 to 4.50 s: " in told
     assert told.count("audio 48, video 48, fused 96") == 3
     assert "torch.Size([3, 96])" in told
+    header, *rows = (place / "scores" / "clips" / "predictions.csv").read_text().splitlines()
+    assert header == "path,start,labels,class_1,score_1,class_2,score_2"
+    assert len(rows) == 3
 
 
 def test_the_readme_s_example(place: Path):
