@@ -60,6 +60,8 @@ def checkpoint_step(path: Path) -> int:
 _BY_CONFIG = ("weight_decay", "betas", "ns_steps", LR_SCALE)
 """What the config says of a group of parameters. A checkpoint has it of the config that it was saved with, which may
 not be that of the run that goes on."""
+_TORCHS_MUON = ("nesterov", "ns_coefficients", "eps", "adjust_lr_fn")
+"""What torch's Muon, with which runs were begun before, says of a group and ours does not."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,9 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
         else:
             tensors, others = _split(tree)
             saved = json.loads((path / _STATE_FILE).read_bytes())["others"]
-            if missing := others.keys() - saved.keys():  # one may say more: of torch's Muon, ours is told less
-                raise ValueError(f"other optimisers: {', '.join(sorted(missing))} are not in it")
+            more = {name for name in saved.keys() - others.keys() if name.rpartition("/")[2] not in _TORCHS_MUON}
+            if differ := more | (others.keys() - saved.keys()):
+                raise ValueError(f"other optimisers: {', '.join(sorted(differ))}")
             with _quietly():
                 load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
             _fill(tree, tensors, saved)

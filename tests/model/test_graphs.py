@@ -73,7 +73,7 @@ def test_torch_export_runs_without_this_project(tmp_path: Path) -> None:
     close(pooled, features.audio[:1])
 
 
-@pytest.mark.skipif(not ONNX, reason="onnxscript and onnxruntime are not installed")
+@pytest.mark.skipif(not ONNX, reason="onnxscript and onnxruntime are not installed: make test-transformers has them")
 def test_onnx_in_onnxruntime(tmp_path: Path) -> None:
     runtime: Any = pytest.importorskip("onnxruntime")
     model = model_of(SMALL)

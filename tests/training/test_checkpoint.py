@@ -114,6 +114,10 @@ def test_a_run_begun_with_torchs_muon_goes_on_with_ours(tmp_path: Path):
     fresh = trained(of, steps=0)
     load_checkpoint(path, fresh.state)
     assert any(buffer["momentum_buffer"].any() for buffer in fresh.optimizers[0].state.values())
+    told["others"] |= {f"{group}/amsgrad": True}
+    (path / "state.json").write_text(json.dumps(told))
+    with pytest.raises(RunError, match=r"other optimisers: .*amsgrad"):
+        load_checkpoint(path, fresh.state)
 
 
 def test_a_checkpoint_before_any_step_that_counted_has_what_muon_needs(tmp_path: Path):
