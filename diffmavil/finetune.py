@@ -69,7 +69,12 @@ def weights_file(path: Path) -> Path:
             f"--from {path}: holds no {WEIGHTS_FILE}; it is written when a run ends (of an earlier end there may be "
             "model-step-N.safetensors)"
         )
-    return find_weights(path) if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    try:
+        return find_weights(path)
+    except ValueError as error:
+        raise UsageError(f"--from {error}") from error
 
 
 def begin(model: Classifier, config: FinetuneConfig) -> list[str]:

@@ -8,10 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -22,119 +20,22 @@ from safetensors.torch import load_file
 
 from diffmavil.config import FinetuneConfig
 from diffmavil.config.cli import parse_train, run_main
-from diffmavil.config.errors import RunError, UsageError
+from diffmavil.config.errors import UsageError
 from diffmavil.config.files import load_config
-from diffmavil.config.presets import PRESETS
 from diffmavil.data.durable import digest_of
-from diffmavil.data.labelled import open_labelled
 from diffmavil.evaluate import main as evaluate
-from diffmavil.evaluation.classification import KINDS, Classification, read_classification
-from diffmavil.evaluation.pretrained import find_weights
-from diffmavil.evaluation.validation import Validation, read_best
+from diffmavil.evaluation.classification import KINDS
+from diffmavil.evaluation.validation import read_best
 from diffmavil.finetune import main
-from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.weights import export_weights, load_classifier, read_weights
-from diffmavil.reporting import classification_page
-from diffmavil.reporting.classification_page import STALE
-from diffmavil.reporting.runs import open_runs, score_sections
 from diffmavil.training.checkpoint import checkpoints
 from diffmavil.training.metrics import read_metrics
 from tests.runs import losses
 from tests.training.test_init import save_image_mae
+from tests.training.tuned import MODEL, STEPS, result
 
-PITCHES = {"high": 4000, "low": 300, "middle": 1200}
-MODEL = (
-    *(
-        "--model.audio.frames",
-        "64",
-        "--model.audio.mels",
-        "32",
-        "--model.video.size",
-        "32",
-        "--model.video.frames",
-        "4",
-    ),
-    *("--model.encoder.depth", "1", "--model.encoder.width", "48", "--model.encoder.heads", "3"),
-)
-RUN = (
-    *("--data.workers", "0", "--train.batch-size", "4", "--train.log-every", "1", "--train.precision", "fp32"),
-    *("--optim.lr", "3e-3", "--head.mixup", "0.2", "--head.ema", "0.8", "--head.crops", "2", "--train.no-report"),
-)
-STEPS = 20
-
-
-def write_tone(path: Path, pitch: float, seconds: float = 1.5) -> None:
-    times = np.arange(round(16_000 * seconds)) / 16_000
-    sound = 8000 * np.sin(2 * np.pi * pitch * times) * (0.6 + 0.4 * np.sin(20 * times))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16_000)
-        file.writeframes(sound.astype(np.int16).tobytes())
-
-
-@pytest.fixture(scope="module")
-def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders train and test of three pitches, and several.csv, whose clips carry one or two labels."""
-    root = tmp_path_factory.mktemp("sounds")
-    for split, count in (("train", 16), ("test", 4)):
-        for label, pitch in PITCHES.items():
-            for i in range(count):
-                write_tone(root / split / label / f"{label}-{i}.wav", pitch * (1 + i / 100))
-    lines = [f"train/{label}/{label}-{i}.wav,{label}{';loud' if i % 2 else ''}" for label in PITCHES for i in range(12)]
-    (root / "several.csv").write_text("\n".join(["path,labels", *lines]) + "\n")
-    return root
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the weights of a very small model of sound and picture."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    config = PRESETS["diffmavil-tiny"]
-    small = config.model
-    audio = replace(small.audio, frames=64, mels=32, mean=-8.0, std=5.0)
-    encoder = replace(small.encoder, depth=1, width=48)
-    video = replace(small.video, size=32, frames=4)
-    config = replace(config, model=replace(small, audio=audio, video=video, encoder=encoder))
-    torch.manual_seed(0)
-    export_weights(DiffMAViL(config.model), config, folder / "model.safetensors")
-    (folder / "config.yaml").write_text("")
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As the processes that these runs are compared with."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def arguments(sounds: Path, weights: Path, cache: Path) -> Callable[..., list[str]]:
-    def make(folder: Path, *flags: str, start: str | None = None) -> list[str]:
-        clips = ["--data.root", str(sounds / "train"), "--data.eval-root", str(sounds / "test")]
-        beginning = ["--from", start or str(weights), "--task", "audio", "--train.steps", str(STEPS)]
-        return [*beginning, "--run-dir", str(folder), "--data.cache", str(cache), *clips, *RUN, *flags]
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def whole(arguments, tmp_path_factory) -> Path:
-    """A run from weights, never interrupted."""
-    folder = tmp_path_factory.mktemp("finetuned") / "whole"
-    main(arguments(folder))
-    return folder
-
-
-def result(folder: Path) -> Classification:
-    found = read_classification(folder)
-    assert found is not None
-    return found
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_run_writes_weights_and_their_scores(whole, weights):
@@ -156,42 +57,6 @@ def test_a_run_writes_weights_and_their_scores(whole, weights):
     assert isinstance(config, FinetuneConfig)
     assert config.head.classes == ("high", "low", "middle")
     assert config.model.audio.mean == -8.0  # the weights' own
-
-
-def test_the_run_s_folder_means_the_weights_of_the_headline(whole, tmp_path):
-    assert find_weights(whole) == whole / "best.safetensors"
-    copy = Path(shutil.copytree(whole, tmp_path / "copy"))
-    shutil.copy(copy / "ema.safetensors", copy / "best.safetensors")
-    assert find_weights(copy) == copy / "model.safetensors", "scores of other weights tell nothing"
-
-
-def test_a_result_that_cannot_be_read_is_told(whole, tmp_path):
-    copy = Path(shutil.copytree(whole, tmp_path / "copy"))
-    (copy / "classification.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"classification\.json: is damaged or of another version"):
-        read_classification(copy)
-    with pytest.raises(ValueError, match=r"or name the file of weights: .*model\.safetensors"):
-        find_weights(copy)
-    evaluate(["--run-dir", str(copy)])
-    assert result(copy).headline == result(whole).headline
-
-
-def test_validation_clips_that_cannot_be_scored_do_not_end_a_run(whole, tmp_path, monkeypatch):
-    model, config = load_classifier(whole / "model.safetensors")
-    clips = open_labelled(config)[1].validation
-    assert clips is not None
-    model.train()
-
-    def refuse(*_, **__):
-        raise RunError("every good clip has the same class")
-
-    monkeypatch.setattr("diffmavil.evaluation.validation.predict", refuse)
-    look = Validation(model, config, clips, tmp_path, done=0, batch_size=4)
-    seen = look(1)
-    assert seen.lines == ["no validation: every good clip has the same class"]
-    assert not seen.metrics
-    assert model.training
-    assert not (tmp_path / "best.safetensors").exists()
 
 
 def test_the_best_weights_are_those_of_the_best_validation(whole):
@@ -327,23 +192,6 @@ def test_two_processes_follow_the_losses_of_one(arguments, whole, environment, t
 # Scored again
 
 
-@pytest.fixture
-def copied(whole, tmp_path) -> Path:
-    folder = tmp_path / "copied"
-    folder.mkdir()
-    for file in (*whole.glob("*.safetensors"), *whole.glob("*.json"), *whole.glob("*.jsonl"), whole / "config.yaml"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
-
-
-@pytest.fixture
-def reports(monkeypatch) -> list[Path]:
-    """Folders of which a report was asked for, and not drawn."""
-    asked: list[Path] = []
-    monkeypatch.setattr("diffmavil.evaluate.write_report", lambda folder: asked.append(folder) or folder)
-    return asked
-
-
 def test_a_longer_run_without_an_average_leaves_none_of_before(arguments, whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
@@ -353,62 +201,6 @@ def test_a_longer_run_without_an_average_leaves_none_of_before(arguments, whole,
     assert set(result(folder).results) == {"last", "best", "ema"}
     with pytest.raises(UsageError, match=r"--task='video': must be 'audio', or left out, with --resume"):
         main([*flags, "--task", "video"])
-
-
-def test_evaluate_finds_what_the_run_found(copied, whole, reports, capsys):
-    (copied / "classification.json").unlink()
-    evaluate(["--run-dir", str(copied), "--batch-size", "4"])
-    assert replace(result(copied), date="") == replace(result(whole), date="")
-    assert reports == [copied]
-    assert "│ best, 2 crops * " in capsys.readouterr().out
-
-
-def test_scores_of_weights_that_were_changed_since_are_told_so(copied):
-    (section,) = score_sections(open_runs([copied]))
-    assert "not scores" not in section.note
-    (copied / "best.safetensors").write_bytes((copied / "best.safetensors").read_bytes() + b" ")
-    (section,) = score_sections(open_runs([copied]))
-    assert STALE.strip() in unescape(str(section.note))
-    assert STALE.strip() in classification_page.sections(copied, [])[0].note
-
-
-def test_evaluate_on_other_clips_with_other_crops(copied, whole, reports, tmp_path):
-    """The training clips need not be there any more."""
-    write_tone(tmp_path / "other" / "high" / "a.wav", 4100)
-    write_tone(tmp_path / "other" / "low" / "b.wav", 320)
-    (tmp_path / "other" / "low" / "bad.wav").write_bytes(b"RIFF no sound")
-    (copied / "ema.safetensors").unlink()
-    evaluate(["--run-dir", str(copied), "--data.eval-root", str(tmp_path / "other"), "--crops", "3"])
-    found = result(copied)
-    assert found.clips == {**result(whole).clips, "test": {"listed": 3, "used": 2}}
-    assert [Path(path).name for path in found.skipped] == ["bad.wav"]
-    assert set(found.results) == {"last", "best", "average"}
-    assert set(found.results["last"]) == {"1", "3"}
-    assert found.sources["train"] == result(whole).sources["train"]
-    assert str(tmp_path / "other") in str(found.sources["test"])
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (("--data.eval-root", "OTHER"), r"data\.eval_root=\"clips of 'cow'\": must be of the training clips' classes"),
-        (("--data.eval-root", "nowhere"), r"data\.eval_root='nowhere' does not exist"),
-        (
-            ("--data.root", "x"),
-            r"--data\.root='x': must be left out of a fine-tuned run.*--data\.eval-root names other",
-        ),
-        (("--weights", "x.safetensors"), r"--weights='x\.safetensors': must be left out of a fine-tuned run"),
-        (("--features", "x.safetensors"), r"--features='x\.safetensors': must be left out of a fine-tuned run"),
-    ],
-    ids=["classes", "nowhere", "root", "weights", "features"],
-)
-def test_evaluate_refuses(copied, reports, tmp_path, flags, says):
-    write_tone(tmp_path / "cows" / "cow" / "a.wav", 4100)
-    write_tone(tmp_path / "cows" / "low" / "b.wav", 320)
-    before = (copied / "classification.json").read_bytes()
-    with pytest.raises(UsageError, match=says):
-        evaluate(["--run-dir", str(copied), *(str(tmp_path / "cows") if flag == "OTHER" else flag for flag in flags)])
-    assert (copied / "classification.json").read_bytes() == before
 
 
 def test_fine_tuned_weights_are_no_pretrained_ones(whole, weights, tmp_path):
