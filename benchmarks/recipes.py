@@ -126,11 +126,16 @@ def pretrain(
     python: Python, preset: str, run: Path, flags: Sequence[str], judged: Sequence[str]
 ) -> tuple[float, Evaluation]:
     """CPU seconds of the training, and what the probes say. `flags` are of the training, `judged` of the evaluation."""
-    seconds = python("diffmavil.train", preset, "--run-dir", str(run), "--train.no-report", *flags)
+    seconds = train(python, preset, run, flags)
     python("diffmavil.evaluate", "--run-dir", str(run), *judged)
     evaluation = read_evaluation(run)
     assert evaluation
     return seconds, evaluation
+
+
+def train(python: Python, preset: str, run: Path, flags: Sequence[str]) -> float:
+    """CPU seconds of a pretraining."""
+    return python("diffmavil.train", preset, "--run-dir", str(run), "--train.no-report", *flags)
 
 
 def tune(python: Python, source: str, task: str, run: Path, flags: Sequence[str]) -> tuple[float, Classification]:

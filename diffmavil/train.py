@@ -7,11 +7,10 @@ from functools import partial
 
 from diffmavil.config.cli import parse_train, run_main
 from diffmavil.config.errors import usage_errors
-from diffmavil.config.folders import expand
 from diffmavil.data.stats import open_data
+from diffmavil.evaluation.beginning import begin_with, check_beginning
 from diffmavil.evaluation.monitor import FeatureMonitor
 from diffmavil.evaluation.teachers import find_teacher, load_teacher, teacher_note
-from diffmavil.model.exchange import check_image_mae, initialise_from_image_mae
 from diffmavil.model.weights import WEIGHTS_FILE, export_weights
 from diffmavil.reporting.page import write_report
 from diffmavil.training.budget import plan_batches
@@ -32,10 +31,10 @@ def main(argv: Sequence[str]) -> None:
         with usage_errors():
             config, teacher = peers.main_first(partial(find_teacher, config))
         run, config = open_run(preset, config, options, peers)
-        init = expand(config.train.init) if config.train.init and run.checkpoint is None else None
+        init = config.train.init if run.checkpoint is None else None
         with usage_errors():
             if init:  # the data may take long, and the file not fit
-                peers.main_first(partial(check_image_mae, config.model, init))
+                config = peers.main_first(partial(check_beginning, config))
             config, split = peers.main_first(lambda: open_data(config))
             config = with_sound_of_main(config, peers)
             config = plan_batches(config, peers, teacher)
@@ -49,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
             else:
                 frozen = load_teacher(config, teacher, peers.device)
                 task = SecondStage(config, peers.device, frozen, sets=split.train.sets)
-            said = peers.main_first(partial(initialise_from_image_mae, task.model, init)).lines() if init else []
+            said = peers.main_first(partial(begin_with, task.model, init)).lines() if init else []
         if isinstance(task, SecondStage):
             task.begin()  # an averaged teacher has what the student was initialised with
             run = run.noting(teacher_note(config))

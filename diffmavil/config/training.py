@@ -133,8 +133,9 @@ class TrainConfig:
     """Clips in one optimiser step, over all processes."""
     seed: int = 0
     init: Annotated[str | None, arg(aliases=["--init"])] = None
-    """Image MAE checkpoint from which both encoders and the fusion blocks start: safetensors, .pth or .bin. Read once,
-    before step 0; a resumed run goes on from its own checkpoint."""
+    """What the model starts from. An image MAE (safetensors, .pth or .bin): both encoders and the fusion blocks. In
+    pretraining also weights of ours (a run, a checkpoint of it, its weights, or owner/name on the Hub): all that fits.
+    Read once, before step 0; a resumed run goes on from its own checkpoint."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast on a GPU, or a CPU (AVX512-BF16, AMX), that computes in it; else fp32."""
     compile: bool = False

@@ -10,6 +10,7 @@ import torch
 from diffmavil.config import FinetuneConfig
 from diffmavil.config.errors import UsageError
 from diffmavil.config.folders import expand
+from diffmavil.evaluation.beginning import begin_with
 from diffmavil.evaluation.checkup.case import Case
 from diffmavil.evaluation.checkup.findings import Finding, Unchecked
 from diffmavil.model import DiffMAViL
@@ -37,7 +38,7 @@ def check_weights(case: Case) -> Iterator[Finding]:
     if source is not None:
         yield from _from_pretrained(case, source)
     elif case.config.train.init:
-        yield from _from_image_mae(case, expand(case.config.train.init))
+        yield from _from_init(case, case.config.train.init)
     elif case.finetuned:
         advice = "give --from RUN: without pretraining, scores of papers are far away"
         yield Finding("weights", "newly initialised", "pretrained weights", "all", advice, 0.75)
@@ -77,17 +78,16 @@ def _mapping(source: str, missing: list[str], left: list[str], wanted: int) -> l
     return found
 
 
-def _from_image_mae(case: Case, path: Path) -> list[Finding]:
+def _from_init(case: Case, source: str) -> list[Finding]:
+    path = expand(source)
     if not path.exists():
-        raise Unchecked(f"the file it started from is gone: {path}")
-    model = (
-        Classifier(case.config.model, case.config.head)
-        if isinstance(case.config, FinetuneConfig)
-        else DiffMAViL(case.config.model)
-    )
+        raise Unchecked(f"what it started from is gone, or on the Hub: {path}")
     try:
-        report = initialise_from_image_mae(model, path)
-    except ValueError as error:
+        if isinstance(case.config, FinetuneConfig):
+            report = initialise_from_image_mae(Classifier(case.config.model, case.config.head), path)
+        else:
+            report = begin_with(DiffMAViL(case.config.model), source)
+    except (ValueError, UsageError) as error:
         return [_unusable(str(path), str(error))]
     found = []
     new = [part for part in report.new if ".encoder" in part]
