@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from diffmavil.config.checks import OMITTED, require
 
@@ -203,6 +203,8 @@ class ContrastConfig:
 
 
 Modalities = Literal["av", "audio", "video"]
+VideoMasks = Literal["patches", "tubes", "frames"]
+AudioMasks = Literal["patches", "times", "mels", "crosses"]
 
 
 def hears(modalities: Modalities) -> bool:
@@ -238,6 +240,12 @@ class ModelConfig:
     contrast alone."""
     decode_fraction: float = 1.0
     """Share of the masked patches that is decoded (CrossMAE); the others cost nothing."""
+    video_masks: VideoMasks = "patches"
+    """What is hidden as a whole. patches: each by itself. tubes: a place, in all frames (VideoMAE). frames: all patches
+    of some of the times. A share that is no whole number of them splits one."""
+    audio_masks: AudioMasks = "patches"
+    """What is hidden as a whole. patches: each by itself. times: columns of the spectrogram. mels: its rows. crosses: a
+    column and a row alike (AudioMAE)."""
     norm_pix: bool = True
     """Normalise each target patch by its own mean and standard deviation."""
     video_weight: float = 1.0
@@ -271,6 +279,9 @@ class ModelConfig:
         require(0 < self.decode_fraction <= 1, "model.decode_fraction", self.decode_fraction, "in (0, 1]")
         require(self.video_weight >= 0, "model.video_weight", self.video_weight, ">= 0")
         require(self.audio_weight >= 0, "model.audio_weight", self.audio_weight, ">= 0")
+        hidden = (("video_masks", self.video_masks, VideoMasks), ("audio_masks", self.audio_masks, AudioMasks))
+        for name, value, allowed in hidden:
+            require(value in get_args(allowed), f"model.{name}", value, f"one of {get_args(allowed)}")
         kernels = ("auto", "sdpa", "math", "flash", "xformers")
         require(self.attention in kernels, "model.attention", self.attention, f"one of {kernels}")
         require(self.norm in ("torch", "apex"), "model.norm", self.norm, "'torch' or 'apex'")

@@ -6,6 +6,7 @@ that one launch reads the patches of every view from the one clip in memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from diffmavil.config import AudioConfig, ModelConfig, VideoConfig
+from diffmavil.config.model import AudioMasks, VideoMasks
 from diffmavil.model.decoder import Decoder, ToDecode
 from diffmavil.model.diffusion import alpha_bars, sample_timesteps
 from diffmavil.model.draws import Drawn, Masks
@@ -37,6 +39,7 @@ class Branch(nn.Module):
 
     alpha_bar: Tensor
     decoder: Decoder
+    hidden_together: Tensor | None
 
     def __init__(
         self, stream: int, input_config: VideoConfig | AudioConfig, config: ModelConfig, *, decodes: bool = True
@@ -48,9 +51,11 @@ class Branch(nn.Module):
         self.tokens = input_config.tokens
         self.mean: tuple[float, ...] = (0.0,)
         self.std: tuple[float, ...] = (1.0,)
-        decoder = config.audio_decoder
+        decoder, hidden = config.audio_decoder, config.audio_masks
         if isinstance(input_config, VideoConfig):
-            self.mean, self.std, decoder = input_config.mean, input_config.std, config.video_decoder
+            self.mean, self.std = input_config.mean, input_config.std
+            decoder, hidden = config.video_decoder, config.video_masks
+        self.register_buffer("hidden_together", mask_groups(self.grid, hidden), persistent=False)
         self.norm_pix = config.norm_pix
         self.decode_fraction = config.decode_fraction
         self.views, self.predicted_views = config.views, config.predicted_views
@@ -84,7 +89,8 @@ class Branch(nn.Module):
     def mask_view(self, batch: int, keep: int, view: int, seed: int, offset: int, device: torch.device) -> MaskIds:
         """One view's random split into ids_keep `[B, K]` and ids_mask `[B, N - K]`."""
         mask_seed = fold_in(seed, self.stream, MASK, view)
-        return random_mask(batch, self.tokens, keep, seed=mask_seed, offset=offset, device=device)
+        groups = None if self.hidden_together is None else self.hidden_together.to(device)
+        return random_mask(batch, self.tokens, keep, seed=mask_seed, offset=offset, groups=groups, device=device)
 
     def draw_masks(self, batch: int, keep: int, seed: int, offset: int, device: torch.device) -> Masks:
         """Independent masks for every view; of those decoded, an evenly random subset of the masked patches."""
@@ -211,6 +217,20 @@ class Branch(nn.Module):
         pred = rearrange(pred, "(b v) q p -> b (v q) p", v=decode.shape[1])
         ids = rearrange(decode, "b v q -> b (v q)")
         return masked_mse(pred, x, ids, self.patch, self.mean, self.std, norm_pix=self.norm_pix)
+
+
+def mask_groups(grid: tuple[int, ...], hidden: VideoMasks | AudioMasks) -> Tensor | None:
+    """Labels of what is hidden as a whole, int32 `[G, N]` as of `maekernels.random_mask`; None: each patch by itself.
+
+    grid: patches along (time, height, width), or (time, mel).
+    """
+    if hidden == "patches":
+        return None
+    number = torch.arange(math.prod(grid), dtype=torch.int32)
+    inside = math.prod(grid[1:])
+    time, place = number // inside, number % inside
+    groups = {"tubes": [place], "frames": [time], "times": [time], "mels": [place], "crosses": [time, place]}
+    return torch.stack(groups[hidden])
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
