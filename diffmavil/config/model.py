@@ -194,8 +194,14 @@ class ContrastConfig:
     inter_temperature: float = 0.1
     intra_weight: float = 0.01
     intra_temperature: float = 1.0
+    mask_ratio: float | None = None
+    """Share hidden of views that serve the contrast alone, drawn besides those that are decoded, which it then does not
+    read: heavily masked views tell little of which sound belongs to which picture (TG-DP). None: it reads the views
+    that are decoded."""
 
     def __post_init__(self) -> None:
+        ratio = self.mask_ratio
+        require(ratio is None or 0 <= ratio < 1, "contrast.mask_ratio", ratio, "in [0, 1), or None")
         require(self.inter_weight >= 0, "contrast.inter_weight", self.inter_weight, ">= 0")
         require(self.intra_weight >= 0, "contrast.intra_weight", self.intra_weight, ">= 0")
         require(self.inter_temperature > 0, "contrast.inter_temperature", self.inter_temperature, "positive")
@@ -262,6 +268,22 @@ class ModelConfig:
     def predicted_views(self) -> int:
         """Views that are fused and decoded."""
         return min(self.views, self.decoded_views)
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether there is a contrast, between modalities or views."""
+        between = self.modalities == "av" and self.contrast.inter_weight > 0
+        return between or (self.views == 2 and self.contrast.intra_weight > 0)
+
+    @property
+    def contrast_views(self) -> int:
+        """Views of each clip that the contrast alone reads, masked as it says."""
+        return self.views if self.contrasts and self.contrast.mask_ratio is not None else 0
+
+    @property
+    def masked_views(self) -> int:
+        """Views that are masked by the schedule: those that are decoded, and what the contrast reads besides."""
+        return self.predicted_views if self.contrast_views else self.views
 
     @property
     def hears(self) -> bool:

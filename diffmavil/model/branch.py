@@ -25,6 +25,8 @@ from maekernels.philox import fold_in
 
 MASK, SUBSET, TIMESTEP, NOISE = range(4)
 """Random streams of one modality and view, folded out of the seed."""
+_CONTRAST_VIEW = 2
+"""Number of the first view that the contrast alone reads: after the two that are masked by the schedule."""
 
 
 class Branch(nn.Module):
@@ -58,7 +60,9 @@ class Branch(nn.Module):
         self.register_buffer("hidden_together", mask_groups(self.grid, hidden), persistent=False)
         self.norm_pix = config.norm_pix
         self.decode_fraction = config.decode_fraction
-        self.views, self.predicted_views = config.views, config.predicted_views
+        self.masked_views, self.predicted_views = config.masked_views, config.predicted_views
+        self.contrast_views = config.contrast_views
+        self.contrast_keep = max(1, round((1 - (config.contrast.mask_ratio or 0.0)) * self.tokens))
         self.diffused = config.diffusion.corruption == "diffusion"
         self.encoder = Encoder(self.grid, input_config.patch_dim, config.encoder)
         if decodes:
@@ -93,10 +97,13 @@ class Branch(nn.Module):
         return random_mask(batch, self.tokens, keep, seed=mask_seed, offset=offset, groups=groups, device=device)
 
     def draw_masks(self, batch: int, keep: int, seed: int, offset: int, device: torch.device) -> Masks:
-        """Independent masks for every view; of those decoded, an evenly random subset of the masked patches."""
+        """Independent masks for every view; of those decoded, an evenly random subset of the masked patches.
+
+        Views of the contrast alone are drawn besides, each kept as its ratio says.
+        """
         keeps, decodes = [], []
         count = self.decode_count(keep)
-        for view in range(self.views):
+        for view in range(self.masked_views):
             ids = self.mask_view(batch, keep, view, seed, offset, device)
             keeps.append(ids.ids_keep)
             if view >= self.predicted_views:
@@ -107,7 +114,16 @@ class Branch(nn.Module):
                 chosen = random_mask(batch, decode.shape[1], count, seed=subset_seed, offset=offset, device=device)
                 decode = decode.gather(1, chosen.ids_keep.long())
             decodes.append(decode)
-        return Masks(torch.stack(keeps, dim=1), torch.stack(decodes, dim=1))
+        contrast = (self.draw_contrast(batch, seed, offset, device),) if self.contrast_views else ()
+        return Masks(torch.stack(keeps, dim=1), torch.stack(decodes, dim=1), contrast)
+
+    def draw_contrast(self, batch: int, seed: int, offset: int, device: torch.device) -> Tensor:
+        """What is visible in the views of the contrast alone, `[B, V, L]`."""
+        drawn = [
+            self.mask_view(batch, self.contrast_keep, _CONTRAST_VIEW + view, seed, offset, device).ids_keep
+            for view in range(self.contrast_views)
+        ]
+        return torch.stack(drawn, dim=1)
 
     def encode(self, x: Tensor, ids: Tensor, scales: Tensor | None = None) -> Tensor:
         """The clip's patches at ids `[B, V, K]`, and no others, encoded: `[(B V), 1 + K, D]`.

@@ -28,6 +28,8 @@ class Masks(NamedTuple):
     """`[B, V, K]`: visible."""
     decode: Tensor
     """`[B, W, Q]`: masked and to be predicted, of the first W views."""
+    contrast: tuple[Tensor, ...] = ()
+    """`[B, V, L]`: visible in the views that the contrast alone reads; nothing where it reads those of `keep`."""
 
 
 class Drawn(NamedTuple):

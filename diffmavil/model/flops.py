@@ -62,21 +62,19 @@ def meta_teacher(config: ModelConfig) -> Teacher:
 
 
 def forward_flops(model: DiffMAViL, keep_video: int, keep_audio: int) -> Flops:
-    """Cost of one clip's forward with these numbers of visible tokens; an absent branch costs nothing."""
+    """Cost of the forward of one clip's views with these numbers of visible tokens; an absent branch costs nothing."""
+    config = model.config
     keep = {"video": keep_video, "audio": keep_audio}
     parts = dict.fromkeys(Flops._fields, 0.0)
+    cls = int(config.encoder.cls)
     for name, branch in model.branches.items():
-        parts[f"{name}_encoder"] = _encoder(branch.encoder, keep[name])
-        context = keep[name] + int(model.config.encoder.cls)
-        parts[f"{name}_decoder"] = _decoder(branch.decoder, context, branch.decode_count(keep[name]))
-    cls = int(model.config.encoder.cls)
-    parts["fusion"] = _fusion(model.fusion, keep_video + cls, keep_audio + cls)
-    return Flops(**{name: views_of(model.config, name) * part for name, part in parts.items()})
-
-
-def views_of(config: ModelConfig, part: str) -> int:
-    """How many views of a clip pass through a part of the model, a field of `Flops`."""
-    return config.views if part.endswith("encoder") else config.predicted_views
+        masked = config.masked_views * _encoder(branch.encoder, keep[name])
+        contrasted = config.contrast_views * _encoder(branch.encoder, branch.contrast_keep)
+        parts[f"{name}_encoder"] = masked + contrasted
+        decoded = _decoder(branch.decoder, keep[name] + cls, branch.decode_count(keep[name]))
+        parts[f"{name}_decoder"] = config.predicted_views * decoded
+    parts["fusion"] = config.predicted_views * _fusion(model.fusion, keep_video + cls, keep_audio + cls)
+    return Flops(**parts)
 
 
 def _fusion(fusion: Fusion, *tokens: int) -> float:

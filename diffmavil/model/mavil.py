@@ -154,7 +154,7 @@ class DiffMAViL(nn.Module):
         tokens, blocks = {}, {}
         for name, branch in self.branches.items():
             tokens[name], blocks[name] = branch.encode_deep(inputs[name], [one.masks.keep for one in drawn[name]])
-        pooled = self._pool(tokens, clips)
+        pooled = self._pool(self._contrasted(inputs, drawn) or tokens, clips)
         inter, intra = self._contrast(pooled) if coupled is None else (coupled.inter, coupled.intra)
         fused = self._fuse({name: [self._predicted(x) for x in batches] for name, batches in tokens.items()})
         loss = {name: pooled.audio.new_zeros(()) for name in inputs}
@@ -272,8 +272,11 @@ class DiffMAViL(nn.Module):
             rows, first = slice(span.first, span.last), offset + span.first
             for name, branch, x in self._present(spec[rows], video[rows]):
                 keep = span.keep_audio if name == "audio" else span.keep_video
-                views = [branch.mask_view(len(x), keep, view, seed, first, x.device) for view in range(branch.views)]
-                tokens[name].append(branch.encode(x, torch.stack([ids.ids_keep for ids in views], dim=1)))
+                if branch.contrast_views:
+                    ids = branch.draw_contrast(len(x), seed, first, x.device)
+                else:
+                    ids = branch.draw_masks(len(x), keep, seed, first, x.device).keep
+                tokens[name].append(branch.encode(x, ids))
         return self._pool(tokens, clips)
 
     def couple(self, passes: Sequence[Pooled]) -> list[Coupled]:
@@ -304,9 +307,20 @@ class DiffMAViL(nn.Module):
         """Name, branch and input of each modality that there is."""
         return [(name, branch, spec if name == "audio" else video) for name, branch in self.branches.items()]
 
+    def _contrasted(
+        self, inputs: dict[str, list[Tensor]], drawn: dict[str, Sequence[Drawn]]
+    ) -> dict[str, list[Tensor]]:
+        """Tokens of the views that the contrast alone reads, `[(B V), 1 + L, D]` of each span; {}: there are none."""
+        if not self.config.contrast_views:
+            return {}
+        return {
+            name: branch.encode_all(inputs[name], [one.masks.contrast[0] for one in drawn[name]])
+            for name, branch in self.branches.items()
+        }
+
     def _predicted(self, tokens: Tensor) -> Tensor:
         """Of the tokens `[(B V), 1 + K, D]` of all views those of the views that are decoded."""
-        views, predicted = self.config.views, self.config.predicted_views
+        views, predicted = self.config.masked_views, self.config.predicted_views
         if predicted == views:
             return tokens
         return rearrange(rearrange(tokens, "(b v) n d -> b v n d", v=views)[:, :predicted], "b v n d -> (b v) n d")

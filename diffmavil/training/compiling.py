@@ -19,9 +19,9 @@ from diffmavil.config.folders import expand
 from diffmavil.model.blocks import Blocks
 from diffmavil.training.planner import shapes
 
-_PER_SHAPE = 11
-"""Graphs of one shape at most: two encoders, fusion and two decoders with gradients, room for a mixed batch, and two
-encoders and fusion of a teacher."""
+_PER_SHAPE = 13
+"""Graphs of one shape at most: two encoders, fusion and two decoders with gradients, room for a mixed batch, two
+encoders with the contrast's own views, and two encoders and fusion of a teacher."""
 
 
 def compile_blocks(model: nn.Module, config: Config, backend: str | Callable[..., Any] = "inductor") -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from diffmavil.config import Config, DecoderConfig, MaskConfig, ModelConfig, RatioSchedule
-from diffmavil.model.flops import Flops, forward_flops, meta_model, meta_teacher, teacher_flops, views_of
+from diffmavil.model.flops import Flops, forward_flops, meta_model, meta_teacher, teacher_flops
 from diffmavil.training.curriculum import mixed_counts
 
 
@@ -25,7 +25,7 @@ class Cost(NamedTuple):
 
 def scheduled_flops(config: ModelConfig, mask: MaskConfig) -> Flops:
     """Cost of one clip's forward, averaged over the masking schedule."""
-    model = meta_model(replace(config, views=1))  # the same modules, whatever the number of views
+    model = meta_model(config)
     stretches = math.lcm(mask.video.levels, mask.audio.levels)
     mixed = mask if mask.mix else replace(mask, mix=(0.0,))
     costs = []
@@ -35,12 +35,7 @@ def scheduled_flops(config: ModelConfig, mask: MaskConfig) -> Flops:
             for schedule, tokens in ((mask.video, config.video.tokens), (mask.audio, config.audio.tokens))
         )
         costs += [forward_flops(model, *counts) for counts in zip(video, audio, strict=True)]
-    return Flops(
-        *(
-            views_of(config, name) * sum(part) / len(costs)
-            for name, part in zip(Flops._fields, zip(*costs, strict=True), strict=True)
-        )
-    )
+    return Flops(*(sum(part) / len(costs) for part in zip(*costs, strict=True)))
 
 
 def with_teacher(config: Config) -> tuple[ModelConfig, float]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffmavil.config import DiffusionConfig, ModelConfig
+from diffmavil.config.model import ContrastConfig
 from diffmavil.model import DiffMAViL
 from tests.model.small import SMALL
 
@@ -24,6 +25,9 @@ VARIANTS = {
     "fast": replace(_DIFFUSED, video_decoder=_CROSS, audio_decoder=_CROSS, decode_fraction=0.25),
     "one-of-two-views-decoded": replace(_DIFFUSED, video_decoder=_CROSS, decoded_views=1),
     "mix": replace(_DIFFUSED, video_decoder=_MIX, audio_decoder=_MIX, decode_fraction=0.25, decoded_views=1),
+    "contrast-apart": replace(
+        _DIFFUSED, video_decoder=_CROSS, decoded_views=1, contrast=ContrastConfig(mask_ratio=0.25)
+    ),
     "one-view-no-fusion": replace(_DIFFUSED, video_decoder=_CROSS, fusion_depth=0, views=1),
 }
 

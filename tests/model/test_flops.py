@@ -54,10 +54,15 @@ def test_the_table_does_not_depend_on_the_variant_named(costs: list[Cost]) -> No
 
 
 @pytest.mark.parametrize("decoded_views", [None, 1, 2])
-@pytest.mark.parametrize("name", ["mavil-tiny", "diffmavil-tiny", "diffmavil-tiny-fast", "diffmavil-tiny-fast, mix"])
+@pytest.mark.parametrize(
+    "name",
+    ["mavil-tiny", "diffmavil-tiny", "diffmavil-tiny-fast", "diffmavil-tiny-fast, mix", "mavil-tiny-lean, apart"],
+)
 def test_agrees_with_torch_on_a_real_forward(name: str, decoded_views: int | None) -> None:
     torch.manual_seed(0)
-    config = preset(name.removesuffix(", mix")).model
+    config = preset(name.partition(",")[0]).model
+    if name.endswith("apart"):
+        config = replace(config, contrast=replace(config.contrast, mask_ratio=0.4))
     if name.endswith("mix"):
         decoders = {of: replace(getattr(config, of), reads="mix") for of in ("video_decoder", "audio_decoder")}
         config = replace(config, **decoders)
@@ -115,6 +120,20 @@ def test_a_second_view_that_is_not_decoded_costs_an_encoder_alone() -> None:
     assert one == both._replace(
         fusion=both.fusion / 2, video_decoder=both.video_decoder / 2, audio_decoder=both.audio_decoder / 2
     )
+
+
+def test_views_of_the_contrast_alone_cost_an_encoder_each() -> None:
+    model = replace(preset("mavil-tiny").model, views=2)
+    apart = replace(model, contrast=replace(model.contrast, mask_ratio=0.5))
+    plain, more = (forward_flops(meta_model(one), 51, 31) for one in (model, apart))
+    light = forward_flops(meta_model(replace(model, decoded_views=1)), 128, 52)
+    assert (more.video_encoder, more.audio_encoder) == (
+        plain.video_encoder + light.video_encoder,
+        plain.audio_encoder + light.audio_encoder,
+    )
+    assert more[2:] == plain[2:]
+    unread = replace(apart, contrast=replace(apart.contrast, inter_weight=0.0, intra_weight=0.0))
+    assert forward_flops(meta_model(unread), 51, 31) == plain
 
 
 def test_parameters_are_those_of_the_module() -> None:

@@ -56,7 +56,9 @@ def test_crosses_leave_what_lies_in_visible_columns_and_rows() -> None:
     columns, rows = seen.any(2), seen.any(1)
     hull = columns[:, :, None] & rows[:, None, :]
     assert torch.equal(hull & seen, seen)
-    assert hull.flatten(1).sum(1).float().mean() < 20, "of 32 patches; single ones would have nearly all of them as hull"
+    assert hull.flatten(1).sum(1).float().mean() < 20, (
+        "of 32 patches; single ones would have nearly all of them as hull"
+    )
 
 
 def test_patches_are_drawn_as_ever() -> None:

@@ -8,8 +8,10 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from diffmavil.config import ModelConfig
+from diffmavil.config.model import ContrastConfig
 from diffmavil.config.presets import PRESETS
 from diffmavil.model import DiffMAViL, Losses
+from diffmavil.model.contrast import inter_modal, intra_modal
 
 Clips = tuple[torch.Tensor, torch.Tensor]
 Build = Callable[[ModelConfig], DiffMAViL]
@@ -148,6 +150,42 @@ def test_a_view_that_is_not_decoded_serves_the_contrast_alone(
     for part in ("inter", "intra"):
         assert torch.equal(getattr(losses["one decoded"], part), getattr(losses["both"], part))
     assert losses["one decoded"].intra > 0
+
+
+def test_a_contrast_apart_reads_views_of_its_own(
+    variants: dict[str, ModelConfig], build: Build, clips: MakeClips
+) -> None:
+    config, (video, spec) = variants["contrast-apart"], clips(4)
+    model = build(config)
+    losses = model(video, spec, seed=1, offset=3, **KEEP)
+    read = build(replace(config, contrast=replace(config.contrast, mask_ratio=None)))(
+        video, spec, seed=1, offset=3, **KEEP
+    )
+    assert torch.equal(losses.video, read.video)
+    assert torch.equal(losses.audio, read.audio)
+    drawn = model.draw(video, spec, seed=1, offset=3, **KEEP)
+    pooled = {}
+    for name, branch, x in (("audio", model.audio, spec), ("video", model.video, video)):
+        (masks, *_) = getattr(drawn, name)[0]
+        assert masks.keep.shape == (4, 1, KEEP[f"keep_{name}"])
+        assert masks.contrast[0].shape == (4, 2, 24)  # three quarters of 32 tokens
+        tokens = branch.encode(x, masks.contrast[0])[:, 1:]
+        pooled[name] = tokens.mean(1).unflatten(0, (4, 2))
+    c = config.contrast
+    torch.testing.assert_close(losses.inter, inter_modal(pooled["audio"], pooled["video"], c.inter_temperature))
+    torch.testing.assert_close(losses.intra, intra_modal(list(pooled.values()), c.intra_temperature))
+    assert losses.inter != read.inter
+    one = model.pooled(video, spec, seed=1, offset=3, **KEEP)
+    torch.testing.assert_close(one.audio, pooled["audio"])
+    torch.testing.assert_close(one.video, pooled["video"])
+
+
+def test_a_contrast_may_read_whole_clips_and_no_share_beyond(variants: dict[str, ModelConfig]) -> None:
+    whole = replace(variants["mavil"], contrast=ContrastConfig(mask_ratio=0.0))
+    assert DiffMAViL(whole).video.contrast_keep == whole.video.tokens
+    for ratio in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=r"contrast.mask_ratio=.*: must be in \[0, 1\), or None"):
+            ContrastConfig(mask_ratio=ratio)
 
 
 @pytest.mark.parametrize(("fraction", "keep", "count"), [(1.0, 7, 25), (0.25, 8, 6), (0.01, 7, 1)])
