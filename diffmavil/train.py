@@ -58,6 +58,8 @@ def main(argv: Sequence[str]) -> None:
         finished = fit(task, run, config, split.train, peers, monitor)
         if finished and peers.main:
             export_weights(task.model, config, run.folder / WEIGHTS_FILE)
+            for name, averaged in task.averages.models.items():
+                export_weights(averaged.module, config, run.folder / f"{name}.safetensors")
             if config.train.report:
                 print(f"report: {write_report(run.folder)}")
 

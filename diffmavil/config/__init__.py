@@ -94,5 +94,6 @@ class FinetuneConfig(Config):
         require(self.batch.rule == "fixed", "batch.rule", self.batch.rule, "'fixed' in fine-tuning")
         require(self.batch.memory_gib is None, "batch.memory_gib", self.batch.memory_gib, "None in fine-tuning")
         require(self.teacher.stage == 1, "teacher.stage", self.teacher.stage, "1 in fine-tuning")
+        require(self.train.ema == 0, "train.ema", self.train.ema, "0 in fine-tuning, where head.ema averages")
         alone = self.train.init is None or self.head.source == "none"
         require(alone, "train.init", self.train.init, f"None beside --from {self.head.source}")

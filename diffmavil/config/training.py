@@ -136,6 +136,9 @@ class TrainConfig:
     """What the model starts from. An image MAE (safetensors, .pth or .bin): both encoders and the fusion blocks. In
     pretraining also weights of ours (a run, a checkpoint of it, its weights, or owner/name on the Hub): all that fits.
     Read once, before step 0; a resumed run goes on from its own checkpoint."""
+    ema: float = 0.0
+    """Decay a step of an exponential average of the weights, which pretraining exports besides (ema.safetensors), for
+    `evaluate --weights`; 0: none. In fine-tuning it is head.ema."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast on a GPU, or a CPU (AVX512-BF16, AMX), that computes in it; else fp32."""
     compile: bool = False
@@ -165,6 +168,7 @@ class TrainConfig:
         require(self.steps >= 1, "train.steps", self.steps, ">= 1")
         require(self.batch_size >= 1, "train.batch_size", self.batch_size, ">= 1")
         require(0 <= self.seed < 2**63, "train.seed", self.seed, "in [0, 2^63)")
+        require(0 <= self.ema < 1, "train.ema", self.ema, "in [0, 1)")
         require(self.precision in ("auto", "bf16", "fp32"), "train.precision", self.precision, "auto, bf16 or fp32")
         boards = ("tensorboard", "wandb", "mlflow")
         known = set(self.log) <= set(boards) and len(set(self.log)) == len(self.log)

@@ -17,6 +17,7 @@ from diffmavil.model import DiffMAViL
 from diffmavil.model.draws import Draws
 from diffmavil.model.flops import FORWARDS, mixed_flops
 from diffmavil.model.mavil import Coupled
+from diffmavil.training.averages import Averages
 from diffmavil.training.planner import Counts, Plan, timetable
 from maekernels.philox import fold_in
 
@@ -35,6 +36,7 @@ class Pretraining:
 
     Attributes:
         note: what the user should know; None: nothing.
+        averages: of the weights, "ema" if it is asked for.
 
     Raises:
         ValueError: kernels that cannot be had here.
@@ -55,6 +57,8 @@ class Pretraining:
         torch.manual_seed(fold_in(config.train.seed, _INIT) % 2**63)
         self.model = DiffMAViL(config.model).to(device)
         self.seed = fold_in(config.train.seed, _MASKS)
+        steps = timetable(config).steps
+        self.averages = Averages(self.model, decay=config.train.ema, share=0.0, steps=steps)
         self._log_mel = make_log_mel(config.model).to(device)
         self._augment = Augment(config.data.augment, config.train.seed)
 
@@ -64,10 +68,10 @@ class Pretraining:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        return {}
+        return self.averages.state
 
     def after_step(self, done: int) -> None:
-        """Nothing is kept along the run."""
+        self.averages.after_step(done)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Video uint8 `[B, T, H, W, 3]`, normalised log-mel `[B, F, M]`; which clips they are, if some come twice."""

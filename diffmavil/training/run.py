@@ -64,6 +64,8 @@ def open_run(preset: str, config: C, options: RunOptions, world: World) -> tuple
             same = config.teacher.averaged == old.teacher.averaged
             begun = f"{old.teacher.source!r}, or left out, with --resume: the run has begun with it"
             require(same, "teacher.source", config.teacher.source, begun)
+            kept = f"{'above 0' if old.train.ema else '0'}, as the run began, or left out, with --resume"
+            require((config.train.ema > 0) == (old.train.ema > 0), "train.ema", config.train.ema, kept)
             config = continued(old, config, run.progress.step, run.progress.position)
         run = replace(run, begun_at=plan(old, run.progress.step - 1).position)
         for line in differences(old, config):

@@ -49,9 +49,13 @@ class SecondStage(Pretraining):
     @property
     def state(self) -> dict[str, Tensor]:
         """An averaged teacher; a frozen one stays where it came from."""
-        return {f"teacher/{k}": v for k, v in self.teacher.state_dict().items()} if self.config.teacher.averaged else {}
+        own = super().state
+        if not self.config.teacher.averaged:
+            return own
+        return own | {f"teacher/{name}": value for name, value in self.teacher.state_dict().items()}
 
     def after_step(self, done: int) -> None:
+        super().after_step(done)
         if self.config.teacher.averaged:
             self.teacher.follow(self.model, decay_at(self.config.teacher, plan(self.config, done - 1).progress))
 
