@@ -73,6 +73,14 @@ CHANGES: dict[str, str] = {
     "mavil-tiny-lean, twice the learning rate": "--optim.lr 2e-3",
     "mavil-tiny-lean, four times the learning rate": "--optim.lr 4e-3",
     "mavil-tiny-lean, twice the rate, diffused": "--optim.lr 2e-3 --model.diffusion.corruption diffusion",
+    "mavil-tiny-lean, twice the rate, diffused, cosine": (
+        "--optim.lr 2e-3 --model.diffusion.corruption diffusion --model.diffusion.schedule cosine"
+    ),
+    "mavil-tiny-lean, twice the rate, columns hidden": "--optim.lr 2e-3 --model.audio-masks times",
+    "mavil-tiny-lean, twice the rate, rows hidden": "--optim.lr 2e-3 --model.audio-masks mels",
+    "mavil-tiny-lean, twice the rate, tubes hidden": "--optim.lr 2e-3 --model.video-masks tubes",
+    "mavil-tiny-lean, twice the rate, contrast apart": "--optim.lr 2e-3 --model.contrast.mask-ratio 0.25",
+    "mavil-tiny-lean, twice the rate, averaged weights": "--optim.lr 2e-3 --train.ema 0.98",
     "mavil-tiny, a quarter decoded, Muon of 3 steps": f"{QUARTER} {MUON} --optim.muon-steps 3",
     "diffmavil-tiny-fast, Muon": MUON,
     "diffmavil-tiny-fast, Muon of 3 steps": f"{MUON} --optim.muon-steps 3",
@@ -98,6 +106,8 @@ STAGES = {
     "mavil-tiny-lean, twice the rate, then stage 2 from its weights": "--init",
 }
 """Settings of two runs: the teacher of the second is the first. -> Flag by which it begins with the first one's too."""
+JUDGED = {"mavil-tiny-lean, twice the rate, averaged weights": "ema.safetensors"}
+"""Setting -> which of a run's weights are judged, if not the last."""
 FIRST_STAGE = 5 / 8
 """Share of their samples that the first takes. A step of the second is dearer, by its teacher: with four fifths of the
 samples both take about as long as one stage with all."""
@@ -301,6 +311,8 @@ def _pretrained(cell: Cell, asked: Asked, processes: Processes, run: Path) -> Re
         tflop = _tflop(config, first)
         preset, steps, config = f"{preset}{STAGE_2}", steps - first, replace(config, teacher=TeacherConfig(stage=2))
         flags += ["--teacher", teacher, *(flag for name in STAGES[cell.setting].split() for flag in (name, teacher))]
+    if cell.setting in JUDGED:
+        judged += ["--weights", str(run / JUDGED[cell.setting])]
     spent, evaluation = pretrain(processes.python, preset, run, [*flags, "--train.steps", str(steps)], judged)
     return {
         "gflop_per_clip": scheduled_flops(config.model, config.mask).total * 1e-9,
