@@ -27,15 +27,25 @@ NOTES = {
 }
 
 
+def _views(model: ModelConfig) -> str:
+    told = f"{model.masked_views}, {model.predicted_views} decoded"
+    if model.contrast_views:
+        told += f"; {model.contrast_views} of the contrast alone, {model.contrast.mask_ratio:.0%} hidden"
+    return told
+
+
 def summary(config: Config, records: Sequence[Metrics]) -> list[tuple[str, str]]:
     model = config.model
     decoders = [f"video {model.video_decoder.attention}-attention"] if model.sees else []
     decoders += [f"audio {model.audio_decoder.attention}-attention"] if model.hears else []
+    hidden = (model.video_masks if model.sees else "patches", model.audio_masks if model.hears else "patches")
+    together = [kind for kind in hidden if kind != "patches"]
     return [
         ("data", config.data.root),
         *input_rows(model),
-        ("views", f"{model.views}, {model.predicted_views} decoded"),
+        ("views", _views(model)),
         ("masked patches", f"{model.diffusion.corruption}, {model.decode_fraction:.0%} of them decoded"),
+        *([("hidden as a whole", ", ".join(together))] if together else []),
         *([("teacher", str(config.teacher.source))] if config.teacher.stage == 2 else []),
         ("decoders", ", ".join(decoders)),
         ("batch size", str(config.train.batch_size)),
