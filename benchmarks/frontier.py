@@ -228,7 +228,7 @@ def _resolved(asked: Asked, setting: str) -> tuple[str, tuple[str, ...], Config]
     recipe = ["--config", str(config_of(asked.name, "pretrain"))] if asked.study.split else []
     flags = [*recipe, *CHANGES[setting].split()]
     flags += [*held_ratios([preset, *flags]), *asked.extra, *asked.data_flags()]
-    return preset, tuple(flags), parse_train([preset, *flags])[1]
+    return preset, tuple(flags), _with_teacher(parse_train([preset, *flags])[1])
 
 
 def distinct(asked: Asked, settings: Sequence[str]) -> dict[str, str | None]:
@@ -277,7 +277,7 @@ def run_cell(cell: Cell, asked: Asked, processes: Processes) -> Result:
     with tempfile.TemporaryDirectory(dir=asked.keep) as folder:
         run = Path(folder) / "run"
         line |= _pretrained(cell, asked, processes, run)
-        source = SCRATCH if cell.setting == FROM_SCRATCH else str(run)
+        source = SCRATCH if cell.setting == FROM_SCRATCH else str(run / JUDGED.get(cell.setting, ""))
         for task, metric in asked.study.tuned.items() if asked.finetune else ():
             flags = ["--config", str(config_of(asked.name, "finetune")), "--train.seed", str(cell.seed)]
             seconds, found = tune(processes.python, source, task, run.with_name(task), [*flags, *asked.data_flags()])
@@ -309,7 +309,8 @@ def _pretrained(cell: Cell, asked: Asked, processes: Processes, run: Path) -> Re
         first, teacher = round(FIRST_STAGE * steps), str(run.with_name("teacher"))
         seconds = train(processes.python, preset, Path(teacher), [*flags, "--train.steps", str(first)])
         tflop = _tflop(config, first)
-        preset, steps, config = f"{preset}{STAGE_2}", steps - first, replace(config, teacher=TeacherConfig(stage=2))
+        config = _with_teacher(replace(config, teacher=TeacherConfig(stage=2)))
+        preset, steps = f"{preset}{STAGE_2}", steps - first
         flags += ["--teacher", teacher, *(flag for name in STAGES[cell.setting].split() for flag in (name, teacher))]
     if cell.setting in JUDGED:
         judged += ["--weights", str(run / JUDGED[cell.setting])]
@@ -326,12 +327,16 @@ def _pretrained(cell: Cell, asked: Asked, processes: Processes, run: Path) -> Re
     }
 
 
+def _with_teacher(config: Config) -> Config:
+    """In the second stage, the student of a teacher as wide as it is."""
+    if config.teacher.stage == 1:
+        return config
+    return replace(config, model=replace(config.model, target_width=config.model.encoder.width))
+
+
 def _tflop(config: Config, steps: int) -> float:
     """Of a pretraining; in the second stage with the teacher's forwards."""
-    model = config.model
-    if config.teacher.stage == 2:
-        model = replace(model, target_width=model.encoder.width)
-    flop = FORWARDS * scheduled_flops(model, config.mask).total
+    flop = FORWARDS * scheduled_flops(config.model, config.mask).total
     if config.teacher.stage == 2:
         flop += teacher_flops(meta_teacher(config.model))
     return flop * steps * config.train.batch_size * 1e-12

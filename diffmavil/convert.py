@@ -33,10 +33,8 @@ from diffmavil.model.exchange.report import Report
 from diffmavil.model.exchange.sources import import_weights
 from diffmavil.model.exchange.transformers_files import write_transformers
 from diffmavil.model.mavil import DiffMAViL
-from diffmavil.model.weights import WEIGHTS_FILE, export_weights, is_ours, load_any, notes_of
+from diffmavil.model.weights import NO_DECODER, WEIGHTS_FILE, export_weights, is_ours, load_any, notes_of
 
-NO_DECODER = "decoder"
-"""Note of a file whose decoder is not that of the weights it was converted from, which had none of our kind."""
 Format = Literal["diffmavil", "transformers", "torch-export", "onnx", "safetensors"]
 
 

@@ -16,6 +16,7 @@ from diffmavil.config.folders import expand
 from diffmavil.config.progress import open_console, tracking
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.labelled import LabelledSplit, open_labelled
+from diffmavil.evaluation.beginning import own_weights
 from diffmavil.evaluation.classification import KINDS, Lesson, classify_run
 from diffmavil.evaluation.pretrained import find_weights
 from diffmavil.evaluation.probe_head import MOST_CLIPS, start_with_probe
@@ -43,6 +44,8 @@ def main(argv: Sequence[str]) -> None:
         run, opened = open_run(name, config, options, peers)
         with usage_errors():
             if opened.train.init and run.checkpoint is None:  # the data may take long, and the file not fit
+                ours = own_weights(opened.train.init) is not None
+                require(not ours, "train.init", opened.train.init, "an image MAE; weights of ours are given by --from")
                 peers.main_first(partial(check_image_mae, opened.model, expand(opened.train.init)))
             config, split = peers.main_first(lambda: prepared(opened, peers))
             config = with_sound_of_main(config, peers)

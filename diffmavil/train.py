@@ -11,7 +11,7 @@ from diffmavil.data.stats import open_data
 from diffmavil.evaluation.beginning import begin_with, check_beginning
 from diffmavil.evaluation.monitor import FeatureMonitor
 from diffmavil.evaluation.teachers import find_teacher, load_teacher, teacher_note
-from diffmavil.model.weights import WEIGHTS_FILE, export_weights
+from diffmavil.model.weights import EMA_FILE, WEIGHTS_FILE, export_weights
 from diffmavil.reporting.page import write_report
 from diffmavil.training.budget import plan_batches
 from diffmavil.training.distributed import world
@@ -58,8 +58,8 @@ def main(argv: Sequence[str]) -> None:
         finished = fit(task, run, config, split.train, peers, monitor)
         if finished and peers.main:
             export_weights(task.model, config, run.folder / WEIGHTS_FILE)
-            for name, averaged in task.averages.models.items():
-                export_weights(averaged.module, config, run.folder / f"{name}.safetensors")
+            for averaged in task.averages.models.values():
+                export_weights(averaged.module, config, run.folder / EMA_FILE)
             if config.train.report:
                 print(f"report: {write_report(run.folder)}")
 

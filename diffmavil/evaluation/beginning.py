@@ -13,7 +13,7 @@ from diffmavil.model import DiffMAViL
 from diffmavil.model.continued import continues, initialise_from_ours
 from diffmavil.model.exchange import InitReport, check_image_mae, initialise_from_image_mae
 from diffmavil.model.exchange.hub import looks_like_hub_id
-from diffmavil.model.weights import config_of, is_ours
+from diffmavil.model.weights import NO_DECODER, WEIGHTS_FILE, config_of, is_ours, notes_of
 
 
 def check_beginning(config: Config) -> Config:
@@ -25,11 +25,11 @@ def check_beginning(config: Config) -> Config:
     """
     source = config.train.init
     assert source is not None
-    weights = _ours(source)
+    weights = own_weights(source)
     if weights is None:
-        check_image_mae(config.model, expand(source))
+        check_image_mae(config.model, _file(source))
         return config
-    theirs = config_of(weights) if weights.is_file() else load_config(weights / CONFIG_FILE)
+    theirs = trained_with(weights)
     allowed = "a pretrained model: these are the weights of a fine-tuned classifier"
     require(not isinstance(theirs, FinetuneConfig), "train.init", source, allowed)
     return replace(config, model=continues(config.model, theirs.model, source))
@@ -37,17 +37,36 @@ def check_beginning(config: Config) -> Config:
 
 def begin_with(model: DiffMAViL, source: str) -> InitReport:
     """Overwrite in place what `source` has for `model`; errors as of `check_beginning`."""
-    weights = _ours(source)
+    weights = own_weights(source)
     if weights is None:
-        return initialise_from_image_mae(model, expand(source))
+        return initialise_from_image_mae(model, _file(source))
     found, theirs = open_model(weights)
     assert isinstance(found, DiffMAViL)  # check_beginning has looked
     continues(model.config, theirs.model, source)
-    return initialise_from_ours(model, found.state_dict(), theirs.model, source)
+    state = found.state_dict()
+    if weights.is_file() and NO_DECODER in notes_of(weights):
+        state = {name: value for name, value in state.items() if ".decoder." not in name}
+    return initialise_from_ours(model, state, theirs.model, source)
 
 
-def _ours(source: str) -> Path | None:
-    """The weights of ours that are meant; None: a file of somebody else, or none."""
+def own_weights(source: str) -> Path | None:
+    """The weights of ours that are meant, a file or a checkpoint's folder; None: a file of somebody else, or none.
+
+    Raises:
+        ValueError: a folder without weights, or a name that the Hub does not know.
+    """
     path = expand(source)
-    ours = is_ours(path) if path.is_file() else path.is_dir() or (not path.exists() and looks_like_hub_id(source))
+    theirs = path.is_file() or (path / WEIGHTS_FILE).is_file()
+    ours = is_ours(_file(source)) if theirs else path.is_dir() or (not path.exists() and looks_like_hub_id(source))
     return find_weights(source) if ours else None
+
+
+def trained_with(weights: Path) -> Config:
+    """The config of what `own_weights` found. Raises `UsageError` if it cannot be read."""
+    return config_of(weights) if weights.is_file() else load_config(weights / CONFIG_FILE)
+
+
+def _file(source: str) -> Path:
+    """What is named, or the weights in a folder as transformers has it."""
+    path = expand(source)
+    return path / WEIGHTS_FILE if (path / WEIGHTS_FILE).is_file() else path

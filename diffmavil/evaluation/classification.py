@@ -48,11 +48,11 @@ from diffmavil.evaluation.classify import Predictions, predict
 from diffmavil.evaluation.labels import chance
 from diffmavil.evaluation.validation import BEST_FILE, headline, read_best
 from diffmavil.model.classifier import Classifier
-from diffmavil.model.weights import WEIGHTS_FILE, load_classifier
+from diffmavil.model.weights import EMA_FILE, WEIGHTS_FILE, load_classifier
 from diffmavil.training.planner import timetable
 
 CLASSIFICATION_FILE = "classification.json"
-KINDS = {"last": WEIGHTS_FILE, "best": BEST_FILE, "average": "average.safetensors", "ema": "ema.safetensors"}
+KINDS = {"last": WEIGHTS_FILE, "best": BEST_FILE, "average": "average.safetensors", "ema": EMA_FILE}
 """Kind of weights -> its file in the run folder."""
 
 

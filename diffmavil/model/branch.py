@@ -41,7 +41,6 @@ class Branch(nn.Module):
 
     alpha_bar: Tensor
     decoder: Decoder
-    hidden_together: Tensor | None
 
     def __init__(
         self, stream: int, input_config: VideoConfig | AudioConfig, config: ModelConfig, *, decodes: bool = True
@@ -57,12 +56,14 @@ class Branch(nn.Module):
         if isinstance(input_config, VideoConfig):
             self.mean, self.std = input_config.mean, input_config.std
             decoder, hidden = config.video_decoder, config.video_masks
-        self.register_buffer("hidden_together", mask_groups(self.grid, hidden), persistent=False)
+        self.hidden: VideoMasks | AudioMasks = hidden
         self.norm_pix = config.norm_pix
         self.decode_fraction = config.decode_fraction
         self.masked_views, self.predicted_views = config.masked_views, config.predicted_views
         self.contrast_views = config.contrast_views
-        self.contrast_keep = max(1, round((1 - (config.contrast.mask_ratio or 0.0)) * self.tokens))
+        # Two views of all tokens would be one.
+        most = self.tokens - (config.contrast_views == 2)
+        self.contrast_keep = min(most, max(1, round((1 - (config.contrast.mask_ratio or 0.0)) * self.tokens)))
         self.diffused = config.diffusion.corruption == "diffusion"
         self.encoder = Encoder(self.grid, input_config.patch_dim, config.encoder)
         if decodes:
@@ -93,7 +94,7 @@ class Branch(nn.Module):
     def mask_view(self, batch: int, keep: int, view: int, seed: int, offset: int, device: torch.device) -> MaskIds:
         """One view's random split into ids_keep `[B, K]` and ids_mask `[B, N - K]`."""
         mask_seed = fold_in(seed, self.stream, MASK, view)
-        groups = None if self.hidden_together is None else self.hidden_together.to(device)
+        groups = mask_groups(self.grid, self.hidden, device)
         return random_mask(batch, self.tokens, keep, seed=mask_seed, offset=offset, groups=groups, device=device)
 
     def draw_masks(self, batch: int, keep: int, seed: int, offset: int, device: torch.device) -> Masks:
@@ -235,14 +236,14 @@ class Branch(nn.Module):
         return masked_mse(pred, x, ids, self.patch, self.mean, self.std, norm_pix=self.norm_pix)
 
 
-def mask_groups(grid: tuple[int, ...], hidden: VideoMasks | AudioMasks) -> Tensor | None:
+def mask_groups(grid: tuple[int, ...], hidden: VideoMasks | AudioMasks, device: torch.device) -> Tensor | None:
     """Labels of what is hidden as a whole, int32 `[G, N]` as of `maekernels.random_mask`; None: each patch by itself.
 
     grid: patches along (time, height, width), or (time, mel).
     """
     if hidden == "patches":
         return None
-    number = torch.arange(math.prod(grid), dtype=torch.int32)
+    number = torch.arange(math.prod(grid), dtype=torch.int32, device=device)
     inside = math.prod(grid[1:])
     time, place = number // inside, number % inside
     groups = {"tubes": [place], "frames": [time], "times": [time], "mels": [place], "crosses": [time, place]}

@@ -2,8 +2,9 @@
 
 Encoders are taken whole, and compute what they did: all that belongs to a token, and the transformer, must agree. The
 number of frames, the size of the picture and the length of the sound may differ, where positions follow from the grid.
-Fusion blocks and decoders are taken tensor by tensor, by name and shape, a decoder only if its attention is of the same
-kind. What is new begins as it does without weights.
+Fusion blocks and decoders are taken tensor by tensor, by name and shape; a decoder only if its attention is of the
+same kind with as many heads, and its last Linear only if it predicts the same. What is new begins as it does without
+weights.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def continues(config: ModelConfig, theirs: ModelConfig, source: str) -> ModelCon
         source: what a person calls them, for messages.
 
     Raises:
-        ValueError: no modality in common, or encoders that would not compute what they did.
+        ValueError: no modality in common, encoders that would not compute what they did, or no statistics of the sound
+            on either side.
     """
     both = {
         "audio": hears(config.modalities) and hears(theirs.modalities),
@@ -48,6 +50,8 @@ def continues(config: ModelConfig, theirs: ModelConfig, source: str) -> ModelCon
         for name in (*fixed[modality], *(("grid",) if stored else ())):
             _agree(f"model.{modality}.{name}", getattr(own, name), getattr(other, name), trained)
     if both["audio"] and config.audio.mean is None:
+        known = f"given, with std, as the weights were trained: --init {source} does not tell"
+        require(theirs.audio.mean is not None, "model.audio.mean", None, known)
         config = replace(config, audio=replace(config.audio, mean=theirs.audio.mean, std=theirs.audio.std))
     return config
 
@@ -56,17 +60,21 @@ def _agree(name: str, given: object, value: object, trained: str) -> None:
     require(given == value, name, given, f"{value!r}, as {trained}")
 
 
+def _others(modality: str, own: ModelConfig, theirs: ModelConfig) -> list[str]:
+    """Where names of that modality's decoder begin that mean something else there."""
+    ours, other = (getattr(config, f"{modality}_decoder") for config in (own, theirs))
+    if (ours.attention, ours.heads) != (other.attention, other.heads):
+        return [f"{modality}.decoder."]
+    return [f"{modality}.decoder.head."] if own.target_width != theirs.target_width else []
+
+
 @torch.no_grad()
 def initialise_from_ours(
     model: DiffMAViL, weights: Mapping[str, Tensor], theirs: ModelConfig, source: str
 ) -> InitReport:
     """Overwrite in place what weights of a model of `theirs` have for `model`; `continues` has said that they fit."""
     own = model.state_dict()
-    others = tuple(
-        f"{modality}.decoder."
-        for modality in ("audio", "video")
-        if getattr(theirs, f"{modality}_decoder").attention != getattr(model.config, f"{modality}_decoder").attention
-    )
+    others = tuple(part for modality in model.branches for part in _others(modality, model.config, theirs))
     taken = {
         name: value
         for name, value in weights.items()
@@ -81,6 +89,9 @@ def initialise_from_ours(
         for part, names in parts.items()
         if (count := sum(name in taken for name in names))
     ]
+    ours, trained = ((sound.mean, sound.std) for sound in (model.config.audio, theirs.audio))
+    if "audio" in model.branches and hears(theirs.modalities) and trained != ours:
+        mapped.append(f"mean and std of the sound are {ours} here, and {trained} as the weights were trained")
     return InitReport(
         f"{source}, weights of ours",
         tuple(mapped),

@@ -21,6 +21,10 @@ from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
 
 WEIGHTS_FILE = "model.safetensors"
+EMA_FILE = "ema.safetensors"
+"""Of an average of the weights along the run."""
+NO_DECODER = "decoder"
+"""A note in a file: its decoders begin at random, since the weights that it was made from have none."""
 _OWN_METADATA = ("format", "diffmavil_version", "config")
 
 

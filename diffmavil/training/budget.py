@@ -135,7 +135,8 @@ def memory_bytes(
 ) -> tuple[int, int]:
     """Bytes of parameters, gradients and AdamW's moments, and of one clip with all that its backward pass needs.
 
-    Of a teacher: its parameters, and the targets. What its own forward needs is freed before the student's.
+    Of an average of the weights: those. Of a teacher: its parameters, and the targets; what its own forward needs is
+    freed before the student's.
 
     The second is read from a forward of fake tensors, which take no memory and no time: every tensor that autograd
     keeps, each memory once. Buffers of single kernels are not in it; leave a fifth for them.
@@ -143,7 +144,8 @@ def memory_bytes(
     one, two = _kept_bytes(config, keep_video, keep_audio, device, teacher)
     weights = sum(p.numel() for p in meta_model(config.model).parameters())
     frozen = sum(p.numel() for p in meta_teacher(teacher).parameters()) if teacher else 0
-    return 16 * weights + 4 * frozen + (one - (two - one)), two - one
+    averaged = weights if config.train.ema else 0
+    return 16 * weights + 4 * (frozen + averaged) + (one - (two - one)), two - one
 
 
 def _kept_bytes(

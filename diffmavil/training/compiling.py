@@ -19,9 +19,12 @@ from diffmavil.config.folders import expand
 from diffmavil.model.blocks import Blocks
 from diffmavil.training.planner import shapes
 
-_PER_SHAPE = 13
-"""Graphs of one shape at most: two encoders, fusion and two decoders with gradients, room for a mixed batch, two
-encoders with the contrast's own views, and two encoders and fusion of a teacher."""
+_PER_SHAPE = 14
+"""Graphs of one shape and size of a pass at most: two encoders, fusion and two decoders with gradients, two encoders
+with the contrast's own views, two without gradients where a step takes several passes, two encoders and fusion of a
+teacher, and room for a mixed batch."""
+_SIZES = 2
+"""Of the passes of one step: they differ by one clip where it does not divide."""
 
 
 def compile_blocks(model: nn.Module, config: Config, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -35,7 +38,7 @@ def compile_blocks(model: nn.Module, config: Config, backend: str | Callable[...
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(expand(config.data.cache) / "inductor")
     dynamo = torch._dynamo.config
-    needed = _PER_SHAPE * len(shapes(config))
+    needed = _PER_SHAPE * _SIZES * len(shapes(config))
     dynamo.recompile_limit = max(dynamo.recompile_limit, needed)
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, needed)
     # Under DDP dynamo would cut a block in two where a bucket of gradients is full. Blocks are small enough for buckets

@@ -14,7 +14,7 @@ from diffmavil.config.cli import RunOptions
 from diffmavil.config.errors import UsageError, usage_errors
 from diffmavil.config.files import CONFIG_FILE, differences, load_config, save_config
 from diffmavil.config.folders import check_writable
-from diffmavil.model.weights import WEIGHTS_FILE, config_of
+from diffmavil.model.weights import EMA_FILE, WEIGHTS_FILE, config_of
 from diffmavil.training.boards import check_boards
 from diffmavil.training.checkpoint import Progress, checkpoints, newest_whole, read_progress
 from diffmavil.training.distributed import World
@@ -122,9 +122,11 @@ def _set_aside(run: Run, config: Config) -> str | None:
     ended = run.folder / WEIGHTS_FILE
     if run.checkpoint is None or not ended.exists() or run.progress.step >= timetable(config).steps:
         return None
-    kept = ended.with_name(f"{ended.stem}-step-{timetable(config_of(ended)).steps}{ended.suffix}")
-    ended.rename(kept)
-    return kept.name
+    step = timetable(config_of(ended)).steps
+    averaged = run.folder / EMA_FILE
+    for file in [ended, *([averaged] if config.train.ema and averaged.exists() else [])]:
+        file.rename(file.with_name(f"{file.stem}-step-{step}{file.suffix}"))
+    return f"{ended.stem}-step-{step}{ended.suffix}"
 
 
 class StopSignals:

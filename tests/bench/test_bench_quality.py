@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -26,7 +27,7 @@ from diffmavil.config.cli import parse_flags, parse_train
 from diffmavil.config.finetune_cli import parse_finetune
 from diffmavil.config.presets import preset
 from diffmavil.evaluate import Options
-from diffmavil.model.flops import teacher_flops
+from diffmavil.model.flops import meta_teacher, teacher_flops
 from diffmavil.model.teacher import Teacher
 from diffmavil.model.weights import WEIGHTS_FILE
 from diffmavil.training.costs import scheduled_flops, techniques
@@ -114,6 +115,38 @@ def test_every_budget_has_a_schedule_of_its_length_and_costs_stand_in_the_line(t
     assert row["invocation"].endswith(row["commit"])
     assert row["device"].endswith("1 thread")
     assert {"date", "versions", "load"} <= row.keys()
+
+
+def test_two_stages_share_the_samples_of_a_cell(tmp_path: Path, commands: Commands):
+    setting = "mavil-tiny-lean, twice the rate, then stage 2 from its weights"
+    anew = setting.removesuffix(" from its weights")
+    flags = ("--seeds", "0", "--budget", "4/5", "--jobs", "1", "--setting", setting, "--setting", anew)
+    assert study(tmp_path, "fsdd", *flags) == 0
+    first, second, _, other = commands.flags("diffmavil.train")
+    assert first.startswith("mavil-tiny-lean ")
+    assert second.startswith("mavil-tiny-lean-stage2 ")
+    assert first.endswith("--train.steps 500")
+    assert second.endswith("--train.steps 300")
+    teacher = re.search(r"--run-dir (\S+)", first)
+    assert teacher
+    assert f"--teacher {teacher[1]} --init {teacher[1]} " in second
+    assert "--init" not in other
+    row, *_ = read(tmp_path / "out.jsonl")
+    config = Asked("fsdd").config(setting)
+    student = replace(config.model, target_width=config.model.encoder.width)
+    plain, taught = (scheduled_flops(model, config.mask).total for model in (config.model, student))
+    teaches = teacher_flops(meta_teacher(config.model))
+    assert row["tflop"] == pytest.approx((3 * plain * 32_000 + (3 * taught + teaches) * 19_200) * 1e-12, rel=1e-3)
+    assert row["cpu_seconds"] == 10
+
+
+def test_other_weights_than_the_last_are_judged_where_a_setting_says_so(tmp_path: Path, commands: Commands):
+    setting = "mavil-tiny-lean, twice the rate, averaged weights"
+    assert study(tmp_path, "esc10", "--seeds", "0", "--budget", "1", "--jobs", "1", "--setting", setting) == 0
+    (judged,) = commands.flags("diffmavil.evaluate")
+    (run,) = re.findall(r"--run-dir (\S+)", judged)
+    assert judged.endswith(f"--weights {run}/ema.safetensors")
+    assert f"--from {run}/ema.safetensors " in commands.flags("diffmavil.finetune")[1]
 
 
 def test_a_teacher_s_work_is_counted_and_has_no_backward_pass(tmp_path: Path, commands: Commands):

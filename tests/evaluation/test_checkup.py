@@ -179,6 +179,19 @@ def finetuning(config: Config, source: str, **head: object) -> FinetuneConfig:
     return replace(recipe, model=config.model, data=data, head=settings, train=train)
 
 
+def test_statistics_that_came_with_weights_are_no_fault(cache: Path, tmp_path: Path) -> None:
+    """A run of sound alone that begins with weights of both: nothing of them is wrong, and nothing too deep."""
+    config = very_small(cache)
+    weights = tmp_path / "both.safetensors"
+    export_weights(untrained_model(config.model, seed=1), config, weights)
+    begun = replace(config, model=replace(config.model, modalities="audio"))
+    begun = replace(begun, train=replace(begun.train, init=str(weights)))
+    assert not {"sound", "weights"} & set(checks_of(examine(write_run(tmp_path / "run", begun), most=6)))
+    other = replace(begun, model=replace(begun.model, audio=replace(begun.model.audio, mean=0.0, std=1.0)))
+    found = [finding for finding in examine(write_run(tmp_path / "other", other), most=6).findings]
+    assert "in the weights it started from" in " ".join(f.reference for f in found if f.check == "sound")
+
+
 def test_fine_tuning_from_scratch_and_from_weights(cache: Path, tmp_path: Path) -> None:
     config = very_small(cache)
     (tmp_path / "pretrained").mkdir()

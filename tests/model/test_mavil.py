@@ -181,8 +181,10 @@ def test_a_contrast_apart_reads_views_of_its_own(
 
 
 def test_a_contrast_may_read_whole_clips_and_no_share_beyond(variants: dict[str, ModelConfig]) -> None:
-    whole = replace(variants["mavil"], contrast=ContrastConfig(mask_ratio=0.0))
+    whole = replace(variants["mavil"], views=1, contrast=ContrastConfig(mask_ratio=0.0))
     assert DiffMAViL(whole).video.contrast_keep == whole.video.tokens
+    # Two views of everything would be the same view twice.
+    assert DiffMAViL(replace(whole, views=2)).video.contrast_keep == whole.video.tokens - 1
     for ratio in (-0.1, 1.0):
         with pytest.raises(ValueError, match=r"contrast.mask_ratio=.*: must be in \[0, 1\), or None"):
             ContrastConfig(mask_ratio=ratio)

@@ -15,7 +15,7 @@ from diffmavil.config.presets import FINETUNE_PRESETS
 from diffmavil.evaluation.beginning import begin_with, check_beginning
 from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
-from diffmavil.model.weights import export_weights, load_weights
+from diffmavil.model.weights import NO_DECODER, export_weights, load_weights
 from tests.runs import losses, very_small
 
 STILL = ("--train.steps", "1", "--optim.lr", "1e-12")
@@ -109,6 +109,41 @@ def test_a_longer_window_and_other_sizes_are_taken(cache: Path, weights_file: Pa
     assert "fusion.blocks.1" not in said  # told by groups
     assert "new: " in said
     assert "audio.decoder" in said.partition("new: ")[2]
+
+
+def test_what_means_something_else_there_is_not_taken(cache: Path, tmp_path: Path) -> None:
+    """Other heads cut the same matrices otherwise, and patches may have as many values as a teacher's features."""
+    config = very_small(cache)
+    patch = replace(config.model.audio, mels=24, patch=(16, 3))  # 48 values, as wide as the encoder
+    config = replace(config, model=replace(config.model, audio=patch))
+    path = tmp_path / "ours.safetensors"
+    export_weights(DiffMAViL(config.model), config, path)
+    video_decoder = replace(config.model.video_decoder, heads=2)
+    model = DiffMAViL(replace(config.model, target_width=48, video_decoder=video_decoder))
+    said = "\n".join(begin_with(model, str(path)).lines())
+    assert same(model, path, "audio.decoder.blocks")
+    assert not same(model, path, "audio.decoder.head.weight")
+    assert "video.decoder:" not in said
+
+
+def test_decoders_that_begin_at_random_are_not_taken(cache: Path, tmp_path: Path) -> None:
+    """As weights converted from encoders alone have them: each run begins with its own."""
+    config, path = very_small(cache), tmp_path / "converted.safetensors"
+    export_weights(DiffMAViL(config.model), config, path, {NO_DECODER: "it begins at random"})
+    model, said = begun(started(cache, path, audio=config.model.audio))
+    assert same(model, path, "audio.encoder")
+    assert "decoder:" not in said
+    assert "new: " in said
+
+
+def test_statistics_of_the_sound_are_told_where_they_differ_or_asked_for(cache: Path, tmp_path: Path) -> None:
+    config, path = very_small(cache), tmp_path / "silent.safetensors"
+    untold = replace(config, model=replace(config.model, audio=replace(config.model.audio, mean=None, std=None)))
+    export_weights(DiffMAViL(untold.model), untold, path)
+    with pytest.raises(ValueError, match=r"model.audio.mean=None: must be given, with std, as the weights"):
+        check_beginning(started(cache, path))
+    _, said = begun(check_beginning(started(cache, path, audio=config.model.audio)))
+    assert "mean and std of the sound are (-6.0, 4.0) here, and (None, None) as the weights were trained" in said
 
 
 def test_one_modality_of_both_is_taken(cache: Path, weights_file: Path) -> None:

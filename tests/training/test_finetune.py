@@ -109,6 +109,9 @@ def test_an_image_mae_is_another_start_from_scratch(arguments, tmp_path, capsys)
     assert torch.allclose(here["audio.encoder.norm.bias"], there["norm.bias"], atol=1e-6)
     with pytest.raises((UsageError, SystemExit)):
         main(arguments(tmp_path / "other", "--init", str(file)))
+    own = tmp_path / "run" / "model.safetensors"
+    with pytest.raises(UsageError, match="must be an image MAE; weights of ours are given by --from"):
+        main(arguments(tmp_path / "third", "--init", str(own), start="none"))
 
 
 def command(argv: list[str], nproc: int = 1) -> list[str]:

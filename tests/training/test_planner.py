@@ -107,11 +107,13 @@ def test_passes_cover_the_clips_once_and_none_is_too_large(clips, at_once, count
     assert not at_once or max(p.stop - p.start for p in parts) <= at_once
 
 
-@pytest.mark.parametrize(("views", "decoded_views"), [(1, 2), (2, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("views", "decoded_views", "apart"), [(1, 2, None), (2, 2, None), (2, 1, None), (2, 1, 0.25), (1, 1, 0.5)]
+)
 @pytest.mark.parametrize("mix", [(), (-0.1, 0.05)], ids=["plain", "mixed"])
-def test_several_passes_give_the_losses_and_the_gradient_of_one(views, decoded_views, mix):
+def test_several_passes_give_the_losses_and_the_gradient_of_one(views, decoded_views, apart, mix):
     """The contrast knows the clips of all passes, however many the memory allows at once."""
-    contrast = replace(TINY.model.contrast, inter_weight=1.0, intra_weight=0.5)
+    contrast = replace(TINY.model.contrast, inter_weight=1.0, intra_weight=0.5, mask_ratio=apart)
     audio = replace(TINY.model.audio, mean=0.0, std=1.0)
     model = replace(TINY.model, contrast=contrast, audio=audio, views=views, decoded_views=decoded_views)
     config = replace(TINY, model=model, train=replace(TINY.train, precision="fp32"), mask=replace(TINY.mask, mix=mix))
@@ -135,7 +137,10 @@ def test_several_passes_give_the_losses_and_the_gradient_of_one(views, decoded_v
 def test_memory_of_a_clip_is_what_autograd_keeps():
     """Fake tensors tell what a real forward keeps, and recomputing blocks keeps far less."""
     config = replace(TINY, train=replace(TINY.train, precision="fp32"))
-    _, clip = memory_bytes(config, 40, 20, device=ALONE.device)
+    fixed, clip = memory_bytes(config, 40, 20, device=ALONE.device)
+    averaged = replace(config, train=replace(config.train, ema=0.9))
+    weights = sum(p.numel() for p in meta_model(config.model).parameters())
+    assert memory_bytes(averaged, 40, 20, device=ALONE.device) == (fixed + 4 * weights, clip)
     kept: dict[int, torch.Tensor] = {}
     counts = []
     for clips in (1, 2):

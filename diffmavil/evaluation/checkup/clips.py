@@ -15,10 +15,10 @@ from diffmavil.data.dataset import make_reader
 from diffmavil.data.prepare.pack import QUARANTINE_FILE
 from diffmavil.data.stats import chosen_clips, measure_audio_stats
 from diffmavil.data.tally import Tally
+from diffmavil.evaluation.beginning import own_weights, trained_with
 from diffmavil.evaluation.checkup.case import Case
 from diffmavil.evaluation.checkup.findings import Finding, Unchecked
 from diffmavil.evaluation.checkup.weights import pretrained_of
-from diffmavil.model.weights import read_weights
 
 _LOOKED = 20_000
 """Files that are looked for, at most, evenly over the set."""
@@ -159,13 +159,15 @@ def _alike(ours: Statistics, theirs: Statistics) -> bool:
 
 
 def _of_weights(case: Case) -> Statistics | None:
-    """Of the weights that a fine-tuned run started from; None: they do not tell, or cannot be read."""
-    path = pretrained_of(case)
-    if path is None or not path.exists():
-        return None
+    """Of the weights of ours that a run started from; None: they do not tell, or cannot be read."""
+    path, init = pretrained_of(case), case.config.train.init
     try:
-        theirs = read_weights(path)[1].model.audio
-    except UsageError:
+        if path is None and init is not None and not case.finetuned:
+            path = own_weights(init)
+        if path is None or not path.exists():
+            return None
+        theirs = trained_with(path).model.audio
+    except (ValueError, UsageError):
         return None
     return None if theirs.mean is None or theirs.std is None else (theirs.mean, theirs.std)
 
@@ -175,7 +177,7 @@ def _other_than_weights(ours: Statistics, theirs: Statistics, here: str, *, mean
     shift, spread = _apart(ours, theirs)
     reference = f"mean {theirs[0]:.4g}, std {theirs[1]:.4g}, in the weights it started from"
     difference = f"the mean is {shift:.2g} deviations off, the deviation is {ours[1] / theirs[1]:.2g} times as large"
-    advice = "leave model.audio.mean and .std out when fine-tuning: they come with the weights"
+    advice = "leave model.audio.mean and .std out: they come with the weights"
     if meant:
         advice = f"right if it was meant, for they are those of its clips; else {advice}"
     return Finding(

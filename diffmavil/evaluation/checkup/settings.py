@@ -27,7 +27,7 @@ _GROUPS: dict[str, tuple[tuple[str, ...], float, str]] = {
     "masking": (
         (
             *("mask.", "model.diffusion.", "model.decode_fraction", "model.contrast.", "model.views"),
-            *("model.decoded_views", "model.norm_pix"),
+            *("model.decoded_views", "model.norm_pix", "model.video_masks", "model.audio_masks"),
         ),
         0.4,
         "take the preset's: masks, noise and contrast are what is learnt from",

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from diffmavil.config import FinetuneConfig
-from diffmavil.config.errors import UsageError
+from diffmavil.config.errors import RunError, UsageError
 from diffmavil.config.folders import expand
-from diffmavil.evaluation.beginning import begin_with
+from diffmavil.evaluation.beginning import begin_with, own_weights
 from diffmavil.evaluation.checkup.case import Case
 from diffmavil.evaluation.checkup.findings import Finding, Unchecked
 from diffmavil.model import DiffMAViL
@@ -87,14 +87,17 @@ def _from_init(case: Case, source: str) -> list[Finding]:
             report = initialise_from_image_mae(Classifier(case.config.model, case.config.head), path)
         else:
             report = begin_with(DiffMAViL(case.config.model), source)
-    except (ValueError, UsageError) as error:
+        ours = own_weights(source) is not None
+    except (ValueError, UsageError, RunError) as error:
         return [_unusable(str(path), str(error))]
     found = []
     new = [part for part in report.new if ".encoder" in part]
     if new:
         here = f"begin anew: {', '.join(new)}"
         found.append(Finding("weights", here, "all encoders loaded", f"{len(new)} parts", "take another file", 0.7))
-    blocks = [name for name in report.left if "block" in name or "layer" in name if "decoder" not in name]
+    # Of ours the depth agrees; what is left over belongs to a part that the model does not have.
+    left = () if ours else report.left
+    blocks = [name for name in left if "block" in name or "layer" in name if "decoder" not in name]
     if blocks:
         here = f"left over of {path}: {', '.join(blocks)}"
         advice = "its encoder is deeper than the model's: raise model.encoder.depth, or take a smaller one"
