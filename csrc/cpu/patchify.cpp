@@ -51,13 +51,14 @@ Tensor patchify(const Tensor& x, const Tensor& ids, std::vector<int64_t> patch, 
   return out;
 }
 
-// Ids are unique within a sample: no pixel is written by two rows.
+// No pixel is written by two rows: ids are unique within a sample, or refused.
 Tensor patchify_backward(const Tensor& grad, const Tensor& x, const Tensor& ids, std::vector<int64_t> patch,
                          std::vector<double> std, bool channels_first) {
   const int64_t batch = ids.size(0), count = ids.size(1);
   const Tensor out = torch::stable::empty_like(x), held = torch::stable::contiguous(grad);
   const Pixels pixels(out, patch, channels_first);
   const auto tokens = checked_ids(ids, pixels.tokens);
+  inverse(ids, pixels.tokens);
   char* base = mutable_data<char>(out);
   const int64_t bytes = size_of(pixels.type), elements = out.numel();
   for_rows(elements, 1, [=](int64_t first, int64_t last) {

@@ -49,6 +49,22 @@ std::vector<int64_t> checked_integers(const Tensor& ids, int64_t length, const c
   return found;
 }
 
+std::vector<int64_t> inverse(const Tensor& ids, int64_t length) {
+  const int64_t count = ids.size(1);
+  const auto tokens = checked_ids(ids, length);
+  std::vector<int64_t> found(ids.size(0) * length, -1);
+  for (int64_t i = 0; i < int64_t(tokens.size()); ++i) {
+    int64_t& place = found[i / count * length + tokens[i]];
+    if (place >= 0) {
+      std::ostringstream words;
+      words << "ids=" << tokens[i] << " twice in sample " << i / count << ": must be unique within a sample";
+      throw std::invalid_argument(words.str());
+    }
+    place = i % count;
+  }
+  return found;
+}
+
 namespace {
 
 // As Python writes it.

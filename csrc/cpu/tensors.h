@@ -48,6 +48,10 @@ inline std::vector<int64_t> checked_ids(const Tensor& ids, int64_t length) {
   return checked_integers(ids, length, "ids", "values");
 }
 
+// For each of the [batch, length] places the k of the id that names it, or -1. std::invalid_argument for ids that name
+// one twice in a sample, or as of `checked_ids`.
+std::vector<int64_t> inverse(const Tensor& ids, int64_t length);
+
 // sqrt(alpha_bar) and sqrt(1 - alpha_bar) of each sample, checked to be in [0, 1] as by `check_alpha_bar_range`.
 struct Levels {
   explicit Levels(const Tensor& alpha_bar, bool check = true);

@@ -31,15 +31,6 @@ class Rows {
   int64_t bytes_, dim_, stride_[3];
 };
 
-// For each of the [batch, length] places the k of the id that names it, or -1.
-std::vector<int64_t> inverse(const Tensor& ids, int64_t length) {
-  const int64_t count = ids.size(1);
-  const auto tokens = checked_ids(ids, length);
-  std::vector<int64_t> found(ids.size(0) * length, -1);
-  for (int64_t i = 0; i < int64_t(tokens.size()); ++i) found[i / count * length + tokens[i]] = i % count;
-  return found;
-}
-
 Tensor gather_tokens(const Tensor& x, const Tensor& ids) {
   const int64_t batch = ids.size(0), count = ids.size(1), dim = x.size(2);
   const auto tokens = checked_ids(ids, x.size(1));

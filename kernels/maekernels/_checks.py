@@ -8,6 +8,7 @@ from typing import NoReturn, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from maekernels import _native
 
@@ -23,9 +24,14 @@ def run_op(op: Callable[..., T], *args: object) -> T:
 
     The C++ kernels throw std::invalid_argument, in Python ValueError. From torch 2.14 on the stable ABI makes a
     RuntimeError of it, with the same words among its own.
+
+    Raises:
+        NotImplementedError: an argument with a tangent of forward-mode differentiation.
     """
     if torch.compiler.is_compiling():
         return op(*args)
+    if getattr(forward_ad, "_current_level", -1) >= 0:
+        _refuse_tangents(args)
     try:
         return op(*args)
     except RuntimeError as error:
@@ -33,6 +39,12 @@ def run_op(op: Callable[..., T], *args: object) -> T:
         if found is None:
             raise
         raise ValueError(found.group()) from error
+
+
+def _refuse_tangents(args: tuple[object, ...]) -> None:
+    """A custom op has no forward-mode derivative: its result would be without one, and no word said."""
+    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args):
+        raise NotImplementedError("forward-mode derivatives (torch.func.jvp, dual numbers): take reverse mode")
 
 
 def check(ok: bool, name: str, given: object, allowed: str) -> None:

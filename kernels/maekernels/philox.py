@@ -124,7 +124,9 @@ def as_seed(seed: int | Tensor, device: torch.device | None) -> Tensor:
         if not (seed.dim() == 0 and seed.dtype == torch.int64 and here):  # words only for an error: they take time
             check(False, "seed", describe(seed), f"an int, or a 0-d int64 tensor on {device or 'any device'}")
         return seed
-    check(0 <= seed < 2**63, "seed", seed, "in [0, 2^63), or a 0-d int64 tensor")
+    # A float would lose its fraction: every draw of random.random() is the seed 0.
+    allowed = "an int in [0, 2^63), or a 0-d int64 tensor"
+    check(not isinstance(seed, float) and 0 <= seed < 2**63, "seed", seed, allowed)
     return torch.full((), seed, dtype=torch.int64, device=device)
 
 

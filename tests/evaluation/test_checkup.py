@@ -188,7 +188,7 @@ def test_statistics_that_came_with_weights_are_no_fault(cache: Path, tmp_path: P
     begun = replace(begun, train=replace(begun.train, init=str(weights)))
     assert not {"sound", "weights"} & set(checks_of(examine(write_run(tmp_path / "run", begun), most=6)))
     other = replace(begun, model=replace(begun.model, audio=replace(begun.model.audio, mean=0.0, std=1.0)))
-    found = [finding for finding in examine(write_run(tmp_path / "other", other), most=6).findings]
+    found = examine(write_run(tmp_path / "other", other), most=6).findings
     assert "in the weights it started from" in " ".join(f.reference for f in found if f.check == "sound")
 
 

@@ -121,8 +121,8 @@ def test_fold_in_does_not_change():
 
 @pytest.mark.parametrize(
     "seed",
-    [-1, 2**63, torch.tensor([1]), torch.tensor(1, dtype=torch.int32)],
-    ids=["negative", "large", "1-d", "int32"],
+    [-1, 2**63, 0.5, torch.tensor([1]), torch.tensor(1, dtype=torch.int32)],
+    ids=["negative", "large", "float", "1-d", "int32"],
 )
 def test_bad_seed(seed):
     with pytest.raises(ValueError, match="seed="):
