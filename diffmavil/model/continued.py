@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -41,14 +42,11 @@ def continues(config: ModelConfig, theirs: ModelConfig, source: str) -> ModelCon
     trained = f"--init {source} was trained"
     common = f"one with a modality in common: as {trained}, it has {theirs.modalities}"
     require(any(both.values()), "model.modalities", config.modalities, common)
-    for name, value in vars(theirs.encoder).items():
-        _agree(f"model.encoder.{name}", getattr(config.encoder, name), value, trained)
-    fixed = {"audio": ("mels", "patch", "padding"), "video": ("patch", "mean", "std")}
-    for modality in (name for name, shared in both.items() if shared):
-        own, other = getattr(config, modality), getattr(theirs, modality)
-        stored = theirs.encoder.positions != "sincos"
-        for name in (*fixed[modality], *(("grid",) if stored else ())):
-            _agree(f"model.{modality}.{name}", getattr(own, name), getattr(other, name), trained)
+    wrong = [name for name in _fixed(theirs, both) if attrgetter(name)(config) != attrgetter(name)(theirs)]
+    given = ", ".join(f"model.{name}={attrgetter(name)(config)!r}" for name in wrong)
+    flags = " ".join(_flag(name, attrgetter(name)(theirs)) for name in wrong)
+    if wrong:
+        raise ValueError(f"{given}: must be as {trained}: {flags}")
     if both["audio"] and config.audio.mean is None:
         known = f"given, with std, as the weights were trained: --init {source} does not tell"
         require(theirs.audio.mean is not None, "model.audio.mean", None, known)
@@ -56,8 +54,23 @@ def continues(config: ModelConfig, theirs: ModelConfig, source: str) -> ModelCon
     return config
 
 
-def _agree(name: str, given: object, value: object, trained: str) -> None:
-    require(given == value, name, given, f"{value!r}, as {trained}")
+def _fixed(theirs: ModelConfig, both: Mapping[str, bool]) -> list[str]:
+    """Settings without which the encoders of the modalities that both have would not compute what they did."""
+    names = [f"encoder.{name}" for name in vars(theirs.encoder)]
+    # Positions of other kinds than sincos belong to one size of the input.
+    of_size = {"audio": ["frames"], "video": ["frames", "size"]} if theirs.encoder.positions != "sincos" else {}
+    of = {"audio": ["mels", "patch", "padding"], "video": ["patch", "mean", "std"]}
+    names += [f"{kind}.{name}" for kind in of if both[kind] for name in (*of[kind], *of_size.get(kind, ()))]
+    return names
+
+
+def _flag(name: str, value: object) -> str:
+    """As the command line takes it."""
+    *above, last = f"--model.{name}".replace("_", "-").split(".")
+    if isinstance(value, bool):
+        return ".".join([*above, last if value else f"no-{last}"])
+    values = value if isinstance(value, tuple) else (value,)
+    return f"{'.'.join([*above, last])} {' '.join(map(str, values))}"
 
 
 def _others(modality: str, own: ModelConfig, theirs: ModelConfig) -> list[str]:

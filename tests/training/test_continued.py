@@ -155,15 +155,19 @@ def test_one_modality_of_both_is_taken(cache: Path, weights_file: Path) -> None:
 BAD: dict[str, tuple[Callable[[Config], Config], str]] = {
     "width": (
         lambda c: replace(c, model=replace(c.model, encoder=EncoderConfig(depth=1, width=96, heads=3))),
-        r"model.encoder.width=96: must be 48, as --init .*ours.safetensors was trained",
+        r"model.encoder.width=96: must be as --init .*ours.safetensors was trained: --model.encoder.width 48$",
     ),
     "patch": (
         lambda c: replace(c, model=replace(c.model, audio=replace(c.model.audio, patch=(8, 16)))),
-        r"model.audio.patch=\(8, 16\): must be \(16, 16\), as --init .* was trained",
+        r"model.audio.patch=\(8, 16\): must be as --init .* was trained: --model.audio.patch 16 16$",
     ),
     "colours": (
         lambda c: replace(c, model=replace(c.model, video=replace(c.model.video, mean=(0.5, 0.5, 0.5)))),
-        r"model.video.mean=\(0.5, 0.5, 0.5\): must be \(0.485, ",
+        r"model.video.mean=\(0.5, 0.5, 0.5\): must be as .* was trained: --model.video.mean 0.485 0.456 0.406$",
+    ),
+    "several": (
+        lambda c: replace(c, model=replace(c.model, encoder=EncoderConfig(depth=2, width=48, heads=3, cls=False))),
+        r"model.encoder.depth=2, model.encoder.cls=False: must be .*: --model.encoder.depth 1 --model.encoder.cls$",
     ),
     "nothing": (
         lambda c: replace(c, train=replace(c.train, init="no/such.safetensors")),
