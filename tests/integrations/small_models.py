@@ -108,6 +108,17 @@ def scattered(model: Any) -> Any:
     return model
 
 
+def replica(model: Any) -> Any:
+    """What `torch.nn.parallel.replicate` makes for DataParallel, which wants CUDA devices: here with other weights."""
+    twins = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    for module, twin in twins.items():
+        for name, child in module.named_children():
+            setattr(twin, name, twins[child])
+        for name, parameter in module._parameters.items():
+            setattr(twin, name, None if parameter is None else 1.5 * parameter)
+    return twins[model]
+
+
 def run(model: nn.Module, inputs: dict[str, Tensor], **options: Any) -> tuple[Any, dict[str, Tensor]]:
     """The outputs, and the gradients of every parameter that has one."""
     model.zero_grad()

@@ -113,9 +113,10 @@ def all_patches(conv: nn.Module, x: Tensor) -> Tensor:
     [
         (nn.Conv2d(3, 8, (4, 2), (4, 2)), (2, 3, 16, 8)),
         (nn.Conv2d(1, 8, 4, 4, bias=False), (2, 1, 16, 8)),
+        (nn.Conv2d(1, 8, 4, 4, padding="valid"), (2, 1, 16, 8)),
         (nn.Conv3d(3, 8, (2, 4, 4), (2, 4, 4)), (2, 3, 4, 8, 8)),
     ],
-    ids=["2d", "no bias", "3d"],
+    ids=["2d", "no bias", "valid", "3d"],
 )
 def test_chosen_patches_are_embedded_as_the_convolution_does(conv, shape):
     conv = conv.double()
@@ -136,6 +137,8 @@ def test_uint8_pixels_are_normalised_on_the_way():
     mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
     expected = torch.gather(all_patches(conv, (x / 255 - mean) / std), 1, ids[..., None].expand(-1, -1, 8))
     torch.testing.assert_close(MaskedPatchEmbed(conv, MEAN, STD)(x, ids), expected, rtol=1e-5, atol=1e-5)
+    as_tensors = MaskedPatchEmbed(conv, torch.tensor(MEAN), torch.tensor(STD))
+    torch.testing.assert_close(as_tensors(x, ids), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=r"x=uint8.*must be float without mean and std"):
         MaskedPatchEmbed(conv)(x, ids)
 
@@ -150,6 +153,26 @@ def test_weights_stay_where_they_are():
     assert len(list(model.parameters())) == 2
     model.double()
     assert model.visible(torch.zeros(1, 3, 8, 8).double(), torch.zeros(1, 1, dtype=torch.long)).dtype == torch.float64
+
+
+def test_a_convolution_that_changed_is_refused():
+    """What its own forward would do now would be left out."""
+    embed, x, ids = MaskedPatchEmbed(nn.Conv2d(3, 8, 4, 4)), torch.zeros(1, 3, 8, 8), torch.zeros(1, 1).long()
+    (conv,) = embed.held
+    embed(x, ids)
+    conv.forward = lambda x: x
+    with pytest.raises(ValueError, match=r"conv=Conv2d.*must be as it was given: its forward was replaced"):
+        embed(x, ids)
+    del conv.forward
+    nn.utils.parametrizations.weight_norm(conv)
+    with pytest.raises(ValueError, match=r"must be as it was given: it is a ParametrizedConv2d"):
+        embed(x, ids)
+
+
+def test_replicas_are_refused():
+    """The convolution would be that of the first."""
+    with pytest.raises(ValueError, match="module=MaskedPatchEmbed in DataParallel: must be in DistributedDataParallel"):
+        MaskedPatchEmbed(nn.Conv2d(3, 8, 4, 4))._replicate_for_data_parallel()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from maekernels.integrations import patch, unpatch
-from maekernels.integrations._fingerprints import of_source
+from maekernels.integrations._fingerprints import fingerprint, foreign_wrapper, of_source
 from maekernels.integrations._instance import is_ours
 from tests.integrations.small_models import NAMES, make_case, vit_mae
 
@@ -88,6 +88,71 @@ def test_a_forward_that_somebody_else_replaced(name):
     model.forward = MethodType(lambda self, *args, **kwargs: own(self, *args, **kwargs), model)
     with pytest.raises(ValueError, match="whose forward was replaced: must be as its package made it: patch it first"):
         patch(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "method"),
+    [
+        ("vit_mae", "", "patchify"),
+        ("vit_mae", "", "forward_loss"),
+        ("vit_mae", "vit.embeddings", "random_masking"),
+        ("vit_mae", "vit.embeddings.patch_embeddings", "forward"),
+        ("vit_mae", "decoder", "forward"),
+        ("video_mae", "videomae.embeddings.patch_embeddings", "forward"),
+    ],
+)
+def test_a_method_that_somebody_else_replaced(name, part, method):
+    """The patch goes around all of these, so that another would not be called."""
+    model = make_case(name).make()
+    owner = model.get_submodule(part)
+    if not hasattr(type(owner), method):
+        pytest.skip(f"{type(owner).__name__} of this transformers has no {method}")
+    setattr(owner, method, lambda *args, **kwargs: None)
+    with pytest.raises(ValueError, match=f"model={type(owner).__name__} whose {method} was replaced: must be as its"):
+        patch(model)
+    assert not any(is_ours(vars(module).get("forward")) for module in model.modules())
+
+
+def wrapped(function):
+    """As a library that times or logs wraps a method: with the name, the module and the source of what it wraps."""
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+@BOTH
+def test_a_wrapper_in_a_subclass(name):
+    base = type(make_case(name).make())
+
+    class Wrapped(base):
+        forward = wrapped(base.forward)
+
+    assert fingerprint(Wrapped.forward) == fingerprint(base.forward)
+    model = Wrapped(make_case(name).make().config)
+    with pytest.raises(ValueError, match=r"model=Wrapped.forward in a wrapper of test_patch_refuses: must be code"):
+        patch(model)
+    assert not touched(model)
+
+
+def test_a_wrapper_in_the_class(monkeypatch):
+    model = vit_mae().make()
+    embeddings = type(model.vit.embeddings)
+    monkeypatch.setattr(embeddings, "random_masking", wrapped(embeddings.random_masking))
+    with pytest.raises(ValueError, match=r"model=ViTMAEEmbeddings.random_masking in a wrapper of test_patch_refuses"):
+        patch(model)
+
+
+def test_wrappers_are_told_by_who_wrote_them():
+    def plain():
+        pass
+
+    assert foreign_wrapper(plain) is None
+    assert foreign_wrapper(torch.no_grad()(plain)) is None
+    assert foreign_wrapper(torch.no_grad()(wrapped(plain))) == __name__
+    assert foreign_wrapper(functools.lru_cache(plain)) == "functools"
 
 
 def test_unpatch_under_a_wrapper():

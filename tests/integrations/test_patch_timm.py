@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -13,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from maekernels.integrations import patch, unpatch
-from tests.integrations.small_models import assert_alike, assert_same_bits, package
+from maekernels.integrations import patch, timm_attention, unpatch
+from tests.integrations.small_models import assert_alike, assert_same_bits, package, replica
 
 
 class AnyName(type):
@@ -130,3 +131,37 @@ def test_masks_are_left_to_timm():
     mask.fill_diagonal_(True)
     expected = attention(x, mask)
     assert_same_bits({"x": patch(attention)(x, mask)}, {"x": expected})
+
+
+class WithoutCausality(nn.Module):
+    """What timm's Attention takes in 1.0.16 to 1.0.25."""
+
+    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor | None = None) -> tuple[Any, ...]:
+        return x, attn_mask
+
+
+def test_a_mask_for_a_timm_without_causality():
+    x, mask = torch.zeros(1, 2, 3), torch.ones(2, 2)
+    found = timm_attention._forward(WithoutCausality(), x, mask)
+    assert [id(part) for part in found] == [id(x), id(mask)]
+
+
+def test_attention_is_all_there_is_to_patch():
+    with pytest.raises(ValueError, match="attention=False: must be True for a model of timm"):
+        patch(make(), attention=False)
+
+
+def test_pickled_it_is_timm_s_own():
+    model = make()
+    expected = run(model)
+    found = pickle.loads(pickle.dumps(patch(model)))
+    assert not any("forward" in vars(module) for module in found.modules())
+    for mine, theirs in zip(run(found), expected, strict=True):
+        assert_same_bits(mine, theirs)
+
+
+def test_a_replica_computes_with_its_own_weights():
+    model = make()
+    x = torch.randn(3, 3, 16, 16)
+    expected = replica(model)(x)
+    assert_alike({"x": replica(patch(model))(x)}, {"x": expected})

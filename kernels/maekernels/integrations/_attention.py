@@ -9,6 +9,8 @@ Ours differs from transformers' sdpa on a CPU in half precision alone, and there
 
 from __future__ import annotations
 
+import copy
+import operator
 import sys
 from typing import Any
 
@@ -20,7 +22,7 @@ NAME = "maekernels"
 
 
 class SeenConfig:
-    """A config with our attention in the place of sdpa."""
+    """A config with our attention in the place of sdpa. A pickle of it is the config, and is read without us."""
 
     def __init__(self, config: Any) -> None:
         self.__dict__["config"] = config
@@ -38,6 +40,12 @@ class SeenConfig:
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.config, name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SeenConfig:
+        return SeenConfig(copy.deepcopy(self.config, memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return operator.getitem, ((self.config,), 0)
 
 
 def attention_forward(
@@ -92,6 +100,7 @@ def replace_attention(modules: list[nn.Module]) -> None:
     if NAME not in _functions():
         _functions().register(NAME, attention_forward)
     for module in modules:
+        restore_attention(module)  # a part of another patched model
         module.__dict__["config"] = SeenConfig(module.config)  # as it was held, past nn.Module's own attributes
 
 

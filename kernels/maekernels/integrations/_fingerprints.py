@@ -1,8 +1,12 @@
 """Whether a function of another package is one that was read before its replacement was written.
 
 A fingerprint is a hash of a function's code: its parameters' names and the words of its body, without docstring,
-comments and layout, the same on every Python. Versions are not compared: a release that did not change what is replaced
-is known, and one that did is not.
+comments and layout, the same on every Python. The defaults of parameters are not in it. Versions are not compared: a
+release that did not change what is replaced is known, and one that did is not.
+
+What is hashed is the function under its decorators, which a replacement takes away with it: those of the packages
+themselves (a tuple or an output object, recorded hidden states) the replacements have too; anyone else's are found by
+`foreign_wrapper`.
 """
 
 from __future__ import annotations
@@ -16,12 +20,26 @@ import tokenize
 from collections.abc import Callable
 from typing import Any
 
+PACKAGES = ("transformers", "timm", "torch")
 _LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 
 
 def fingerprint(function: Callable[..., Any]) -> str:
     """Of the function under its decorators. Raises `OSError` where there is no source."""
     return of_source(inspect.getsource(inspect.unwrap(function)))
+
+
+def foreign_wrapper(function: Callable[..., Any]) -> str | None:
+    """The module that wrote a wrapper around the function, if it is of none of the PACKAGES.
+
+    Told by its globals: `functools.wraps` gives a wrapper the `__module__` of what it wraps.
+    """
+    while (inner := getattr(function, "__wrapped__", None)) is not None:
+        where = getattr(function, "__globals__", {}).get("__name__", type(function).__module__)
+        if where.partition(".")[0] not in PACKAGES:
+            return where
+        function = inner
+    return None
 
 
 def of_source(source: str) -> str:

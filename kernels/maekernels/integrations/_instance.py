@@ -2,22 +2,35 @@
 
 The replacement lives in the object's own `__dict__`: its class, and other models of it, stay as they are, and so do the
 names of a state_dict. What was there before is the class's own `forward`, or the module is refused.
+
+A method in an object's `__dict__` is bound to that object, and so are copies of the dictionary. With `forward` go three
+methods that copying asks an object for: a deep copy and a replica of DataParallel get the replacement bound to
+themselves, a pickle and a shallow copy go without it.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MethodType
 from typing import Any
 
 from torch import nn
 
 from maekernels._checks import check
-from maekernels.integrations._fingerprints import fingerprint
+from maekernels.integrations._fingerprints import fingerprint, foreign_wrapper
 
 Forward = Callable[..., Any]
+
+
+def check_parts(parts: Mapping[str, nn.Module], known: Mapping[str, Sequence[str]], versions: str) -> None:
+    """Every method of `known`, named "Part.method", is of known code and nobody replaced it, or `ValueError`."""
+    for name, codes in known.items():
+        part, method = name.split(".")
+        check_known(type(parts[part]), method, codes, versions)
+        check_untouched(parts[part], method)
 
 
 def check_known(owner: type, method: str, known: Sequence[str], versions: str) -> None:
@@ -26,6 +39,8 @@ def check_known(owner: type, method: str, known: Sequence[str], versions: str) -
     allowed = f"code that this patch was written for, as in {versions}"
     check(function is not None, "model", f"{owner.__name__} without {method}", allowed)
     assert function is not None
+    wrapper = foreign_wrapper(function)
+    check(wrapper is None, "model", f"{owner.__name__}.{method} in a wrapper of {wrapper}", allowed)
     try:
         found = fingerprint(function)
     except OSError as error:
@@ -38,12 +53,20 @@ def _package(owner: type) -> str:
     return f"{name} {getattr(sys.modules.get(name), '__version__', '')}".strip()
 
 
-def check_untouched(module: nn.Module) -> None:
-    """Nobody else replaced the module's `forward`."""
-    own = module.__dict__.get("forward")
-    # transformers 4.57 leaves the class's own forward there after it has recorded hidden states.
-    ok = own is None or getattr(own, "__func__", None) is type(module).forward
-    check(ok, "model", f"{type(module).__name__} whose forward was replaced", "as its package made it: patch it first")
+def check_untouched(module: nn.Module, method: str) -> None:
+    """Nobody else replaced this method of the module."""
+    allowed = "as its package made it" + (": patch it first" if method == "forward" else ", for it would not be called")
+    check(not overridden(module, method), "model", f"{type(module).__name__} whose {method} was replaced", allowed)
+
+
+def overridden(module: nn.Module, *methods: str) -> bool:
+    """Whether the object has another such method than its class."""
+    for method in methods:
+        own = module.__dict__.get(method)
+        # transformers 4.57 leaves the class's own forward there after it has recorded hidden states.
+        if own is not None and getattr(own, "__func__", None) is not getattr(type(module), method, None):
+            return True
+    return False
 
 
 def replace_forward(module: nn.Module, forward: Forward) -> None:
@@ -56,8 +79,55 @@ def replace_forward(module: nn.Module, forward: Forward) -> None:
     # Not `functools.wraps`: accelerate follows __wrapped__ to the end when it takes its own wrapper off.
     replaced.__signature__ = inspect.signature(type(module).forward)  # type: ignore[attr-defined]
     replaced.__doc__ = type(module).forward.__doc__
-    replaced.__maekernels__ = replaced  # type: ignore[attr-defined]
-    module.forward = MethodType(replaced, module)
+    _bind(module, {"forward": _marked(replaced)} | _COPYING)
+
+
+def restore_forward(module: nn.Module) -> None:
+    for name in _replaced(module):
+        del module.__dict__[name]
+
+
+def _marked(function: Forward) -> Forward:
+    function.__maekernels__ = function  # type: ignore[attr-defined]
+    return function
+
+
+def _bind(module: nn.Module, functions: Mapping[str, Forward]) -> None:
+    module.__dict__.update({name: MethodType(function, module) for name, function in functions.items()})
+
+
+def _replaced(module: nn.Module) -> dict[str, Forward]:
+    """What of ours the object has, unbound."""
+    own = {name: value for name, value in vars(module).items() if isinstance(value, MethodType)}
+    return {name: value.__func__ for name, value in own.items() if is_ours(value)}
+
+
+@_marked
+def _replicate(self: nn.Module) -> nn.Module:
+    replica: nn.Module = type(self)._replicate_for_data_parallel(self)  # type: ignore[operator]
+    _bind(replica, _replaced(self))
+    return replica
+
+
+@_marked
+def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    functions = _replaced(self)
+    restore_forward(self)
+    try:
+        twin = copy.deepcopy(self, memo)
+    finally:
+        _bind(self, functions)
+    _bind(twin, functions)
+    return twin
+
+
+@_marked
+def _getstate(self: nn.Module) -> dict[str, Any]:
+    ours = _replaced(self)
+    return {name: value for name, value in type(self).__getstate__(self).items() if name not in ours}
+
+
+_COPYING = {"_replicate_for_data_parallel": _replicate, "__deepcopy__": _deepcopy, "__getstate__": _getstate}
 
 
 def is_ours(forward: Any) -> bool:

@@ -5,6 +5,8 @@
 
 torch's fused way back takes several times as long there (see `attention`), and `attention` keeps W, N M H elements of
 each sample and layer: in a peer with many layers that is more memory than the rest of the patch saves.
+The scores are rounded to half precision before the softmax, where the fused forward keeps float32: with large scores
+the result is less accurate (docs/integrations.md has numbers).
 Shapes: q [B, H, N, D], k and v [B, H, M, D]. FLOPs: 4 N M H D forward, 10 N M H D backward.
 """
 

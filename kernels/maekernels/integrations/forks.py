@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maekernels import MaskIds, gather_tokens, patchify, random_mask
-from maekernels._checks import FLOATS, check, check_ids, describe
+from maekernels._checks import FLOATS, check, check_ids, describe, refuse
 from maekernels._pixels import MAX_CHANNELS
+from maekernels.integrations._instance import overridden
 
 
 def random_masking(
@@ -119,13 +120,17 @@ class MaskedPatchEmbed(nn.Module):
     """Embeds chosen patches: conv(x).flatten(2).mT[:, ids] without the others.
 
     conv: the Conv2d or Conv3d that embeds all patches; it stays where it is and keeps its weights: the module holds no
-        parameters of its own, and nothing of it is in a state_dict.
+        parameters of its own, and nothing of it is in a state_dict. Where its owner gets another in its place, make
+        this module anew.
     mean, std: of the pixels, for each channel; needed for uint8 pixels, which are taken as x / 255 and so are never
         stored as floats.
     """
 
     def __init__(
-        self, conv: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+        self,
+        conv: nn.Module,
+        mean: Sequence[float] | Tensor | None = None,
+        std: Sequence[float] | Tensor | None = None,
     ) -> None:
         super().__init__()
         problem = unknown_embedding(conv)
@@ -133,12 +138,19 @@ class MaskedPatchEmbed(nn.Module):
         check((mean is None) == (std is None), "std", std, f"given with mean={mean}, or left out with it")
         # In a tuple it is not registered: its owner saves, moves and trains it.
         self.held = (conv,)
-        self.mean, self.std = mean, std
+        self.mean, self.std = (None if v is None else [float(channel) for channel in v] for v in (mean, std))
 
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         """x [B, C, H, W] or [B, C, T, H, W], ids [B, K] -> [B, K, D]."""
+        problem = unknown_embedding(self.held[0])
+        if problem is not None:
+            refuse("conv", self.held[0], f"as it was given: {problem}")
         check(x.dtype != torch.uint8 or self.mean is not None, "x", describe(x), "float without mean and std")
         return embed_patches(self.held[0], x, ids, self.mean, self.std, channels_first=True)
+
+    def _replicate_for_data_parallel(self) -> nn.Module:
+        allowed = "in DistributedDataParallel: its convolution has no replica"
+        refuse("module", "MaskedPatchEmbed in DataParallel", allowed)
 
 
 def unknown_embedding(conv: nn.Module) -> str | None:
@@ -146,9 +158,12 @@ def unknown_embedding(conv: nn.Module) -> str | None:
     if type(conv) not in (nn.Conv2d, nn.Conv3d):
         return f"it is a {type(conv).__name__}"
     assert isinstance(conv, nn.Conv2d | nn.Conv3d)
+    if overridden(conv, "forward"):
+        return "its forward was replaced"
     if conv.stride != conv.kernel_size:
         return f"its stride is {conv.stride}, its kernel {conv.kernel_size}"
-    if any(conv.padding) or any(d != 1 for d in conv.dilation) or conv.groups != 1:
+    padded = conv.padding != "valid" and any(conv.padding)
+    if padded or any(d != 1 for d in conv.dilation) or conv.groups != 1:
         return "it has padding, dilation or groups"
     if conv.in_channels > MAX_CHANNELS:
         return f"it has {conv.in_channels} channels of at most {MAX_CHANNELS}"
@@ -168,7 +183,8 @@ def embed_patches(
     assert isinstance(conv, nn.Conv2d | nn.Conv3d)
     check_ids(ids, x.shape[0], x.device)
     dtype = conv.weight.dtype if x.dtype == torch.uint8 else x.dtype
-    mean, std = mean or [0.0] * conv.in_channels, std or [1.0] * conv.in_channels
+    mean = [0.0] * conv.in_channels if mean is None else mean
+    std = [1.0] * conv.in_channels if std is None else std
     patches = patchify(x, ids, conv.kernel_size, mean, std, dtype, channels_first=channels_first)
     # [D, C, t, h, w] in the order of a patch, (t, h, w, c).
     return F.linear(patches, conv.weight.movedim(1, -1).flatten(1), conv.bias)

@@ -8,8 +8,8 @@
 transformers indexes with the boolean mask, which waits for the device four times a forward, and copies its position
 tables there in each. Here the mask becomes token numbers on the device: `masked` says how many tokens each clip hides,
 and nothing waits; without it their number is read from the mask. Masks of unequal numbers are refused, where
-transformers would mix samples. A call without a mask, of another size, or with hooks on the patch embedding is computed
-by transformers' own code.
+transformers would mix samples. A call without a mask, of another size, of a type or on a device that the ops do not
+have, or with a patch embedding that was replaced or has hooks is computed by transformers' own code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from maekernels import masked_mse
 from maekernels._checks import check
-from maekernels.integrations._instance import check_known, check_untouched, has_hooks, replace_forward
+from maekernels.integrations._calls import embeds_plainly, for_ops
+from maekernels.integrations._instance import check_parts, replace_forward
 from maekernels.integrations.forks import embed_patches, masked_ids, unknown_embedding
 
 VERSIONS = "transformers 4.57 and 5.0 to 5.24"
@@ -49,11 +50,7 @@ def replace(model: Any, masked: int | None) -> list[nn.Module]:
         "VideoMAEPatchEmbeddings": embeddings.patch_embeddings,
         "VideoMAEDecoder": model.decoder,
     }
-    for name, known in KNOWN.items():
-        part, method = name.split(".")
-        check_known(type(parts[part]), method, known, VERSIONS)
-    for part in parts.values():
-        check_untouched(part)
+    check_parts(parts, KNOWN, VERSIONS)
     problem = unknown_embedding(embeddings.patch_embeddings.projection)
     check(problem is None, "model", type(model).__name__, f"embedding tubelets by a plain Conv3d: {problem}")
     length = embeddings.num_patches
@@ -65,7 +62,7 @@ def replace(model: Any, masked: int | None) -> list[nn.Module]:
 
 def _ours(embed: Any, pixel_values: Any, mask: Any) -> bool:
     """Clips of the model's own size with a boolean mask; what they are not is told by transformers."""
-    if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point() or pixel_values.dim() != 5:
+    if not for_ops(pixel_values) or pixel_values.dim() != 5 or not embeds_plainly(embed, MODULE):
         return False
     _, frames, channels, height, width = pixel_values.shape
     tubelet, rows, columns = embed.projection.kernel_size
@@ -74,7 +71,7 @@ def _ours(embed: Any, pixel_values: Any, mask: Any) -> bool:
     tokens = frames // tubelet * (height // rows) * (width // columns)
     shape = (len(pixel_values), embed.num_patches)
     masked = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == shape
-    return fits and whole and tokens == embed.num_patches and masked and not has_hooks(embed, embed.projection)
+    return fits and whole and tokens == embed.num_patches and masked
 
 
 def _table(owner: Any, device: torch.device) -> Tensor:

@@ -5,8 +5,9 @@
     decoder      `scatter_tokens` puts tokens, class token and mask tokens in their places in one pass
     loss         `masked_mse` reads the target from the pixels; no patch is copied that is not masked
 
-Masks come from torch's generator exactly as before: a seed gives the run it gave without the patch. A call with another
-size, `interpolate_pos_encoding`, or hooks on the patch embedding is computed by transformers' own code.
+Masks come from torch's generator exactly as before: a seed gives the run it gave without the patch. A call of another
+size, with `interpolate_pos_encoding`, of a type or on a device that the ops do not have, or with a part that was
+replaced or a patch embedding that has hooks is computed by transformers' own code.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 
 from maekernels import gather_tokens, masked_mse, scatter_tokens
 from maekernels._checks import check
-from maekernels.integrations._instance import check_known, check_untouched, has_hooks, replace_forward
+from maekernels.integrations._calls import embeds_plainly, for_ops
+from maekernels.integrations._instance import check_parts, overridden, replace_forward
 from maekernels.integrations.forks import embed_patches, inverse, unknown_embedding
 
 VERSIONS = "transformers 4.57 and 5.0 to 5.24"
@@ -35,8 +37,8 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "ViTMAEPatchEmbeddings.forward": ("2701d6b9c8d2769a", "b0cc79047d16943f"),
     "ViTMAEDecoder.forward": ("6595ae1e3d8db230", "3a4284f1589c0599", "4a8d8cb8636d66ad"),
 }
-FORWARD_LOSS = ("8fb8045bddd5873a",)
-"""A method of its own until 5.17."""
+UNTIL_5_17 = {"ViTMAEForPreTraining.forward_loss": ("8fb8045bddd5873a",)}
+"""A method of its own until then."""
 
 
 def replace(model: Any) -> list[nn.Module]:
@@ -48,13 +50,7 @@ def replace(model: Any) -> list[nn.Module]:
         "ViTMAEPatchEmbeddings": embeddings.patch_embeddings,
         "ViTMAEDecoder": decoder,
     }
-    for name, known in KNOWN.items():
-        part, method = name.split(".")
-        check_known(type(parts[part]), method, known, VERSIONS)
-    if hasattr(type(model), "forward_loss"):
-        check_known(type(model), "forward_loss", FORWARD_LOSS, VERSIONS)
-    for part in parts.values():
-        check_untouched(part)
+    check_parts(parts, KNOWN | (UNTIL_5_17 if hasattr(type(model), "forward_loss") else {}), VERSIONS)
     problem = unknown_embedding(embeddings.patch_embeddings.projection)
     check(problem is None, "model", type(model).__name__, f"embedding patches by a plain Conv2d: {problem}")
     replace_forward(model, _model_forward(sys.modules[MODULE].ViTMAEForPreTrainingOutput))
@@ -68,7 +64,7 @@ def replace(model: Any) -> list[nn.Module]:
 def _embeddings_forward(self: Any, pixel_values: Tensor, noise: Tensor | None = None, *rest: Any, **kwargs: Any) -> Any:
     """[B, C, H, W] -> class token and visible tokens [B, 1 + K, D], mask [B, N], ids_restore [B, N]."""
     embed = self.patch_embeddings
-    if rest or any(kwargs.values()) or not _fits(embed, pixel_values) or has_hooks(embed, embed.projection):
+    if rest or any(kwargs.values()) or not _fits(embed, pixel_values) or overridden(self, "random_masking"):
         return type(self).forward(self, pixel_values, noise, *rest, **kwargs)
     batch, length = len(pixel_values), embed.num_patches
     keep = int(length * (1 - self.config.mask_ratio))
@@ -85,7 +81,7 @@ def _embeddings_forward(self: Any, pixel_values: Tensor, noise: Tensor | None = 
 
 def _fits(embed: Any, pixel_values: Any) -> bool:
     """Pictures of the model's own size; what they are not is told by transformers."""
-    if not isinstance(pixel_values, Tensor) or not pixel_values.is_floating_point():
+    if not for_ops(pixel_values) or not embeds_plainly(embed, MODULE):
         return False
     height, width = embed.image_size
     fits = pixel_values.shape[1:] == (embed.num_channels, height, width) and height == width
@@ -94,7 +90,7 @@ def _fits(embed: Any, pixel_values: Any) -> bool:
 
 def _decoder_forward(self: Any, hidden_states: Tensor, ids_restore: Tensor, *rest: Any, **kwargs: Any) -> Any:
     """Visible tokens [B, 1 + K, D] -> predictions of all patches [B, N, P]."""
-    if rest or any(kwargs.values()):
+    if rest or any(kwargs.values()) or not for_ops(hidden_states):
         return type(self).forward(self, hidden_states, ids_restore, *rest, **kwargs)
     x = self.decoder_embed(hidden_states)
     # As torch.cat with the mask tokens would under autocast.
@@ -124,8 +120,8 @@ def _model_forward(output: type) -> Any:
     as_tuple = importlib.import_module("transformers.utils.generic").can_return_tuple(plain)
 
     def forward(self: Any, pixel_values: Any = None, noise: Tensor | None = None, *rest: Any, **kwargs: Any) -> Any:
-        interpolate = kwargs.get("interpolate_pos_encoding")
-        if rest or interpolate or not _fits(self.vit.embeddings.patch_embeddings, pixel_values):
+        theirs = rest or kwargs.get("interpolate_pos_encoding") or overridden(self, "patchify", "forward_loss")
+        if theirs or not _fits(self.vit.embeddings.patch_embeddings, pixel_values):
             return type(self).forward(self, pixel_values, noise, *rest, **kwargs)
         return as_tuple(self, pixel_values, noise, **kwargs)
 
