@@ -7,6 +7,8 @@ and on request fine-tunes, by the commands of a recipe (`benchmarks/recipes.py`)
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
 import re
 import tempfile
@@ -34,12 +36,13 @@ from benchmarks.recipes import (
 )
 from diffmavil.config import Config, RatioSchedule, TeacherConfig
 from diffmavil.config.cli import parse_train
+from diffmavil.config.files import flat_settings
 from diffmavil.config.model import sees
 from diffmavil.config.presets import STAGE_2
 from diffmavil.data.stats import open_data
 from diffmavil.evaluation.classification import Classification
 from diffmavil.model.flops import FORWARDS, meta_teacher, teacher_flops
-from diffmavil.training.costs import scheduled_flops
+from diffmavil.training.costs import optimizer_flops, scheduled_flops
 
 Result = dict[str, Any]
 BASE = PRESETS[0]
@@ -121,6 +124,8 @@ CHAIN = (
     "diffmavil-tiny-fast",
 )
 """From MAViL to `-fast`, each differs from the one before by one thing."""
+_ELSEWHERE = {"data.root", "data.eval_root", "data.cache", "data.workers", "train.seed", "train.steps"}
+"""Settings that a cell tells by other names, or that change nothing."""
 FROM_SCRATCH = "from scratch"
 """What fine-tuning is held against: a cell without pretraining, and so without a budget."""
 
@@ -214,6 +219,13 @@ class Asked:
         """Raises `UsageError` for flags in `extra` that are not allowed; unknown ones end in `SystemExit`, code 2."""
         return _resolved(self, setting)[2]
 
+    def trained(self, setting: str) -> str:
+        """A digest of all settings but seed, length and clips that differ from a plain config's: a name may come to
+        mean others."""
+        plain, own = flat_settings(Config()), flat_settings(self.config(setting))
+        told = {name: value for name, value in own.items() if name not in _ELSEWHERE and value != plain.get(name)}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
     def settings(self) -> Result:
         """What all settings of the set were trained with besides, for the lines: others are not put beside them."""
         stages = ("pretrain", "finetune") if self.study.split else ()
@@ -287,7 +299,8 @@ def run_cell(cell: Cell, asked: Asked, processes: Processes) -> Result:
         if asked.keep and run.exists():
             run.rename(kept(cell, asked.keep))
     about = {"invocation": asked.invocation, "jobs": asked.jobs, "load": os.getloadavg()[0]}
-    return {**line, **about, "settings": asked.settings()}
+    trained = {} if cell.setting == FROM_SCRATCH else {"trained": asked.trained(cell.setting)}
+    return {**line, **about, **trained, "settings": asked.settings()}
 
 
 def kept(cell: Cell, folder: Path) -> Path:
@@ -335,11 +348,11 @@ def _with_teacher(config: Config) -> Config:
 
 
 def _tflop(config: Config, steps: int) -> float:
-    """Of a pretraining; in the second stage with the teacher's forwards."""
+    """Of a pretraining, Muon's iterations among it; in the second stage with the teacher's forwards."""
     flop = FORWARDS * scheduled_flops(config.model, config.mask).total
     if config.teacher.stage == 2:
         flop += teacher_flops(meta_teacher(config.model))
-    return flop * steps * config.train.batch_size * 1e-12
+    return steps * (flop * config.train.batch_size + optimizer_flops(config.model, config.optim)) * 1e-12
 
 
 def _headline(found: Classification) -> tuple[float, tuple[float, float]]:

@@ -121,9 +121,13 @@ def asked_for(args: argparse.Namespace) -> Asked:
 def results_of(path: Path) -> list[frontier.Result]:
     """The lines of a file. Raises `ValueError` for those of something else."""
     results = read(path)
+    lines: dict[Key, int] = {}
     for number, result in enumerate(results, 1):
         if "set" not in result:
             raise ValueError(f"{path}, line {number}: must be of benchmarks/quality.py; points.py shows older studies")
+        first = lines.setdefault(key(cell_of(result)), number)
+        if first != number:
+            raise ValueError(f"{path}, line {number}: is the cell of line {first} once more: take one of them out")
     return results
 
 
@@ -155,9 +159,17 @@ def run(asked: Asked, wanted: Sequence[Cell], path: Path, console: Console) -> N
     make_ready(asked)
     processes, done = Processes(threads=1), 0
 
-    def written(line: frontier.Result) -> None:
+    def work(cell: Cell) -> frontier.Result | None:
+        """None: another invocation that writes to the file has run it since."""
+        if any(key(cell_of(result)) == key(cell) for result in read(path)):
+            return None
+        return frontier.run_cell(cell, asked, processes)
+
+    def written(line: frontier.Result | None) -> None:
         nonlocal done
         done += 1
+        if line is None:
+            return
         write(path, line)
         told = ", ".join(
             f"{name} {100 * line['scores'][name]:.1f} %" for name in asked.study.metrics if name in line["scores"]
@@ -166,7 +178,7 @@ def run(asked: Asked, wanted: Sequence[Cell], path: Path, console: Console) -> N
         console.print(f"{done}/{len(left)} {about}, {told}", highlight=False, soft_wrap=True)
 
     with stopped_by_sigterm():
-        side_by_side(left, asked.jobs, lambda cell: frontier.run_cell(cell, asked, processes), written, processes)
+        side_by_side(left, asked.jobs, work, written, processes)
 
 
 @contextlib.contextmanager
@@ -191,6 +203,12 @@ def study(args: argparse.Namespace, parser: argparse.ArgumentParser, console: Co
                 parser.error(
                     f"--json {args.json}: its lines of {asked.name} were trained with {result['settings']}, these "
                     f"would be with {asked.settings()}: name another file"
+                )
+            name, trained = result["setting"], result.get("trained")
+            if trained and name in CHANGES and result["set"] == asked.name and trained != asked.trained(name):
+                parser.error(
+                    f"--json {args.json}: its lines of {asked.name}, {name!r}, were trained with other settings than "
+                    f"that means now: name another file"
                 )
         same = distinct(asked, CHAIN if args.chain else args.setting or PRESETS)
         for name, other in same.items():

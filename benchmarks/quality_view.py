@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -135,8 +135,11 @@ class View:
         if metric.startswith("finetune"):
             rows = tuple(row for row in self.rows if row["setting"] == FROM_SCRATCH)
             return Point(FROM_SCRATCH, 0.0, rows).score(metric)
-        found = {(r["setting"], r["seed"]): r["untrained"][metric] for r in self.rows if metric in r["untrained"]}
-        return summed(list(found.values()), [])
+        found: dict[int, set[float]] = defaultdict(set)
+        for row in self.rows:  # models of one kind and seed are one, under whatever setting they stand
+            if metric in row["untrained"]:
+                found[row["seed"]].add(row["untrained"][metric])
+        return summed([statistics.mean(values) for values in found.values()], [])
 
     def chance(self, metric: str) -> float | None:
         return next((r["chance"][metric] for r in self.rows if metric in r.get("chance", {})), None)
@@ -169,7 +172,9 @@ class View:
             if score is None:
                 continue
             pairs = [(r["scores"].get(metric), base.get((r["seed"], r["samples"]))) for r in point.rows]
-            gains = summed([a - b for a, b in pairs if a is not None and b is not None], [])
+            both = [a - b for a, b in pairs if a is not None and b is not None]
+            gains = summed(both, [])
+            some = f" ({len(both)} of {len(pairs)})" if len(both) < len(pairs) else ""
             rows.append(
                 [
                     point.setting,
@@ -178,7 +183,7 @@ class View:
                     str(len(point.rows)),
                     percent(score),
                     interval(score),
-                    percent(gains, "+") if gains and point.setting != BASE else "",
+                    percent(gains, "+") + some if gains and point.setting != BASE else "",
                     self.seconds(point),
                     f"{point.tflop:,.1f}",
                 ]
@@ -195,24 +200,26 @@ class View:
         rows.append(["chance", "", *("" if chance is None else f"{100 * chance:.1f}" for chance in chances)])
         return Grid(f"{self.study.title}, %", ["setting", "×", *(self.metrics[name] for name in names)], rows)
 
-    def thresholds(self, metric: str) -> Iterator[tuple[str, float]]:
+    def thresholds(self, metric: str) -> Iterator[tuple[str, float, Point | None]]:
+        """Name, score, and whose it is: a point is held against the same seeds of that alone. None: nobody's."""
         nothing = self.untrained(metric)
         if nothing:
-            yield (FROM_SCRATCH if metric.startswith("finetune") else "untrained"), nothing.mean
-        whole = next((p.score(metric) for p in self.points if (p.setting, p.budget) == (BASE, 1)), None)
+            yield (FROM_SCRATCH if metric.startswith("finetune") else "untrained"), nothing.mean, None
+        base = next((p for p in self.points if (p.setting, p.budget) == (BASE, 1)), None)
+        whole = base and base.score(metric)
         if whole and whole.sd is not None:
-            yield f"{BASE} × 1, less its deviation", whole.mean - whole.sd
+            yield f"{BASE} × 1, less its deviation", whole.mean - whole.sd, base
         if whole:
-            yield f"{BASE} × 1", whole.mean
+            yield f"{BASE} × 1", whole.mean, base
 
     def reached(self, metric: str) -> Grid:
         """Who reaches which score at what cost: of each setting the fewest samples measured that did."""
         rows = []
-        for name, value in self.thresholds(metric):
-            first: dict[str, Point | None] = dict.fromkeys(point.setting for point in self.points)
+        for name, value, base in self.thresholds(metric):
+            first: dict[str, Point | None] = {}
             for point in self.points:
-                score = point.score(metric)
-                if score and first[point.setting] is None and score.mean >= value:
+                above = self._above(point, metric, value, base)
+                if above is not None and first.setdefault(point.setting, None) is None and above >= 0:
                     first[point.setting] = point
             found = [point for point in first.values() if point]
             least = min((point.tflop for point in found), default=None)
@@ -240,6 +247,19 @@ class View:
         heads = ["at least, %", "setting", "×", "score", "CPU s", "TFLOP", "commit, date"]
         return Grid(title, heads, rows, words=2)
 
+    def _above(self, point: Point, metric: str, value: float, base: Point | None) -> float | None:
+        """How far a point's score is above `value`, a mean of `base` over all of its seeds or a part of that; where
+        only some seeds are common, by these alone. None: none is."""
+        scores = {row["seed"]: row["scores"][metric] for row in point.rows if metric in row["scores"]}
+        if base is None:
+            return statistics.mean(scores.values()) - value if scores else None
+        theirs = {row["seed"]: row["scores"][metric] for row in base.rows if metric in row["scores"]}
+        common = scores.keys() & theirs.keys()
+        if not common:
+            return None
+        gain = statistics.mean(scores[seed] - theirs[seed] for seed in common)
+        return gain + statistics.mean(theirs.values()) - value
+
     def notes(self) -> list[str]:
         """What is to be known of the lines: when, where, and what cannot be compared."""
         clips = sorted({row["clips"] for row in self.rows})
@@ -251,7 +271,7 @@ class View:
             jobs = " and ".join(map(str, sorted({row["jobs"] for row in rows})))
             count = f"{len(rows)} line{'s' * (len(rows) > 1)}"
             notes.append(
-                f"Invocation {letter}: {count}, {measured(rows)}, {rows[0]['device']}, {jobs} side by side, "
+                f"Invocation {letter}: {count}, {measured(rows)}, {rows[0]['device']}, {jobs} side by side in it, "
                 f"load {min(loads):.1f} to {max(loads):.1f}; {versions}."
             )
         if len(self.letters) > 1:
@@ -260,7 +280,10 @@ class View:
                 "with another letter in brackets take no part in that."
             )
         if len({frozenset(row["seed"] for row in point.rows) for point in self.points}) > 1:
-            notes.append("The study is not complete: rows differ in their seeds.")
+            notes.append(
+                f"The study is not complete: rows differ in their seeds. Who reaches a score of {BASE} is decided by "
+                "the seeds that both have."
+            )
         return notes
 
 

@@ -166,6 +166,8 @@ def numbers(run: Path, data: str | None, heldout: str | None, batch_size: int) -
         raise RunError(f"{run}: the model gives no finite features of the clips that have labels")
     line = {
         "run": run.name,
+        "set": config.data.root,
+        "classes": len(split.train.classes),
         "seed": config.train.seed,
         "samples": config.train.steps * config.train.batch_size,
         "clips": {"train": int(fit.sum()), "heldout": int(test.sum())},
@@ -192,14 +194,23 @@ def finite(found: Read) -> Tensor:
     return torch.stack([x.isfinite().all(dim=1) for x in found.features.values()]).all(dim=0)
 
 
-def summary(results: Sequence[Result]) -> Table:
+def summaries(results: Sequence[Result]) -> list[Table]:
+    """One for each set of clips."""
+    sets: dict[str | None, list[Result]] = defaultdict(list)
+    for row in results:
+        sets[row.get("set")].append(row)
+    return [summary(rows, name) for name, rows in sets.items()]
+
+
+def summary(results: Sequence[Result], name: str | None = None) -> Table:
     """Means over the runs, and their deviation: a row for each modality, block and pooling. Of a run that was measured
     again the last lines count.
     """
-    table = Table(title="linear probes of held-out clips, top-1 in %: mean ± deviation over the runs")
-    for name in ("modality", "block", "pooling", "runs", "trained", "untrained"):
-        table.add_column(name, justify="right" if name in ("runs", "trained", "untrained") else "left")
-    last = {(row["run"], row["seed"], *(row[name] for name in PLACE)): row for row in results}
+    title = "linear probes of held-out clips, top-1 in %: mean ± deviation over the runs"
+    table = Table(title=f"{name}: {title}" if name else title)
+    for head in ("modality", "block", "pooling", "runs", "trained", "untrained"):
+        table.add_column(head, justify="right" if head in ("runs", "trained", "untrained") else "left")
+    last = {(row["run"], row["seed"], *(row[part] for part in PLACE)): row for row in results}
     values: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in last.values():
         values[row["modality"], row["block"], row["pooling"]][row["model"]].append(100 * row["top1"])
@@ -252,7 +263,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in found if args.json else []:
             write(args.json, row)
         results += found
-    console.print(summary(read(args.json) if args.json else results))
+    for table in summaries(read(args.json) if args.json else results):
+        console.print(table)
     return 0
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from diffmavil.config import Config
 from diffmavil.config.presets import PRESETS, preset
 from diffmavil.model.flops import FORWARDS, count_parameters, meta_model, meta_teacher
-from diffmavil.training.costs import Cost, scheduled_flops, technique_costs, with_teacher
+from diffmavil.training.costs import Cost, optimizer_flops, scheduled_flops, technique_costs, with_teacher
 
 _DEFAULT = "diffmavil-base"
 
@@ -73,6 +73,18 @@ def _teacher_lines(config: Config) -> list[str]:
     ]
 
 
+def _optimizer_lines(config: Config) -> list[str]:
+    """What Muon costs; nothing for the others."""
+    flop = optimizer_flops(config.model, config.optim)
+    if not flop:
+        return []
+    clips = FORWARDS * scheduled_flops(with_teacher(config)[0], config.mask).total * config.train.batch_size
+    return [
+        f"Muon's {config.optim.muon_steps} iterations: {flop / 1e9:,.2f} GFLOP a step for any batch, "
+        f"{flop / clips:.1%} of what {config.train.batch_size} clips with their backward pass take"
+    ]
+
+
 def _preset_table() -> Table:
     title = "presets: one clip's forward with all views, mean over the masking schedule"
     table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -107,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(_technique_table(args.preset, technique_costs(config.model)))
     console.print()
     console.print(_part_table(args.preset, config))
-    for line in _teacher_lines(config):
+    for line in [*_teacher_lines(config), *_optimizer_lines(config)]:
         console.print(line, soft_wrap=True)
 
 

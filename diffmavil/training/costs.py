@@ -6,9 +6,11 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
-from diffmavil.config import Config, DecoderConfig, MaskConfig, ModelConfig, RatioSchedule
+from diffmavil.config import Config, DecoderConfig, MaskConfig, ModelConfig, OptimConfig, RatioSchedule
 from diffmavil.model.flops import Flops, forward_flops, meta_model, meta_teacher, teacher_flops
 from diffmavil.training.curriculum import mixed_counts
+from diffmavil.training.muon import orthogonal_flops
+from diffmavil.training.optim import muon_matrices
 
 
 class Cost(NamedTuple):
@@ -36,6 +38,13 @@ def scheduled_flops(config: ModelConfig, mask: MaskConfig) -> Flops:
         )
         costs += [forward_flops(model, *counts) for counts in zip(video, audio, strict=True)]
     return Flops(*(sum(part) / len(costs) for part in zip(*costs, strict=True)))
+
+
+def optimizer_flops(config: ModelConfig, optim: OptimConfig) -> int:
+    """Matrix products of the optimiser in one step, the same for any batch: Muon's iterations, 0 for the others."""
+    if optim.name != "muon":
+        return 0
+    return sum(orthogonal_flops(*p.shape, optim.muon_steps) for p in muon_matrices(meta_model(config)))
 
 
 def with_teacher(config: Config) -> tuple[ModelConfig, float]:

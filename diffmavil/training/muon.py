@@ -99,6 +99,12 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(params, list(update))
 
 
+def orthogonal_flops(rows: int, columns: int, steps: int) -> int:
+    """Of `orthogonal` for one matrix: in each step its product with its transpose, that squared, that times it."""
+    short, long = min(rows, columns), max(rows, columns)
+    return steps * (4 * short**2 * long + 2 * short**3)
+
+
 def _read_by_host(flag: Tensor) -> bool:
     """Whether nothing waits where the host looks at it."""
     return flag.device.type == "cpu"

@@ -75,9 +75,14 @@ def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Opt
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
+def muon_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Those that `optim.name=muon` gives to Muon, frozen ones among them."""
+    return [p for name, p in model.named_parameters() if ".blocks." in f".{name}" and p.ndim == 2]
+
+
 def _muon(model: nn.Module, groups: list[dict[str, Any]], config: OptimConfig) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside blocks; the rest, input and output layers among it, to AdamW."""
-    inside = {id(p) for name, p in model.named_parameters() if ".blocks." in f".{name}" and p.ndim == 2}
+    inside = set(map(id, muon_matrices(model)))
     matrices, others = [], []
     for group in groups:
         split = [p for p in group["params"] if id(p) in inside], [p for p in group["params"] if id(p) not in inside]

@@ -30,7 +30,7 @@ from diffmavil.evaluate import Options
 from diffmavil.model.flops import meta_teacher, teacher_flops
 from diffmavil.model.teacher import Teacher
 from diffmavil.model.weights import WEIGHTS_FILE
-from diffmavil.training.costs import scheduled_flops, techniques
+from diffmavil.training.costs import optimizer_flops, scheduled_flops, techniques
 
 SCORES = {"probe/audio": 0.8, "probe/fused": 0.9, "audio_to_video/recall@1": 0.1}
 
@@ -136,7 +136,8 @@ def test_two_stages_share_the_samples_of_a_cell(tmp_path: Path, commands: Comman
     student = replace(config.model, target_width=config.model.encoder.width)
     plain, taught = (scheduled_flops(model, config.mask).total for model in (config.model, student))
     teaches = teacher_flops(meta_teacher(config.model))
-    assert row["tflop"] == pytest.approx((3 * plain * 32_000 + (3 * taught + teaches) * 19_200) * 1e-12, rel=1e-3)
+    clips = 3 * plain * 32_000 + (3 * taught + teaches) * 19_200
+    assert row["tflop"] == pytest.approx((clips + 800 * optimizer_flops(config.model, config.optim)) * 1e-12, rel=1e-3)
     assert row["cpu_seconds"] == 10
 
 
@@ -238,6 +239,50 @@ def test_a_study_is_run_side_by_side_and_goes_on_where_it_was_stopped(tmp_path: 
     assert study(tmp_path, "synthetic", *flags) == 0
     assert not commands.given
     assert "6 of 6 cells are known" in capsys.readouterr().out
+
+
+def test_what_another_invocation_has_run_meanwhile_is_not_run_again(
+    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
+):
+    flags = ("--seeds", "0", "--budget", "1", "--setting", "mavil-tiny")
+    assert study(tmp_path, "synthetic", *flags) == 0
+    (line,) = (tmp_path / "out.jsonl").read_text().splitlines()
+    commands.given = []
+    known = quality.results_of
+    monkeypatch.setattr(quality, "results_of", lambda path: [])  # as it was when this one began
+    assert study(tmp_path, "synthetic", *flags) == 0
+    assert not commands.given
+    monkeypatch.setattr(quality, "results_of", known)
+    assert (tmp_path / "out.jsonl").read_text().splitlines() == [line]
+    (tmp_path / "out.jsonl").write_text(f"{line}\n{line}\n")
+    with pytest.raises(ValueError, match="line 2: is the cell of line 1 once more: take one of them out"):
+        known(tmp_path / "out.jsonl")
+
+
+def test_a_name_that_means_other_settings_now_is_refused(tmp_path: Path, commands: Commands, monkeypatch, capsys):
+    flags = ("--budget", "1", "--setting", "mavil-tiny, Muon")
+    assert study(tmp_path, "fsdd", "--seeds", "0", *flags) == 0
+    assert study(tmp_path, "fsdd", "--seeds", "1", *flags) == 0
+    monkeypatch.setitem(frontier.CHANGES, "mavil-tiny, Muon", "--optim.name muon --data.crops-kept 3")
+    frontier._resolved.cache_clear()
+    with pytest.raises(SystemExit) as ended:
+        study(tmp_path, "fsdd", "--seeds", "2", *flags)
+    frontier._resolved.cache_clear()
+    assert ended.value.code == 2
+    assert "'mavil-tiny, Muon', were trained with other settings than that means now" in capsys.readouterr().err
+
+
+def test_muon_s_iterations_are_counted(tmp_path: Path, commands: Commands):
+    """The Newton-Schulz products of every matrix in a block, once a step, whatever the batch."""
+    names = ("mavil-tiny", "mavil-tiny, Muon")
+    assert study(tmp_path, "grid", "--seeds", "0", "--budget", "1", *(f for n in names for f in ("--setting", n))) == 0
+    plain, muon = ({row["setting"]: row["tflop"] for row in read(tmp_path / "out.jsonl")}[name] for name in names)
+    width, blocks = 192, 4 + 4 + 1
+    square, wide = (5 * (4 * 192**2 * long + 2 * 192**3) for long in (width, 4 * width))
+    encoder = square + 5 * (4 * 192**2 * 576 + 2 * 192**3) + 2 * wide
+    half = 128
+    decoder = 5 * sum(4 * half**2 * long + 2 * half**3 for long in (half, 3 * half, 4 * half, 4 * half))
+    assert (muon - plain) * 1e12 == pytest.approx(2000 * (blocks * encoder + 4 * decoder), rel=5e-3)
 
 
 def test_cells_can_be_left_out(tmp_path: Path, commands: Commands, capsys):

@@ -54,6 +54,12 @@ def test_every_block_and_pooling_and_what_the_evaluation_says(
     assert reading.main(["table", "--json", str(out)]) == 0
     assert capsys.readouterr().out == told
     assert "no model" in told
+    elsewhere = [row | {"set": "elsewhere", "top1": 0.0} for row in rows]
+    out.write_text("\n".join(map(json.dumps, [*rows, *elsewhere])))
+    assert reading.main(["table", "--json", str(out)]) == 0
+    both = capsys.readouterr().out
+    assert both.startswith(told.rstrip())  # sets are not averaged
+    assert "elsewhere: linear probes" in both
 
 
 def test_padding_is_not_pooled_and_what_is_not_finite_is_left_out(cache: Path):
