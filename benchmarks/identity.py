@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import functools
+import hashlib
+import importlib.util
 import os
 import platform
 import subprocess
@@ -11,11 +14,16 @@ from typing import Any
 
 import torch
 
+from maekernels import _native
+
 ROOT = Path(__file__).resolve().parent.parent
+UNKNOWN, DIRTY = "unknown", "-dirty"
+"""A commit that nobody told; the end of one from which the code that is measured differs."""
+_MEASURED = ("kernels", "csrc", "diffmavil", "benchmarks/*.py", "benchmarks/*.cpp", "recipes/*/*.yaml")
 
 
 def identity(device: torch.device, threads: int | None = None) -> dict[str, Any]:
-    """The keys `device`, `commit`, `versions` and `date` of a line of results.
+    """The keys `device`, `commit`, `versions`, `date` and `native` of a line of results.
 
     Args:
         threads: of what was measured on a CPU; None: of this process.
@@ -25,6 +33,7 @@ def identity(device: torch.device, threads: int | None = None) -> dict[str, Any]
         "commit": commit(),
         "versions": versions(device),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "native": native(),
     }
 
 
@@ -45,17 +54,30 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
+@functools.cache
+def native() -> str:
+    """Which compiled code of maekernels is used: the first digits of the SHA-256 of `_C`, or "none", and of `_C_cuda`
+    where that is. A commit does not tell: a library can be missing, or older than its sources."""
+    off = os.environ.get("MAEKERNELS_NATIVE") == "0"
+    cpu, cuda = "" if _native.ABSENT else _digest("_C"), "" if off else _digest("_C_cuda")
+    return f"{cpu or 'none'}{f', cuda {cuda}' if cuda else ''}"
+
+
+def _digest(library: str) -> str:
+    """Of a library of maekernels; nothing: it was not built."""
+    spec = importlib.util.find_spec(f"maekernels.{library}")
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:12] if spec and spec.origin else ""
+
+
 def commit() -> str:
     """The commit, "-dirty" when code that is measured differs from it; BENCHMARK_COMMIT where the copy has no git."""
     if os.environ.get("BENCHMARK_COMMIT"):
         return os.environ["BENCHMARK_COMMIT"]
     try:
-        changed = _git(
-            "status", "--porcelain", "--", "kernels", "csrc", "diffmavil", "benchmarks/*.py", "recipes/*/*.yaml"
-        )
-        return _git("rev-parse", "--short=10", "HEAD") + ("-dirty" if changed else "")
+        changed = _git("status", "--porcelain", "--", *_MEASURED)
+        return _git("rev-parse", "--short=10", "HEAD") + (DIRTY if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return UNKNOWN
 
 
 def _git(*arguments: str) -> str:

@@ -33,6 +33,9 @@ from benchmarks.identity import identity
 from benchmarks.measure import make_clock, measure_limits
 from benchmarks.row_ops import ROW_OPS, find_packages
 
+LATE = "*"
+"""After the median of a row that is `late`."""
+
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks/kernels.py", description=(__doc__ or "").partition("\n")[0])
@@ -94,7 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rows:
             console.print(table(op, rows))
     if clock.late:
-        console.print(f"{clock.late} readings are too long: the host launched more slowly than the device worked")
+        console.print(
+            f"{clock.late} readings are too long: the host launched more slowly than the device worked; {LATE}: such a "
+            f"reading is among the row's, or the copy's beside it"
+        )
     return 1 if bench.wrong else 0
 
 
@@ -141,7 +147,7 @@ def table(op: str, rows: Sequence[Row]) -> Table:
             str(row["batch"]),
             row["mode"],
             row["package"] or row["provider"],
-            f"{row['median_ms']:.3f}",
+            f"{row['median_ms']:.3f}{LATE if row['late'] else ''}",
             f"{row['low_ms']:.3f}-{row['high_ms']:.3f}",
             f"{row['gbps']:.2f}",
             f"{row['gflops']:.2f}",

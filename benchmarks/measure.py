@@ -155,6 +155,8 @@ class Timing:
     high_ms: float
     readings: int
     launches: int
+    late: int = 0
+    """Readings for which the host was late (`Clock.late`): too long."""
 
 
 def interleave(
@@ -175,19 +177,22 @@ def interleave(
         turns = math.ceil(clock.region(sets[0]) / len(sets))
         rounds[name] = [*sets] * turns
     found: dict[str, list[float]] = {name: [] for name in candidates}
+    late = dict.fromkeys(candidates, 0)
     order, orders, started = list(candidates), random.Random(0), time.perf_counter()
     for done in range(most):
         if done >= least and time.perf_counter() - started > seconds:
             break
         orders.shuffle(order)
         for name in order:
+            before = clock.late
             found[name].append(clock.read(rounds[name]))
-    return {name: _summary(times, len(rounds[name])) for name, times in found.items()}
+            late[name] += clock.late - before
+    return {name: _summary(times, len(rounds[name]), late[name]) for name, times in found.items()}
 
 
-def _summary(times: list[float], launches: int) -> Timing:
+def _summary(times: list[float], launches: int, late: int) -> Timing:
     fifths = statistics.quantiles(times, n=5, method="inclusive")
-    return Timing(statistics.median(times) * 1e3, fifths[0] * 1e3, fifths[-1] * 1e3, len(times), launches)
+    return Timing(statistics.median(times) * 1e3, fifths[0] * 1e3, fifths[-1] * 1e3, len(times), launches, late)
 
 
 def equal_copy(bytes: int, device: torch.device) -> Call:

@@ -60,7 +60,7 @@ class Peer:
     masked: int
     patch_dim: int
     decoder_width: int
-    given: dict[str, int]
+    given: dict[str, Any]
     """Arguments of `patch`."""
 
     @property

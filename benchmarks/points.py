@@ -10,7 +10,7 @@ The studies that made `results/quality.jsonl` and its like, at one number of sam
 Digit Dataset (recordings 0 to 4 of each speaker and digit are held out), audio alone: encoder and decoder of one
 modality, no contrast. `cpu_seconds` are those of all cores, for `synthetic` with decoding. Each setting and seed is
 one line of JSON, written as soon as it is known; what a file already holds is not run again, so that the study can be
-stopped at any time.
+stopped at any time. Lines that do not tell of how much of a set they are (`clips`, `recordings`) are of all of it.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from benchmarks.processes import python
 from diffmavil.config import Config
 from diffmavil.config.cli import parse_train
 from diffmavil.config.presets import PRESETS
+from diffmavil.data.stats import open_data
 from diffmavil.training.costs import scheduled_flops
 
 SYNTHETIC_ONLY = (
@@ -72,6 +73,10 @@ class Cell:
     setting: str
     seed: int
     samples: int
+    clips: int | None = None
+    """Of the generated set, to train on, and as many to judge by; None: the preset's."""
+    recordings: int | None = None
+    """Of each speaker and digit; None: all."""
 
 
 def settings(study: str) -> dict[str, Config]:
@@ -84,18 +89,32 @@ def preset_of(setting: str) -> str:
     return setting.partition(",")[0]
 
 
-def cells(study: str, seeds: int, samples: int, chosen: Sequence[str]) -> Iterator[Cell]:
+def cells(args: argparse.Namespace, chosen: Sequence[str]) -> Iterator[Cell]:
     """Seed by seed, so that a study that is stopped early compares every setting."""
-    for seed in range(seeds):
+    samples = args.samples or SAMPLES[args.study]
+    part = {"clips": args.clips} if args.study == "synthetic" else {"recordings": args.recordings}
+    for seed in range(args.seeds):
         for name in chosen:
-            yield Cell(study, name, seed, samples)
+            yield Cell(args.study, name, seed, samples, **part)
 
 
 def cell_of(result: Result) -> Cell:
-    return Cell(*(result[name] for name in ("study", "setting", "seed", "samples")))
+    study, setting, seed, samples = (result[name] for name in ("study", "setting", "seed", "samples"))
+    return Cell(study, setting, seed, samples, result.get("clips"), result.get("recordings"))
 
 
-def run_synthetic(cell: Cell, config: Config, cache: str | None, clips: int | None) -> Result:
+def data_flags(clips: int | None, cache: str | None) -> list[str]:
+    """Of the generated set."""
+    flags = ["--data.synthetic-train", str(clips), "--data.synthetic-eval", str(clips)] if clips else []
+    return [*flags, "--data.cache", cache] if cache else flags
+
+
+def make_ready(clips: int | None, cache: str | None) -> None:
+    """Generate the set and measure its statistics, if they are not in the cache: no cell is to pay for it."""
+    open_data(parse_train([BASE, *data_flags(clips, cache)])[1])
+
+
+def run_synthetic(cell: Cell, config: Config, cache: str | None) -> Result:
     """Train and evaluate in processes of their own: accuracy of every probe, and what training took."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -109,8 +128,7 @@ def run_synthetic(cell: Cell, config: Config, cache: str | None, clips: int | No
             "0",
         ]
         flags += ["--train.steps", str(max(1, cell.samples // config.train.batch_size))]
-        flags += ["--data.cache", cache] if cache else []
-        flags += ["--data.synthetic-train", str(clips), "--data.synthetic-eval", str(clips)] if clips else []
+        flags += data_flags(cell.clips, cache)
         seconds = python("diffmavil.train", preset_of(cell.setting), "--run-dir", str(run), *flags)
         python("diffmavil.evaluate", "--run-dir", str(run))
         results = json.loads((run / "evaluation.json").read_text())["results"]
@@ -128,18 +146,19 @@ def summary(results: Sequence[Result], study: str, metric: str) -> Table:
     """Mean and spread over seeds, and what each setting loses against MAViL at the same seed."""
     mine = [r for r in results if r["study"] == study and metric in r]
     table = Table(title=f"{study}: {metric}", title_justify="left")
-    for name in ("setting", "samples", "seeds", "accuracy", "of MAViL", "GFLOP of a clip", "CPU seconds"):
-        table.add_column(name, justify="left" if name == "setting" else "right")
-    base = {(r["seed"], r["samples"]): r[metric] for r in mine if r["setting"] == BASE}
-    for name, samples in dict.fromkeys((r["setting"], r["samples"]) for r in mine):
-        rows = [r for r in mine if (r["setting"], r["samples"]) == (name, samples)]
+    for name in ("setting", "set", "samples", "seeds", "accuracy", "of MAViL", "GFLOP of a clip", "CPU seconds"):
+        table.add_column(name, justify="left" if name in ("setting", "set") else "right")
+    base = {(r["seed"], r["samples"], set_of(r)): r[metric] for r in mine if r["setting"] == BASE}
+    for name, samples, part in dict.fromkeys((r["setting"], r["samples"], set_of(r)) for r in mine):
+        rows = [r for r in mine if (r["setting"], r["samples"], set_of(r)) == (name, samples, part)]
         values = torch.tensor([r[metric] for r in rows], dtype=torch.float64)
-        pairs = [(r[metric], base.get((r["seed"], r["samples"]))) for r in rows]
+        pairs = [(r[metric], base.get((r["seed"], samples, part))) for r in rows]
         gains = [value - other for value, other in pairs if other is not None]
         spread = f" ± {values.std():.1%}" if len(rows) > 1 else ""
         gflops = [r["gflop_per_clip"] for r in rows if "gflop_per_clip" in r]  # not in lines of a patched copy
         table.add_row(
             name,
+            part,
             f"{samples:,}",
             str(len(rows)),
             f"{values.mean():.1%}{spread}",
@@ -148,6 +167,13 @@ def summary(results: Sequence[Result], study: str, metric: str) -> Table:
             f"{sum(r['cpu_seconds'] for r in rows) / len(rows):,.0f}",
         )
     return table
+
+
+def set_of(result: Result) -> str:
+    """How much of the set it was measured on."""
+    cell = cell_of(result)
+    parts = ((cell.clips, "clips"), (cell.recordings, "recordings"))
+    return next((f"{number} {name}" for number, name in parts if number), "all")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -176,28 +202,33 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def measure(args: argparse.Namespace, console: Console) -> None:
+    """Run the cells that the file does not hold, and write their lines."""
+    known, compared = {cell_of(result) for result in read(args.json)}, settings(args.study)
+    wanted = [*cells(args, args.setting or [*compared])]
+    left = [cell for cell in wanted if cell not in known]
+    for cell in wanted:
+        if cell in known:
+            console.print(f"known: {cell.setting}, seed {cell.seed}", highlight=False)
+    if not left:
+        return
+    digits = read_digits(args.fsdd, args.recordings) if args.study == "fsdd" else None
+    if digits is None:
+        make_ready(args.clips, args.cache)
+    for cell in left:
+        config = compared[cell.setting]
+        found = run_synthetic(cell, config, args.cache) if digits is None else run_fsdd(cell, config, digits)
+        gflop = scheduled_flops(config.model, config.mask).total * 1e-9
+        line = {**vars(cell), "gflop_per_clip": gflop, **found, **identity(torch.device("cpu"))}
+        write(args.json, line)
+        console.print(f"{cell.setting}, seed {cell.seed}: {line['cpu_seconds']:,.0f} s", highlight=False)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     console = Console(width=None if sys.stdout.isatty() else 132)
     if args.study != "table":
-        digits = read_digits(args.fsdd, args.recordings) if args.study == "fsdd" else None
-        known = {cell_of(result) for result in read(args.json)}
-        compared = settings(args.study)
-        samples = args.samples or SAMPLES[args.study]
-        for cell in cells(args.study, args.seeds, samples, args.setting or list(compared)):
-            if cell in known:
-                console.print(f"known: {cell.setting}, seed {cell.seed}", highlight=False)
-                continue
-            config = compared[cell.setting]
-            found = (
-                run_synthetic(cell, config, args.cache, args.clips)
-                if digits is None
-                else run_fsdd(cell, config, digits)
-            )
-            gflop = scheduled_flops(config.model, config.mask).total * 1e-9
-            line = {**vars(cell), "gflop_per_clip": gflop, **found, **identity(torch.device("cpu"))}
-            write(args.json, line)
-            console.print(f"{cell.setting}, seed {cell.seed}: {line['cpu_seconds']:,.0f} s", highlight=False)
+        measure(args, console)
     results = read(args.json)
     for study, metric in (
         ("synthetic", "trained:probe/fused"),

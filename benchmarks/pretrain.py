@@ -5,7 +5,8 @@
 
 Each is `diffmavil.train` and `diffmavil.evaluate` as a user starts them, decoding included. `clips_per_s` is the median
 of the run's log lines after its first quarter; `audioset_hours` is what AudioSet-2M for 20 epochs, 4e7 clips, takes at
-that rate. With a file of results, presets that it already holds at the same settings are not run again.
+that rate. With a file of results, presets that it already holds at the same settings, of this device, commit, native
+library and versions, are not run again; those of a commit that is unknown or dirty are.
 """
 
 from __future__ import annotations
@@ -32,15 +33,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.identity import ROOT, identity
+from benchmarks.identity import DIRTY, ROOT, UNKNOWN, identity
 from benchmarks.kernels import write
+from benchmarks.lines import read
 from diffmavil.config import Config
+from diffmavil.config.cli import parse_train
 from diffmavil.config.presets import PRESETS, SIZES
+from diffmavil.data.stats import open_data
 from diffmavil.training.costs import scheduled_flops
 from diffmavil.training.metrics import read_metrics
 
 AUDIOSET_CLIPS = 2_000_000 * 20
-SETTINGS = ("preset", "pixels", "frames", "batch", "samples", "seed")
+SETTINGS = ("pixels", "frames", "batch", "samples", "seed", "clips", "workers", "compile")
 Result = dict[str, Any]
 
 
@@ -54,10 +58,8 @@ def run(preset: str, args: argparse.Namespace) -> Result:
             *("--train.batch-size", str(args.batch), "--train.steps", str(steps), "--train.seed", str(args.seed)),
             *("--train.log-every", str(max(1, steps // 20)), "--train.checkpoint-every", str(steps)),
             *("--data.workers", str(args.workers), "--train.no-report"),
+            *data_flags(args),
         ]
-        flags += ["--data.cache", str(args.cache)] if args.cache else []
-        if args.clips:
-            flags += ["--data.synthetic-train", str(args.clips), "--data.synthetic-eval", str(args.clips)]
         flags += ["--train.compile"] if args.compile else []
         begin = time.perf_counter()
         python("diffmavil.train", preset, "--run-dir", str(folder), *flags)
@@ -76,6 +78,18 @@ def run(preset: str, args: argparse.Namespace) -> Result:
         "audioset_hours": AUDIOSET_CLIPS / rate / 3600,
         "loss": [r["loss"] for r in records],
     } | {f"{model}:{metric}": value for model, metrics in scores.items() for metric, value in metrics.items()}
+
+
+def data_flags(args: argparse.Namespace) -> list[str]:
+    """Of the generated set."""
+    clips = str(args.clips)
+    flags = ["--data.synthetic-train", clips, "--data.synthetic-eval", clips] if args.clips else []
+    return [*flags, "--data.cache", str(args.cache)] if args.cache else flags
+
+
+def make_ready(preset: str, args: argparse.Namespace) -> None:
+    """Generate the set and measure its statistics, if they are not in the cache: no pretraining is to pay for it."""
+    open_data(parse_train([preset, *data_flags(args)])[1])
 
 
 def sized(preset: str, args: argparse.Namespace) -> Config:
@@ -146,19 +160,28 @@ def presets(size: str) -> tuple[str, ...]:
     return f"mavil-{size}", f"diffmavil-{size}", f"diffmavil-{size}-fast"
 
 
+def known(lines: Sequence[Result], wanted: Result) -> Result | None:
+    """The last line of the same settings, device, commit and versions; a line that lacks one of them is another's."""
+    if wanted["commit"] == UNKNOWN or wanted["commit"].endswith(DIRTY):
+        return None
+    same = {name: value for name, value in wanted.items() if name != "date"}
+    return next((line for line in reversed(lines) if same.items() <= line.items()), None)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    lines = args.json.read_text().splitlines() if args.json and args.json.exists() else []
-    known = {tuple(r[name] for name in SETTINGS): r for r in map(json.loads, lines)}
+    lines = read(args.json) if args.json else []
     results = []
     for preset in presets(args.size):
-        cell = (preset, *(getattr(args, name) for name in SETTINGS[1:]))
-        if cell not in known:
-            known[cell] = dict(zip(SETTINGS, cell, strict=True)) | run(preset, args) | identity(device)
+        cell, who = {"preset": preset, **{name: getattr(args, name) for name in SETTINGS}}, identity(device)
+        found = known(lines, cell | who)
+        if found is None:
+            make_ready(preset, args)
+            found = cell | run(preset, args) | who
             if args.json:
-                write(args.json, known[cell])
-        results.append(known[cell])
+                write(args.json, found)
+        results.append(found)
     console = Console(width=None if sys.stdout.isatty() else 132)
     console.print(table(results))
     return 0

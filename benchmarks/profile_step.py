@@ -168,12 +168,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         given = getattr(args, name)
         if given is not None and given < least:
             parser.error(f"--{name} {given}: must be at least {least}")
+    args.preset = args.preset or f"diffmavil-{'base' if args.device == 'cuda' else 'tiny'}-fast"
     return args
 
 
 def make_config(args: argparse.Namespace, clips: int) -> Config:
-    on_gpu = args.device == "cuda"
-    config = PRESETS[args.preset or f"diffmavil-{'base' if on_gpu else 'tiny'}-fast"]
+    config = PRESETS[args.preset]
     model = config.model
     video = replace(model.video, frames=args.frames or model.video.frames)
     # Statistics of AudioSet; any would do.

@@ -19,7 +19,7 @@ ABOUT = """\
 | 95 % | interval of that mean. It covers the choice of seeds (Student's t) and of held-out clips (mean half width of \
 the runs' bootstrap intervals), joined as the root of the sum of their squares; with one seed, of the clips alone |
 | of MAViL | difference to `mavil-tiny` with the same seed and samples |
-| TFLOP | of the pretraining: three forwards of each sample |
+| TFLOP | of the pretraining: three forwards of each sample, the teacher's of a second stage, and Muon's iterations |
 | CPU s | of the pretraining, decoding included, in one thread; compared within one invocation of the study alone |
 | untrained | the same probe of models as they are initialised |
 | probe | linear, on frozen features of clips without masks |

@@ -6,17 +6,19 @@
 TABLES is the folder that `python -m recipes.NAME.tables` wrote, or one of prepared sets of the same names. The settings
 are those of recipes/NAME/pretrain.yaml and finetune.yaml. Each seed and split (ESC's folds) is pretrained by every
 preset, once, probed, and fine-tuned for each task; from scratch is fine-tuned alone. One line of JSON for each, written
-as soon as it is known; what a file already holds is not run again, so that the study can be stopped at any time.
-`cpu_seconds` are those of all cores, decoding included.
+as soon as it is known; what a file already holds is not run again, so that the study can be stopped at any time. A
+file whose lines of the recipe had other settings or other clips, or do not tell, is refused. `cpu_seconds` are
+those of all cores, decoding included.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ if not __package__:
     sys.path[:] = [str(here.parent), str(here.parent / "kernels"), *(p for p in sys.path if Path(p).resolve() != here)]
 
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +38,7 @@ from benchmarks.kernels import write
 from benchmarks.lines import read
 from benchmarks.processes import Python, python
 from diffmavil.config.cli import parse_train
+from diffmavil.data.shards.index import INDEX_FILE
 from diffmavil.evaluation.classification import Classification, read_classification
 from diffmavil.evaluation.result import Evaluation, read_evaluation
 
@@ -164,24 +168,66 @@ def place(data: Path, name: str) -> str:
     return str(data / name if (data / name).is_dir() else data / f"{name}.csv")
 
 
+def settings_of(recipe: str, split: str, data: Path, extra: Sequence[str]) -> Result:
+    """What a line was measured with besides its first keys: others are not put beside it."""
+    files = {stage: yaml.safe_load(config_of(recipe, stage).read_text()) for stage in ("pretrain", "finetune")}
+    names = RECIPES[recipe][split]
+    return {**files, "extra": [*extra], "data": [digest(place(data, name)) for name in (names.train, names.test)]}
+
+
+def digest(place: str) -> str | None:
+    """Of a table, or of the index of a prepared set, neither of which tells where it lies; None: there is none."""
+    file = Path(place) / INDEX_FILE if Path(place).is_dir() else Path(place)
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else None
+
+
+def check_alike(path: Path, recipe: str, splits: Sequence[str], data: Path, extra: Sequence[str]) -> None:
+    """`ValueError` if lines of the recipe have other settings, or clips in one of `splits`, than they would get now."""
+    for number, line in enumerate(read(path), 1):
+        if line["recipe"] != recipe:
+            continue
+        if "settings" not in line:
+            raise ValueError(f"--json {path}: line {number} does not tell its settings: name another file")
+        then, now = line["settings"], settings_of(recipe, line["split"], data, extra)
+        for name in now:
+            if then[name] != now[name] and (name != "data" or line["split"] in splits):
+                raise ValueError(
+                    f"--json {path}: line {number} was measured with {name} {then[name]}, now it would be {now[name]}: "
+                    f"name another file"
+                )
+
+
 def summary(results: Sequence[Result]) -> Table:
-    """A row for each recipe, task and source: mean and deviation over the seeds, each a mean over its splits."""
+    """A row for each recipe, task and source: mean and deviation over the seeds, each a mean over all splits."""
     table = Table(title="held-out clips; mean and standard deviation over the seeds", title_justify="left")
     for name in ("recipe", "source", "seeds", "splits", "fine-tuned", "probe", "untrained probe", "CPU s of a split"):
         table.add_column(name, justify="left" if name in ("recipe", "source") else "right")
     rows_of = {(r["recipe"], task, r["source"]) for r in results for task in r["tuned"]}
+    left_out = []
     for recipe, task, source in sorted(rows_of):
-        rows = [r for r in results if (r["recipe"], r["source"]) == (recipe, source)]
+        splits = {r["split"] for r in results if r["recipe"] == recipe}
+        mine = [r for r in results if (r["recipe"], r["source"]) == (recipe, source)]
+        rows = of_whole_seeds(mine, splits)
         seeds = sorted({r["seed"] for r in rows})
-        splits = sorted({r["split"] for r in rows})
+        left_out += [(recipe, source, seed) for seed in {r["seed"] for r in mine}.difference(seeds)]
         seconds = [r.get("pretrain_cpu_seconds", 0) + r["tuned"][task]["cpu_seconds"] for r in rows]
         kinds = KINDS if task == "auto" else ("fused" if task == "av" else task,)
         values = (tuned_by(task), probe_of("trained", kinds), probe_of("untrained", kinds))
         numbers = [f"{number} %" if number else "" for number in (by_seed(rows, value) for value in values)]
-        cells = (str(len(seeds)), str(len(splits)), *numbers, f"{statistics.mean(seconds):,.0f}")
+        spent = f"{statistics.mean(seconds):,.0f}" if seconds else ""
+        cells = (", ".join(map(str, seeds)), str(len(splits)), *numbers, spent)
         name = recipe if task == "auto" else f"{recipe}, {task}"
         table.add_row(name, "from scratch" if source == SCRATCH else source, *cells)
+    if left_out:
+        names = (f"{recipe}, {source}, seed {seed}" for recipe, source, seed in sorted(set(left_out)))
+        table.caption = f"left out, without a line for every split: {'; '.join(names)}"
     return table
+
+
+def of_whole_seeds(rows: Sequence[Result], splits: Collection[str]) -> list[Result]:
+    """Those of seeds with all of `splits`: means over other splits are not put beside one another."""
+    found = {seed: {r["split"] for r in rows if r["seed"] == seed} for seed in {r["seed"] for r in rows}}
+    return [r for r in rows if found[r["seed"]].issuperset(splits)]
 
 
 def by_seed(rows: Sequence[Result], value: Value) -> str:
@@ -239,20 +285,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def measure(args: argparse.Namespace, console: Console) -> None:
+    """Run the cells that the file does not hold, and write their lines."""
+    data, extra = args.data.absolute(), args.extra.split()
+    known = {Cell(r["recipe"], r["split"], r["source"], r["seed"]) for r in read(args.json)}
+    for cell in cells(args.recipe, args.seeds, args.split, args.source or (SCRATCH, *PRESETS)):
+        if cell in known:
+            console.print(f"known: {cell}", highlight=False)
+            continue
+        settings = settings_of(cell.recipe, cell.split, data, extra)
+        with tempfile.TemporaryDirectory() as folder:
+            found = run(cell, data, Path(folder), extra)
+        write(args.json, {**vars(cell), **found, "settings": settings, **identity(torch.device("cpu"))})
+        told = ", ".join(f"{task} {100 * (tuned_by(task)(found) or 0):.1f} %" for task in found["tuned"])
+        console.print(f"{cell}: {told}", highlight=False)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     console = Console(width=None if sys.stdout.isatty() else 132)
     if args.recipe != "table":
-        known = {Cell(r["recipe"], r["split"], r["source"], r["seed"]) for r in read(args.json)}
-        for cell in cells(args.recipe, args.seeds, args.split, args.source or (SCRATCH, *PRESETS)):
-            if cell in known:
-                console.print(f"known: {cell}", highlight=False)
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                found = run(cell, args.data.absolute(), Path(folder), args.extra.split())
-            write(args.json, {**vars(cell), **found, **identity(torch.device("cpu"))})
-            told = ", ".join(f"{task} {100 * (tuned_by(task)(found) or 0):.1f} %" for task in found["tuned"])
-            console.print(f"{cell}: {told}", highlight=False)
+        try:
+            check_alike(args.json, args.recipe, args.split or [*RECIPES[args.recipe]], args.data, args.extra.split())
+        except ValueError as error:
+            print(f"benchmarks/recipes.py: {error}", file=sys.stderr)
+            return 2
+        measure(args, console)
     results = read(args.json)
     if results:
         console.print(summary(results))

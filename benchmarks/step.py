@@ -104,7 +104,7 @@ def _time(bench: Bench, group: Sequence[Row], seconds: float, peaks: dict[str, f
     for row in group:
         for i, (call, peak) in enumerate(_fitting(bench, row)):
             calls[f"{row.name}#{i}"], peaks[f"{row.name}#{i}"] = [call], peak
-    return interleave(bench.clock, calls, seconds, least=3, most=40)
+    return interleave(bench.clock, calls, seconds, least=7, most=40)
 
 
 def _fitting(bench: Bench, row: Row) -> list[tuple[Call, float | None]]:

@@ -61,6 +61,17 @@ def test_the_spread_is_the_20th_and_80th_percentile():
     assert (timing.low_ms, timing.median_ms, timing.high_ms) == pytest.approx((3, 6, 9))
 
 
+def test_readings_that_the_host_was_late_for_are_told_of_whom_they_are():
+    clock = ScriptedClock([])
+
+    def slow() -> None:
+        clock.late += 1
+
+    calls = {"slow": [slow], "quick": [lambda: None]}
+    timings = interleave(clock, calls, seconds=0, least=5, most=5)
+    assert (timings["slow"].late, timings["quick"].late) == (4 * 5, 0), "region makes four calls of a reading"
+
+
 @pytest.mark.parametrize(
     ("work", "seconds"),
     [

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import points
 from benchmarks.digits import AUDIO, HELD_OUT, pretrain_and_probe, read_digits
+from diffmavil.config import Config
 from diffmavil.config.presets import preset
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -127,6 +128,69 @@ def test_results_that_the_log_names_can_be_read(file: Path, capsys: pytest.Captu
     assert points.main(["table", "--json", str(file)]) == 0
     shown = capsys.readouterr().out
     assert all(f" {row['setting'][:12]}" in shown for row in points.read(file))
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was done, in order: the generated set made ready, and commands, which are stood in for."""
+    done: list[str] = []
+
+    def python(command: str, *arguments: str) -> float:
+        done.append(" ".join((command, *arguments)))
+        run = Path(arguments[arguments.index("--run-dir") + 1])
+        run.mkdir(exist_ok=True)
+        (run / "evaluation.json").write_text(json.dumps({"results": {"trained": {"probe/fused": 0.5}}}))
+        return 7.0
+
+    def open_data(config: Config) -> None:
+        data = config.data
+        done.append(f"ready {data.cache} {data.synthetic_train} {data.synthetic_eval}")
+
+    monkeypatch.setattr(points, "python", python)
+    monkeypatch.setattr(points, "open_data", open_data)
+    return done
+
+
+def test_the_generated_set_is_ready_before_the_first_setting_is_timed(tmp_path: Path, order: list[str]):
+    study = ["synthetic", "--json", str(tmp_path / "out.jsonl"), "--seeds", "1", "--cache", str(tmp_path)]
+    study += ["--clips", "24", "--setting", "mavil-tiny"]
+    assert points.main(study) == 0
+    ready, train, evaluate = order
+    assert ready == f"ready {tmp_path} 24 24"
+    assert train.startswith("diffmavil.train mavil-tiny ")
+    assert f"--data.synthetic-train 24 --data.synthetic-eval 24 --data.cache {tmp_path}" in train
+    assert evaluate.startswith("diffmavil.evaluate ")
+    assert points.main(study) == 0
+    assert len(order) == 3, "nothing is left to make the set ready for"
+
+
+def test_a_part_of_the_set_is_not_the_set(tmp_path: Path, order: list[str]):
+    """Old lines, which do not tell, are of the whole set."""
+    results = tmp_path / "out.jsonl"
+    study = ["synthetic", "--json", str(results), "--seeds", "1", "--setting", "mavil-tiny"]
+    for clips in ([], ["--clips", "24"], ["--clips", "48"]):
+        assert points.main([*study, *clips]) == 0
+    rows = points.read(results)
+    assert [row["clips"] for row in rows] == [None, 24, 48]
+    table = points.summary(rows, "synthetic", "trained:probe/fused")
+    columns = {str(column.header): list(column.cells) for column in table.columns}
+    assert columns["set"] == ["all", "24 clips", "48 clips"]
+    assert columns["seeds"] == ["1", "1", "1"]
+    old = {name: value for name, value in rows[0].items() if name not in ("clips", "recordings")}
+    results.write_text(json.dumps(old) + "\n")
+    assert points.main(study) == 0
+    assert len(points.read(results)) == 1
+    assert points.main([*study, "--clips", "24"]) == 0
+    assert len(points.read(results)) == 2
+
+
+def test_fewer_recordings_are_another_cell(archive: Path, tmp_path: Path):
+    results = tmp_path / "out.jsonl"
+    study = ["fsdd", "--fsdd", str(archive), "--json", str(results), "--samples", "64", "--seeds", "1"]
+    study += ["--setting", "diffmavil-tiny-fast"]
+    for recordings in ([], ["--recordings", "6"], ["--recordings", "6"]):
+        assert points.main([*study, *recordings]) == 0
+    assert [row["recordings"] for row in points.read(results)] == [None, 6]
 
 
 def test_what_only_the_generated_set_has_is_refused_elsewhere(capsys: pytest.CaptureFixture[str]):

@@ -29,6 +29,7 @@ def test_it_profiles_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([*flags, "--json", str(results), "--trace", str(trace)]) == 0
     (line,) = [json.loads(text) for text in results.read_text().splitlines()]
     assert line["waits"] == {}
+    assert line["preset"] == "diffmavil-tiny-fast"
     assert 0 <= line["idle"] < 1
     assert "gaps between kernels" in capsys.readouterr().out
     assert json.loads(trace.read_text())["traceEvents"]

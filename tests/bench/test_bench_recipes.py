@@ -5,6 +5,7 @@ The commands themselves are stood in for; tests/recipes runs them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,6 +107,96 @@ def test_what_is_known_is_not_run_again_and_the_table_has_means_over_seeds(tmp_p
     assert "80.0 ± 0.0 %" in shown
     assert "60.0 ± 0.0 %" in shown
     assert "from scratch" in shown
+
+
+FSDD = ("fsdd", "--seeds", "0", "--source", "none")
+
+
+def test_a_line_tells_its_settings_and_its_clips(tmp_path: Path, commands):
+    (tmp_path / "train.csv").write_text("path,labels\na.wav,1\n")
+    study(tmp_path, *FSDD, "--extra", "--data.workers 0")
+    (line,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    settings = line["settings"]
+    assert settings["extra"] == ["--data.workers", "0"]
+    assert settings["pretrain"]["model"]["modalities"] == "audio"
+    assert settings["finetune"]
+    assert settings["data"] == [hashlib.sha256(b"path,labels\na.wav,1\n").hexdigest()[:12], None]
+
+
+def refused(folder: Path, commands: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """What is said of a second study that is not run beside the first."""
+    before, count = (folder / "out.jsonl").read_text(), len(commands)
+    capsys.readouterr()
+    assert study(folder, *flags) == 2
+    assert (folder / "out.jsonl").read_text() == before
+    assert len(commands) == count
+    return capsys.readouterr().err
+
+
+def test_lines_of_other_flags_are_not_gone_on_with(tmp_path: Path, commands, capsys):
+    study(tmp_path, *FSDD)
+    said = refused(tmp_path, commands, capsys, "fsdd", "--seeds", "1", "--extra", "--data.workers 0")
+    assert "line 1 was measured with extra [], now it would be ['--data.workers', '0']: name another file" in said
+
+
+def test_lines_of_another_recipe_file_are_not_gone_on_with(tmp_path: Path, commands, capsys, monkeypatch):
+    study(tmp_path, *FSDD)
+    files = {stage: tmp_path / f"{stage}.yaml" for stage in ("pretrain", "finetune")}
+    for stage, file in files.items():
+        file.write_text(recipes.config_of("fsdd", stage).read_text())
+    monkeypatch.setattr(recipes, "config_of", lambda recipe, stage: files[stage])
+    assert study(tmp_path, *FSDD) == 0
+    files["finetune"].write_text("train:\n  steps: 1\n")
+    assert "line 1 was measured with finetune " in refused(tmp_path, commands, capsys, *FSDD)
+
+
+def test_lines_of_other_clips_are_not_gone_on_with_wherever_they_lie(tmp_path: Path, commands, capsys):
+    for name in ("fold1-train", "fold1-test", "fold2-train", "fold2-test"):
+        (tmp_path / f"{name}.csv").write_text(name)
+    esc = ("esc10", "--seeds", "0", "--source", "none", "--split")
+    study(tmp_path, *esc, "fold 1")
+    (tmp_path / "fold1-test.csv").write_text("others")
+    assert study(tmp_path, *esc, "fold 2") == 0
+    assert "line 1 was measured with data " in refused(tmp_path, commands, capsys, *esc, "fold 1")
+    moved = tmp_path / "moved"
+    (moved / "fold1-train").mkdir(parents=True)
+    (moved / "fold1-test.csv").write_text("fold1-test")
+    (moved / "out.jsonl").write_text((tmp_path / "out.jsonl").read_text())
+    assert "line 1 was measured with data " in refused(moved, commands, capsys, *esc, "fold 1")
+    (moved / "fold1-train").rmdir()
+    (moved / "fold1-train.csv").write_text("fold1-train")
+    assert study(moved, *esc, "fold 1") == 0
+
+
+def test_lines_that_do_not_tell_their_settings_are_shown_but_not_gone_on_with(tmp_path: Path, commands, capsys):
+    results = tmp_path / "out.jsonl"
+    study(tmp_path, *FSDD)
+    line = json.loads(results.read_text())
+    results.write_text(json.dumps({name: value for name, value in line.items() if name != "settings"}) + "\n")
+    assert "line 1 does not tell its settings: name another file" in refused(tmp_path, commands, capsys, *FSDD)
+    assert study(tmp_path, "grid", "--seeds", "0", "--source", "none") == 0, "of another recipe"
+    assert recipes.main(["table", "--json", str(results)]) == 0
+
+
+def test_a_mean_is_over_seeds_with_every_split(tmp_path: Path):
+    """The second seed was stopped after its first fold, which is an easy one."""
+    found = [
+        *(("none", 0, "fold 1", 0.5), ("none", 0, "fold 2", 0.3), ("none", 1, "fold 1", 0.9)),
+        *(("mavil-tiny", 1, "fold 1", 1.0),),
+    ]
+    tuned = {"headline": {"weights": "last", "crops": "1", "metric": "top1"}, "cpu_seconds": 1.0}
+    rows = [
+        {"recipe": "esc10", "source": source, "seed": seed, "split": split}
+        | {"tuned": {"auto": {**tuned, "results": {"last": {"1": {"top1": score}}}}}}
+        for source, seed, split, score in found
+    ]
+    table = recipes.summary(rows)
+    columns = {str(column.header): list(column.cells) for column in table.columns}
+    assert columns["source"] == ["mavil-tiny", "from scratch"]
+    assert columns["seeds"] == ["", "0"]
+    assert columns["splits"] == ["2", "2"]
+    assert columns["fine-tuned"] == ["", "40.0 %"]
+    assert table.caption == ("left out, without a line for every split: esc10, mavil-tiny, seed 1; esc10, none, seed 1")
 
 
 @pytest.mark.parametrize("recipe", recipes.RECIPES)
