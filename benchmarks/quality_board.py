@@ -27,7 +27,11 @@ the runs' bootstrap intervals), joined as the root of the sum of their squares; 
 | Muon | its five iterations, unless told otherwise, for the matrices of the blocks; AdamW for the rest |
 | mavil-tiny-lean | half decoded, Muon of three iterations; at the recipe's learning rate, if no other is told |
 | fixed ratio | MAViL's masking ratio throughout |
-| blocks mixed | each decoder block reads a learnt mix of the encoder's |"""
+| blocks mixed | each decoder block reads a learnt mix of the encoder's |
+| columns, rows, tubes hidden | of the spectrogram, or of the picture in time, as wholes |
+| contrast apart | the contrast reads a view of its own of which a quarter is hidden |
+| averaged weights | an exponential average of them, 0.98 a step, is judged |
+| then stage 2 | five eighths of the samples train the teacher, the rest its student; seconds and TFLOP are of both |"""
 
 
 LEAN = """\
