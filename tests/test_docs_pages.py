@@ -64,7 +64,7 @@ def test_shapes_of_the_picture_are_those_of_the_model() -> None:
     audio = model.audio.encode(spec, draws.audio[0].masks.keep)
     tokens = branch.encode(video, masks.keep)
     fused = torch.cat(model.fusion(audio, tokens), dim=1)
-    keep, decode = (rearrange(ids, "b v k -> (b v) k") for ids in masks)
+    keep, decode = (rearrange(ids, "b v k -> (b v) k") for ids in masks[:2])
     (predicted,) = branch.decoder([ToDecode(tokens, keep, decode, (x_t, t))])
     letters = {"B": b, "V": 2, "K": k, "Kv": k, "Ka": ka, "Q": decode.shape[1], "P": v.patch_dim, "D": d}
 
