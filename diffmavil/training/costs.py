@@ -44,7 +44,8 @@ def optimizer_flops(config: ModelConfig, optim: OptimConfig) -> int:
     """Matrix products of the optimiser in one step, the same for any batch: Muon's iterations, 0 for the others."""
     if optim.name != "muon":
         return 0
-    return sum(orthogonal_flops(*p.shape, optim.muon_steps) for p in muon_matrices(meta_model(config)))
+    shapes = [p.shape for p in muon_matrices(meta_model(config))]
+    return sum(orthogonal_flops(rows, columns, optim.muon_steps) for rows, columns in shapes)
 
 
 def with_teacher(config: Config) -> tuple[ModelConfig, float]:

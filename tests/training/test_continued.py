@@ -61,7 +61,7 @@ def test_a_run_goes_on_from_the_weights_of_another(whole_run: Path, train, tmp_p
     old = load_config(whole_run / "config.yaml").model
     assert (config.model.audio.mean, config.model.audio.std) == (old.audio.mean, old.audio.std)
     assert config.train.init == str(whole_run)
-    assert losses(folder)[1] < losses(whole_run)[1]
+    assert losses(folder)[1][0] < losses(whole_run)[1][0]
     resumed = train(folder, "--resume", "--train.steps", "2", preset=None)
     assert "init:" not in resumed.stdout
     refused = train(folder, "--resume", "--init", "other", preset=None, code=2)
