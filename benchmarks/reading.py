@@ -166,7 +166,7 @@ def numbers(run: Path, data: str | None, heldout: str | None, batch_size: int) -
         raise RunError(f"{run}: the model gives no finite features of the clips that have labels")
     line = {
         "run": run.name,
-        "set": config.data.root,
+        "set": "/".join(Path(config.data.root).parts[-2:]),
         "classes": len(split.train.classes),
         "seed": config.train.seed,
         "samples": config.train.steps * config.train.batch_size,
