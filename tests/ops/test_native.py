@@ -201,3 +201,20 @@ maekernels.random_mask(2, 12, 5, seed=1, backend="native")
 """
     said = run_python(code, MAEKERNELS_NATIVE="0").stderr
     assert "ValueError: backend='native': must be None or one of ['torch'] on cpu (MAEKERNELS_NATIVE=0" in said
+
+
+@built
+def test_an_id_that_comes_twice_gets_no_wrong_gradient():
+    """Torch alone adds up what its places get; the kernels write each place once, and refuse it."""
+    ids = torch.tensor([[0, 1, 2], [3, 5, 3]])
+    x = torch.randn(2, 6, 4, requires_grad=True)
+    told = "ids=3 twice in sample 1: must be unique within a sample"
+    with pytest.raises(ValueError, match=told):
+        maekernels.gather_tokens(x, ids).sum().backward()
+    with pytest.raises(ValueError, match=told):
+        maekernels.scatter_tokens(torch.zeros(2, 3, 4), ids, 6, 0.0)
+    (grad,) = torch.autograd.grad(maekernels.gather_tokens(x, ids, backend="torch").sum(), x)
+    assert grad[1, :, 0].tolist() == [0, 0, 0, 2, 0, 1]
+    pixels = torch.rand(2, 8, 12, 3, requires_grad=True)
+    with pytest.raises(ValueError, match=told):
+        maekernels.patchify(pixels, ids, (4, 4), (0.0,) * 3, (1.0,) * 3, torch.float32).sum().backward()

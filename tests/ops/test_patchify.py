@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from maekernels import patchify
-from maekernels._native import ABSENT
 from maekernels.patchify import _patchify, _patchify_backward
 from tests.ops.mae_oracle import MEAN, PIXELS, STD, Pixels, assert_same, assert_within, gather
 
@@ -117,14 +116,6 @@ def test_compile():
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for find in (lambda f: f(x, ids).detach(), lambda f: torch.autograd.grad(f(x, ids), x)[0]):
         assert_same(find(compiled), find(loss))
-
-
-@pytest.mark.skipif(bool(ABSENT), reason="without the native kernels torch adds up what an id twice gets")
-def test_an_id_that_comes_twice_gets_no_wrong_gradient():
-    x, ids = VIDEO.make().float().requires_grad_(), VIDEO.ids(2).clone()
-    ids[1] = ids[1, 0]
-    with pytest.raises(ValueError, match=r"ids=\d+ twice in sample 1: must be unique within a sample"):
-        run(VIDEO, x, ids).sum().backward()
 
 
 def test_export():
