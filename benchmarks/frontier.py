@@ -42,6 +42,7 @@ from diffmavil.config.presets import STAGE_2
 from diffmavil.data.stats import open_data
 from diffmavil.evaluation.classification import Classification
 from diffmavil.model.flops import FORWARDS, meta_teacher, teacher_flops
+from diffmavil.model.weights import EMA_FILE
 from diffmavil.training.costs import optimizer_flops, scheduled_flops
 
 Result = dict[str, Any]
@@ -105,11 +106,11 @@ CHANGES: dict[str, str] = {
 """Setting -> flags of the training. What stands before the comma is the preset, over which the recipe's file goes, and
 the flags over that. A line more here is a setting more."""
 STAGES = {
-    "mavil-tiny-lean, twice the rate, then stage 2": "",
-    "mavil-tiny-lean, twice the rate, then stage 2 from its weights": "--init",
+    "mavil-tiny-lean, twice the rate, then stage 2": ("--teacher",),
+    "mavil-tiny-lean, twice the rate, then stage 2 from its weights": ("--teacher", "--init"),
 }
-"""Settings of two runs: the teacher of the second is the first. -> Flag by which it begins with the first one's too."""
-JUDGED = {"mavil-tiny-lean, twice the rate, averaged weights": "ema.safetensors"}
+"""Settings of two runs -> flags of the second that name the first."""
+JUDGED = {"mavil-tiny-lean, twice the rate, averaged weights": EMA_FILE}
 """Setting -> which of a run's weights are judged, if not the last."""
 FIRST_STAGE = 5 / 8
 """Share of their samples that the first takes. A step of the second is dearer, by its teacher: with four fifths of the
@@ -324,7 +325,7 @@ def _pretrained(cell: Cell, asked: Asked, processes: Processes, run: Path) -> Re
         tflop = _tflop(config, first)
         config = _with_teacher(replace(config, teacher=TeacherConfig(stage=2)))
         preset, steps = f"{preset}{STAGE_2}", steps - first
-        flags += ["--teacher", teacher, *(flag for name in STAGES[cell.setting].split() for flag in (name, teacher))]
+        flags += [flag for name in STAGES[cell.setting] for flag in (name, teacher)]
     if cell.setting in JUDGED:
         judged += ["--weights", str(run / JUDGED[cell.setting])]
     spent, evaluation = pretrain(processes.python, preset, run, [*flags, "--train.steps", str(steps)], judged)

@@ -16,13 +16,12 @@ from diffmavil.config.folders import expand
 from diffmavil.config.progress import open_console, tracking
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.labelled import LabelledSplit, open_labelled
-from diffmavil.evaluation.beginning import own_weights
+from diffmavil.evaluation.beginning import begin_with, check_beginning
 from diffmavil.evaluation.classification import KINDS, Lesson, classify_run
 from diffmavil.evaluation.pretrained import find_weights
 from diffmavil.evaluation.probe_head import MOST_CLIPS, start_with_probe
 from diffmavil.evaluation.validation import Validation
 from diffmavil.model.classifier import Classifier, start_from
-from diffmavil.model.exchange import check_image_mae, initialise_from_image_mae
 from diffmavil.model.weights import WEIGHTS_FILE, export_weights, read_weights
 from diffmavil.reporting.page import write_report
 from diffmavil.training.classification import Classification, clip_weights
@@ -44,9 +43,7 @@ def main(argv: Sequence[str]) -> None:
         run, opened = open_run(name, config, options, peers)
         with usage_errors():
             if opened.train.init and run.checkpoint is None:  # the data may take long, and the file not fit
-                ours = own_weights(opened.train.init) is not None
-                require(not ours, "train.init", opened.train.init, "an image MAE; weights of ours are given by --from")
-                peers.main_first(partial(check_image_mae, opened.model, expand(opened.train.init)))
+                peers.main_first(partial(check_beginning, opened))
             config, split = peers.main_first(lambda: prepared(opened, peers))
             config = with_sound_of_main(config, peers)
         run = write_run(run, config, peers)
@@ -85,7 +82,7 @@ def begin(model: Classifier, config: FinetuneConfig) -> list[str]:
     if config.head.source != NOTHING:
         return start_from(model, read_weights(weights_file(expand(config.head.source)))[0])
     if config.train.init:
-        return initialise_from_image_mae(model, expand(config.train.init)).lines()
+        return begin_with(model, config.train.init).lines()
     return []
 
 

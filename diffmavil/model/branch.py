@@ -115,15 +115,15 @@ class Branch(nn.Module):
                 chosen = random_mask(batch, decode.shape[1], count, seed=subset_seed, offset=offset, device=device)
                 decode = decode.gather(1, chosen.ids_keep.long())
             decodes.append(decode)
-        contrast = (self.draw_contrast(batch, seed, offset, device),) if self.contrast_views else ()
+        contrast = (self.draw_contrasted(batch, keep, seed, offset, device),) if self.contrast_views else ()
         return Masks(torch.stack(keeps, dim=1), torch.stack(decodes, dim=1), contrast)
 
-    def draw_contrast(self, batch: int, seed: int, offset: int, device: torch.device) -> Tensor:
-        """What is visible in the views of the contrast alone, `[B, V, L]`."""
-        drawn = [
-            self.mask_view(batch, self.contrast_keep, _CONTRAST_VIEW + view, seed, offset, device).ids_keep
-            for view in range(self.contrast_views)
-        ]
+    def draw_contrasted(self, batch: int, keep: int, seed: int, offset: int, device: torch.device) -> Tensor:
+        """What is visible where the contrast reads, `[B, V, L]`: views of its own, or those with `keep` visible."""
+        first, views = 0, range(self.masked_views)
+        if self.contrast_views:
+            first, views, keep = _CONTRAST_VIEW, range(self.contrast_views), self.contrast_keep
+        drawn = [self.mask_view(batch, keep, first + view, seed, offset, device).ids_keep for view in views]
         return torch.stack(drawn, dim=1)
 
     def encode(self, x: Tensor, ids: Tensor, scales: Tensor | None = None) -> Tensor:

@@ -272,10 +272,7 @@ class DiffMAViL(nn.Module):
             rows, first = slice(span.first, span.last), offset + span.first
             for name, branch, x in self._present(spec[rows], video[rows]):
                 keep = span.keep_audio if name == "audio" else span.keep_video
-                if branch.contrast_views:
-                    ids = branch.draw_contrast(len(x), seed, first, x.device)
-                else:
-                    ids = branch.draw_masks(len(x), keep, seed, first, x.device).keep
+                ids = branch.draw_contrasted(len(x), keep, seed, first, x.device)
                 tokens[name].append(branch.encode(x, ids))
         return self._pool(tokens, clips)
 

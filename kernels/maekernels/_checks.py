@@ -26,7 +26,7 @@ def run_op(op: Callable[..., T], *args: object) -> T:
     RuntimeError of it, with the same words among its own.
 
     Raises:
-        NotImplementedError: an argument with a tangent of forward-mode differentiation.
+        NotImplementedError: an argument with a tangent of forward-mode differentiation, as torch's own ops raise.
     """
     if torch.compiler.is_compiling():
         return op(*args)

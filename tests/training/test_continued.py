@@ -106,9 +106,11 @@ def test_a_longer_window_and_other_sizes_are_taken(cache: Path, weights_file: Pa
     model_, said = begun(config)
     for part in ("video.encoder", "audio.encoder", "video.decoder", "fusion.blocks.0"):
         assert same(model_, weights_file, part), part
-    assert "fusion.blocks.1" not in said  # told by groups
-    assert "new: " in said
-    assert "audio.decoder" in said.partition("new: ")[2]
+    left, new = said.partition("  left over: ")[2].splitlines()
+    assert "audio.decoder.blocks" in left
+    assert "fusion.blocks (12)" in new, "the second block alone"
+    assert "audio.decoder.blocks (12)" in new
+    assert "encoder" not in new
 
 
 def test_what_means_something_else_there_is_not_taken(cache: Path, tmp_path: Path) -> None:
@@ -149,7 +151,10 @@ def test_statistics_of_the_sound_are_told_where_they_differ_or_asked_for(cache: 
 def test_one_modality_of_both_is_taken(cache: Path, weights_file: Path) -> None:
     model, said = begun(check_beginning(started(cache, weights_file, modalities="audio")))
     assert same(model, weights_file, "audio.")
-    assert "left over: video.encoder" in said.replace("video.decoder", "video.encoder")
+    left = said.partition("  left over: ")[2]
+    assert "video.encoder.blocks" in left
+    assert "audio." not in left
+    assert "new:" not in said
 
 
 BAD: dict[str, tuple[Callable[[Config], Config], str]] = {

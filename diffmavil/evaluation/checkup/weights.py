@@ -15,7 +15,6 @@ from diffmavil.evaluation.checkup.case import Case
 from diffmavil.evaluation.checkup.findings import Finding, Unchecked
 from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
-from diffmavil.model.exchange import initialise_from_image_mae
 from diffmavil.model.weights import WEIGHTS_FILE, read_weights
 
 _NOTHING = "none"
@@ -83,10 +82,10 @@ def _from_init(case: Case, source: str) -> list[Finding]:
     if not path.exists():
         raise Unchecked(f"what it started from is gone, or on the Hub: {path}")
     try:
-        if isinstance(case.config, FinetuneConfig):
-            report = initialise_from_image_mae(Classifier(case.config.model, case.config.head), path)
-        else:
-            report = begin_with(DiffMAViL(case.config.model), source)
+        tuned, model = case.config, case.config.model
+        report = begin_with(
+            Classifier(model, tuned.head) if isinstance(tuned, FinetuneConfig) else DiffMAViL(model), source
+        )
         ours = own_weights(source) is not None
     except (ValueError, UsageError, RunError) as error:
         return [_unusable(str(path), str(error))]
