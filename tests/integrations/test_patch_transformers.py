@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-import pickle
 
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from maekernels.integrations import _attention, _recomputed, patch, unpatch, video_mae, vit_mae
+from maekernels.integrations import _attention, _recomputed, patch, unpatch
 from maekernels.integrations._attention import SeenConfig, attention_forward
 from tests.integrations.small_models import (
     NAMES,
     assert_alike,
     assert_same_bits,
     make_case,
-    replica,
     run,
-    scattered,
 )
 
 BOTH = pytest.mark.parametrize("name", NAMES)
@@ -168,92 +163,6 @@ def test_a_seed_gives_the_masks_that_it_gave():
 
 
 @BOTH
-def test_only_this_model_is_changed(name):
-    """Two models of one config: the other keeps its forward, its attention and the config that they share."""
-    case = make_case(name)
-    model = case.make()
-    other = type(model)(model.config)
-    forward = type(model).forward
-    patch(model)
-    assert type(model).forward is forward
-    assert model.config is other.config
-    assert model.config._attn_implementation == "sdpa"
-    assert not any("forward" in vars(module) for module in other.modules())
-    assert {type(m.config) for m in other.modules() if hasattr(m, "config")} == {type(model.config)}
-
-
-@BOTH
-def test_a_copy_is_patched_too(name):
-    case = make_case(name)
-    model = patch(case.make())
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.zero_()
-    assert_alike(run(twin, case.inputs)[0], run(patch(case.make()), case.inputs)[0])
-    unpatch(twin)
-    assert_same_bits(run(twin, case.inputs)[0], run(case.make(), case.inputs)[0])
-
-
-@BOTH
-def test_a_pickle_is_not_patched(name):
-    """Wholly: it is read without this package, computes as before, and can be patched again."""
-    case = make_case(name)
-    expected = run(case.make(), case.inputs)
-    model = patch(case.make())
-    whole = pickle.dumps(model)
-    assert b"maekernels" not in whole
-    found = pickle.loads(whole)
-    for (_, own), (key, module) in zip(case.make().named_modules(), found.named_modules(), strict=True):
-        assert sorted(vars(module)) == sorted(vars(own)), key
-    counts = [len({id(x.config) for x in m.modules() if hasattr(x, "config")}) for m in (found, case.make())]
-    assert counts[0] == counts[1]  # as many configs, held in as many places
-    assert not any(isinstance(getattr(module, "config", None), SeenConfig) for module in found.modules())
-    for mine, theirs in zip(run(found, case.inputs), expected, strict=True):
-        assert_same_bits(mine, theirs)
-    for again in (patch(found), model):
-        for mine, theirs in zip(run(again, case.inputs), expected, strict=True):
-            assert_alike(mine, theirs)
-        unpatch(again)
-
-
-@BOTH
-def test_a_shallow_copy_computes_with_what_is_its_own(name):
-    """Its parts are the original's and so are patched; what it is given in place of one is used."""
-    case = make_case(name)
-    model = patch(case.make())
-    twin = copy.copy(model)
-    assert_alike(twin(**case.inputs), model(**case.inputs))
-    (key,) = {"vit", "videomae"} & set(dict(model.named_children()))
-    twin._modules = model._modules | {key: scattered(copy.deepcopy(getattr(model, key)))}
-    expected = unpatch(copy.deepcopy(twin))(**case.inputs)
-    assert_alike(twin(**case.inputs), expected)
-
-
-@BOTH
-def test_a_part_of_another_patched_model(name):
-    """Its attention is patched before: once is enough, and `unpatch` takes it away."""
-    case = make_case(name)
-    models = [patch(case.make()), case.make()]
-    parts = [next(layers for layers in m.modules() if isinstance(layers, nn.ModuleList)) for m in models]
-    parts[1][0] = parts[0][0]
-    patch(models[1])
-    seen = [module.config for module in models[1].modules() if isinstance(getattr(module, "config", None), SeenConfig)]
-    assert len(seen) == 4
-    assert not any(isinstance(config.config, SeenConfig) for config in seen)
-    unpatch(models[1])
-    assert not any(isinstance(getattr(module, "config", None), SeenConfig) for module in models[1].modules())
-
-
-@BOTH
-def test_a_replica_computes_with_its_own_weights(name):
-    case = make_case(name)
-    model = case.make()
-    expected = replica(model)(**case.inputs)
-    assert_alike(replica(patch(model))(**case.inputs), expected)
-
-
-@BOTH
 def test_attention_left_as_it_is(name):
     case = make_case(name)
     model = case.make()
@@ -343,113 +252,6 @@ def test_a_hook_on_the_patch_embedding_is_called(name):
     hooked = run(model, case.inputs)[0]
     assert seen
     assert_alike(hooked, run(case.make(), case.inputs)[0])
-
-
-class Adapted(nn.Module):
-    """A projection in another's place, as peft's LoRA: without a convolution's attributes."""
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base = base
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 2 * self.base(x)
-
-
-def rounded(conv: nn.Module) -> nn.Module:
-    """A projection of another class with its weights, as in training for quantisation."""
-    base = type(conv)
-
-    class Rounded(base):
-        def forward(self, input: torch.Tensor) -> torch.Tensor:
-            return (4 * super().forward(input)).round() / 4
-
-    conv.__class__ = Rounded
-    return conv
-
-
-def doubled(conv: nn.Module) -> nn.Module:
-    conv.forward = lambda x: 2 * type(conv).forward(conv, x)
-    return conv
-
-
-@BOTH
-@pytest.mark.parametrize("change", [Adapted, rounded, doubled], ids=["another module", "a subclass", "its forward"])
-def test_a_projection_that_was_replaced_since(name, change):
-    case = make_case(name)
-    found = []
-    for model in (patch(case.make()), case.make()):
-        embed = model.get_input_embeddings()
-        embed.projection = change(embed.projection)
-        found.append(run(model, case.inputs))
-    for mine, theirs in zip(*found, strict=True):
-        assert_alike(mine, theirs)
-
-
-@BOTH
-def test_a_patch_embedding_that_was_replaced_since(name):
-    case = make_case(name)
-    model = patch(case.make())
-    owner = getattr(model, "vit", None) or model.videomae
-    base = type(owner.embeddings.patch_embeddings)
-
-    class Zeros(base):
-        def forward(self, *args, **kwargs):
-            return 0 * super().forward(*args, **kwargs)
-
-    owner.embeddings.patch_embeddings.__class__ = Zeros
-    found = model(**case.inputs)
-    assert_alike(found, unpatch(model)(**case.inputs))
-    assert not torch.equal(found.logits, case.make()(**case.inputs).logits)
-
-
-@pytest.mark.parametrize(("part", "method"), [("", "patchify"), ("vit.embeddings", "random_masking")])
-def test_a_method_that_was_replaced_since_is_called(part, method):
-    case = make_case("vit_mae")
-    model = patch(case.make())
-    owner, calls = model.get_submodule(part), []
-    own = getattr(owner, method)
-    setattr(owner, method, lambda *args, **kwargs: calls.append(1) or own(*args, **kwargs))
-    assert_alike(model(**case.inputs), case.make()(**case.inputs))
-    assert calls
-
-
-@pytest.mark.parametrize(
-    ("device", "dtype"), [("cuda", torch.float64), ("meta", torch.float32), ("cpu", torch.int64)], ids=str
-)
-def test_what_the_ops_do_not_have_is_not_theirs(device, dtype):
-    """Float64 on CUDA, and devices that are neither: tensors without values stand for them."""
-    embeds = [make_case(name).make().get_input_embeddings() for name in NAMES]
-    with FakeTensorMode():
-        pictures, clips = (
-            torch.empty(3, *shape, dtype=dtype, device=device) for shape in ((3, 24, 24), (4, 3, 24, 24))
-        )
-        mask = torch.empty(3, 72, dtype=torch.bool, device=device)
-        assert not vit_mae._fits(embeds[0], pictures)
-        assert not video_mae._ours(embeds[1], clips, mask)
-        assert vit_mae._fits(embeds[0], torch.empty(3, 3, 24, 24, device="cuda"))
-        assert video_mae._ours(embeds[1], torch.empty(3, 4, 3, 24, 24, device="cuda"), mask)
-
-
-class Theirs(nn.Module):
-    def forward(self, hidden_states, ids_restore):
-        return "theirs"
-
-
-def test_a_decoder_on_what_the_ops_do_not_have():
-    with FakeTensorMode():
-        hidden, ids = torch.empty(2, 5, 8, dtype=torch.float64, device="cuda"), torch.empty(2, 12, device="cuda").long()
-        assert vit_mae._decoder_forward(Theirs(), hidden, ids) == "theirs"
-
-
-def test_on_another_device_nothing_is_ours(monkeypatch):
-    """A whole model on `meta`, which computes shapes alone."""
-    for op in ("embed_patches", "scatter_tokens", "gather_tokens", "masked_mse"):
-        monkeypatch.delattr(vit_mae, op)
-    case = make_case("vit_mae")
-    model = patch(case.make()).to("meta")
-    found = model(**{key: x.to("meta") for key, x in case.inputs.items()})
-    assert found.logits.shape == (3, 36, 48)
 
 
 def test_another_size_with_interpolated_positions():
