@@ -1,4 +1,4 @@
-"""The study of quality: which cells there are, what one runs, stopping and going on, tables, pictures and the page.
+"""The cells of the study of quality: which there are, and what one runs.
 
 The commands are stood in for, but for one test.
 """
@@ -7,22 +7,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import signal
-import threading
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import frontier, quality, recipes
-from benchmarks.frontier import CHAIN, FROM_SCRATCH, SETS, Asked, Cell
+from benchmarks import frontier, quality
+from benchmarks.frontier import CHAIN, FROM_SCRATCH, SETS, Asked
 from benchmarks.lines import read
-from benchmarks.processes import Processes, Stopped
 from diffmavil.config.cli import parse_flags, parse_train
 from diffmavil.config.finetune_cli import parse_finetune
 from diffmavil.config.presets import preset
@@ -31,63 +24,7 @@ from diffmavil.model.flops import meta_teacher, teacher_flops
 from diffmavil.model.teacher import Teacher
 from diffmavil.model.weights import WEIGHTS_FILE
 from diffmavil.training.costs import optimizer_flops, scheduled_flops, techniques
-
-SCORES = {"probe/audio": 0.8, "probe/fused": 0.9, "audio_to_video/recall@1": 0.1}
-
-
-class Commands:
-    """Stands in for `Processes.python`: notes what is given, and how many ran at once. The first waits until `together`
-    do."""
-
-    def __init__(self) -> None:
-        self.given: list[tuple[str, ...]] = []
-        self.fails = ""
-        self.most = self._now = 0
-        self.together = 1
-        self._lock = threading.Condition()
-
-    def python(self, *arguments: str) -> float:
-        with self._lock:
-            self.given.append(arguments)
-            self._now += 1
-            self.most = max(self.most, self._now)
-            self._lock.notify_all()
-            self._lock.wait_for(lambda: self.most >= self.together, timeout=60)
-        time.sleep(0.02)
-        with self._lock:
-            self._now -= 1
-        if self.fails and self.fails in " ".join(arguments):
-            raise RuntimeError("python -m diffmavil.train ended with 1:\nno luck")
-        return 5.0
-
-    def flags(self, name: str) -> list[str]:
-        return [" ".join(command[1:]) for command in self.given if command[0] == name]
-
-
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
-    stand_in = Commands()
-    monkeypatch.setattr(Processes, "python", lambda self, *arguments: stand_in.python(*arguments))
-    monkeypatch.setattr(frontier, "open_data", lambda config: None)
-    evaluation = SimpleNamespace(
-        results={"trained": SCORES, "untrained": dict.fromkeys(SCORES, 0.5), "chance": dict.fromkeys(SCORES, 0.1)},
-        intervals={"trained": {name: (value - 0.04, value + 0.06) for name, value in SCORES.items()}},
-        clips={"heldout": SimpleNamespace(used=80)},
-    )
-    tuned = SimpleNamespace(
-        results={"last": {"1": {"top1": 0.7}}},
-        intervals={"last": {"1": {"top1": (0.6, 0.8)}}},
-        headline={"weights": "last", "crops": "1", "metric": "top1"},
-        clips={"test": {"listed": 80, "used": 80}},
-    )
-    monkeypatch.setattr(recipes, "read_evaluation", lambda folder: evaluation)
-    monkeypatch.setattr(recipes, "read_classification", lambda folder: tuned)
-    return stand_in
-
-
-def study(folder: Path, name: str, *flags: str) -> int:
-    data = [] if name == "synthetic" else ["--data", str(folder)]
-    return quality.main([name, *data, "--json", str(folder / "out.jsonl"), *flags])
+from tests.bench.study_commands import Commands, study
 
 
 def test_every_budget_has_a_schedule_of_its_length_and_costs_stand_in_the_line(tmp_path: Path, commands: Commands):
@@ -223,55 +160,6 @@ def test_cells_go_seed_by_seed_from_the_smallest_budget_on():
     assert {cell.samples for cell in found} == {8000, 32000}
 
 
-def test_a_study_is_run_side_by_side_and_goes_on_where_it_was_stopped(tmp_path: Path, commands: Commands, capsys):
-    commands.fails, commands.together = "diffmavil-tiny-fast", 2
-    flags = ("--seeds", "0", "1", "--budget", "1/3")
-    assert study(tmp_path, "synthetic", *flags) == 1
-    assert "error: python -m diffmavil.train ended with 1" in capsys.readouterr().err
-    assert commands.most == 2
-    before = read(tmp_path / "out.jsonl")
-    assert 2 <= len(before) < 6
-    commands.fails, commands.given = "", []
-    assert study(tmp_path, "synthetic", *flags) == 0
-    assert len(commands.flags("diffmavil.train")) == 6 - len(before)
-    assert len({frontier.cell_of(row) for row in read(tmp_path / "out.jsonl")}) == 6
-    commands.given = []
-    assert study(tmp_path, "synthetic", *flags) == 0
-    assert not commands.given
-    assert "6 of 6 cells are known" in capsys.readouterr().out
-
-
-def test_what_another_invocation_has_run_meanwhile_is_not_run_again(
-    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
-):
-    flags = ("--seeds", "0", "--budget", "1", "--setting", "mavil-tiny")
-    assert study(tmp_path, "synthetic", *flags) == 0
-    (line,) = (tmp_path / "out.jsonl").read_text().splitlines()
-    commands.given = []
-    known = quality.results_of
-    monkeypatch.setattr(quality, "results_of", lambda path: [])  # as it was when this one began
-    assert study(tmp_path, "synthetic", *flags) == 0
-    assert not commands.given
-    monkeypatch.setattr(quality, "results_of", known)
-    assert (tmp_path / "out.jsonl").read_text().splitlines() == [line]
-    (tmp_path / "out.jsonl").write_text(f"{line}\n{line}\n")
-    with pytest.raises(ValueError, match="line 2: is the cell of line 1 once more: take one of them out"):
-        known(tmp_path / "out.jsonl")
-
-
-def test_a_name_that_means_other_settings_now_is_refused(tmp_path: Path, commands: Commands, monkeypatch, capsys):
-    flags = ("--budget", "1", "--setting", "mavil-tiny, Muon")
-    assert study(tmp_path, "fsdd", "--seeds", "0", *flags) == 0
-    assert study(tmp_path, "fsdd", "--seeds", "1", *flags) == 0
-    monkeypatch.setitem(frontier.CHANGES, "mavil-tiny, Muon", "--optim.name muon --data.crops-kept 3")
-    frontier._resolved.cache_clear()
-    with pytest.raises(SystemExit) as ended:
-        study(tmp_path, "fsdd", "--seeds", "2", *flags)
-    frontier._resolved.cache_clear()
-    assert ended.value.code == 2
-    assert "'mavil-tiny, Muon', were trained with other settings than that means now" in capsys.readouterr().err
-
-
 def test_muon_s_iterations_are_counted(tmp_path: Path, commands: Commands):
     """The Newton-Schulz products of every matrix in a block, once a step, whatever the batch."""
     names = ("mavil-tiny", "mavil-tiny, Muon")
@@ -283,66 +171,6 @@ def test_muon_s_iterations_are_counted(tmp_path: Path, commands: Commands):
     half = 128
     decoder = 5 * sum(4 * half**2 * long + 2 * half**3 for long in (half, 3 * half, 4 * half, 4 * half))
     assert (muon - plain) * 1e12 == pytest.approx(2000 * (blocks * encoder + 4 * decoder), rel=5e-3)
-
-
-def test_cells_can_be_left_out(tmp_path: Path, commands: Commands, capsys):
-    flags = ("--seeds", "0", "--budget", "1/4", "1", "--setting", "mavil-tiny", "--setting", "mavil-tiny-lean")
-    assert study(tmp_path, "synthetic", *flags, "--without", "mavil-tiny", "1/4") == 0
-    found = {(row["setting"], row["budget"]) for row in read(tmp_path / "out.jsonl")}
-    assert found == {("mavil-tiny-lean", 0.25), ("mavil-tiny", 1), ("mavil-tiny-lean", 1)}
-    for wrong in (("mavil-tiny-leen", "1/4"), ("mavil-tiny", "1/2")):
-        with pytest.raises(SystemExit) as ended:
-            study(tmp_path, "synthetic", *flags, "--without", *wrong)
-        assert ended.value.code == 2
-        assert "must be of the settings and budgets that are asked for" in capsys.readouterr().err
-
-
-def test_ctrl_c_and_sigterm_end_what_is_running(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
-    """With real processes, which would sleep for a minute."""
-    started: list[Processes] = []
-
-    def sleep(cell: Cell, asked: Asked, processes: Processes) -> frontier.Result:
-        if not started:
-            started.append(processes)
-            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        folder = tmp_path / f"{cell.setting}.d"
-        folder.mkdir()
-        (folder / "sleeping.py").write_text("import time; time.sleep(60)")
-        processes._environment["PYTHONPATH"] = str(folder)
-        processes.python("sleeping")
-        raise AssertionError("it was not ended")
-
-    monkeypatch.setattr(frontier, "open_data", lambda config: None)
-    monkeypatch.setattr(frontier, "run_cell", sleep)
-    begin = time.monotonic()
-    assert study(tmp_path, "synthetic", "--seeds", "0", "--budget", "1") == quality.STOPPED
-    assert time.monotonic() - begin < 50
-    assert "stopped; the same command goes on" in capsys.readouterr().out
-    assert not (tmp_path / "out.jsonl").exists()
-    with pytest.raises(Stopped):
-        started[0].python("sleeping")
-
-
-def test_a_command_s_cpu_seconds_are_its_own_and_what_it_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    processes = Processes(threads=1)
-    processes._environment["PYTHONPATH"] = str(tmp_path)
-    code = "import os, sys, time\nassert os.environ['OMP_NUM_THREADS'] == '1'\n"
-    (tmp_path / "busy.py").write_text(code + "while time.process_time() < 0.3: pass")
-    (tmp_path / "idle.py").write_text(code + "time.sleep(0.4)")
-    (tmp_path / "wrong.py").write_text("raise SystemExit('what went wrong')")
-    found: dict[str, float] = {}
-    threads = [
-        threading.Thread(target=lambda name=name: found.update({name: processes.python(name)}))
-        for name in ("busy", "idle")
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found["busy"] >= 0.3
-    assert found["idle"] < found["busy"]
-    with pytest.raises(RuntimeError, match=r"python -m wrong ended with 1:\nwhat went wrong"):
-        processes.python("wrong")
 
 
 def test_the_chain_takes_one_step_of_the_table_of_techniques_at_a_time():
@@ -448,10 +276,3 @@ def test_a_cell_of_the_generated_set_for_real(tmp_path: Path, capsys):
     said = capsys.readouterr().err
     assert str(run) in said
     assert "must be a folder without" in said
-
-
-@pytest.fixture(autouse=True)
-def handlers_stay() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    assert signal.getsignal(signal.SIGTERM) is before
