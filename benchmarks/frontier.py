@@ -80,6 +80,16 @@ CHANGES: dict[str, str] = {
     "mavil-tiny-lean, twice the rate, diffused, cosine": (
         "--optim.lr 2e-3 --model.diffusion.corruption diffusion --model.diffusion.schedule cosine"
     ),
+    "mavil-tiny-lean, twice the rate, diffused, min-SNR": (
+        "--optim.lr 2e-3 --model.diffusion.corruption diffusion --model.diffusion.draws min_snr"
+    ),
+    "mavil-tiny-lean, twice the rate, diffused, exponent 0.8": (
+        "--optim.lr 2e-3 --model.diffusion.corruption diffusion --model.diffusion.exponent 0.8"
+    ),
+    "mavil-tiny-lean, twice the rate, diffused, half of them mask tokens": (
+        "--optim.lr 2e-3 --model.diffusion.corruption diffusion --model.diffusion.token-share 0.5"
+    ),
+    "mavil-tiny-lean, twice the rate, one encoder": "--optim.lr 2e-3 --model.shared-encoder",
     "mavil-tiny-lean, twice the rate, columns hidden": "--optim.lr 2e-3 --model.audio-masks times",
     "mavil-tiny-lean, twice the rate, rows hidden": "--optim.lr 2e-3 --model.audio-masks mels",
     "mavil-tiny-lean, twice the rate, tubes hidden": "--optim.lr 2e-3 --model.video-masks tubes",

@@ -169,8 +169,17 @@ class DiffusionConfig:
     """DDPM betas linear in 1e-4..0.02 (Ho et al. 2020), or the cosine schedule (Nichol and Dhariwal 2021)."""
     steps: int = 1000
     first_step: int = 1
-    """Timesteps are drawn evenly from first_step..steps; 1, all of them, is DDPM's. At the small ones x_t already shows
-    the patch."""
+    """Timesteps are drawn from first_step..steps; 1, all of them, is DDPM's. At the small ones x_t already shows the
+    patch."""
+    draws: Literal["even", "min_snr"] = "even"
+    """How timesteps are drawn. even: each as often. min_snr: in proportion to min(SNR, 5), SNR = alpha_bar / (1 -
+    alpha_bar): in expectation the weights of Min-SNR (Hang et al. 2023) for a model that predicts the patch, on every
+    loss as it is."""
+    exponent: float = 1.0
+    """The schedule's alpha_bar is raised to it (DiffMAE); below 1 more of the patch is left at every timestep."""
+    token_share: float = 0.0
+    """Share of the samples and views that have mask tokens in place of diffused patches: no patch at all, and a
+    timestep of its own, steps + 1."""
 
     def __post_init__(self) -> None:
         allowed = ("mask_token", "diffusion")
@@ -179,6 +188,9 @@ class DiffusionConfig:
         require(self.steps > 1, "diffusion.steps", self.steps, "at least 2")
         in_process = f"in 1..diffusion.steps={self.steps}"
         require(1 <= self.first_step <= self.steps, "diffusion.first_step", self.first_step, in_process)
+        require(self.draws in ("even", "min_snr"), "diffusion.draws", self.draws, "'even' or 'min_snr'")
+        require(0 < self.exponent < math.inf, "diffusion.exponent", self.exponent, "positive")
+        require(0 <= self.token_share < 1, "diffusion.token_share", self.token_share, "in [0, 1)")
 
     @property
     def times(self) -> range:
@@ -230,6 +242,9 @@ class ModelConfig:
     video: VideoConfig = VideoConfig()
     audio: AudioConfig = AudioConfig()
     encoder: EncoderConfig = EncoderConfig()
+    shared_encoder: bool = False
+    """Sound and picture have one stack of encoder blocks (AVSiam, Lin and Bertasius 2024): the same weights, each with
+    an embedding of its own. With one modality there is nothing to share."""
     fusion_depth: int = 2
     fusion_types: bool = True
     """Tokens are marked by a learnt vector for their modality before fusion; not in MAViL's released weights."""

@@ -17,13 +17,13 @@ from torch.nn.functional import mse_loss
 from diffmavil.config import AudioConfig, ModelConfig, VideoConfig
 from diffmavil.config.model import AudioMasks, VideoMasks
 from diffmavil.model.decoder import Decoder, ToDecode
-from diffmavil.model.diffusion import alpha_bars, sample_timesteps
+from diffmavil.model.diffusion import alpha_bars, reached_by, sample_timesteps, sample_uniform
 from diffmavil.model.draws import Drawn, Masks
 from diffmavil.model.encoder import Encoder
 from maekernels import MaskIds, diffuse_patches, masked_mse, patchify, random_mask
 from maekernels.philox import fold_in
 
-MASK, SUBSET, TIMESTEP, NOISE = range(4)
+MASK, SUBSET, TIMESTEP, NOISE, TOKEN = range(5)
 """Random streams of one modality and view, folded out of the seed."""
 _CONTRAST_VIEW = 2
 """Number of the first view that the contrast alone reads: after the two that are masked by the schedule."""
@@ -40,6 +40,7 @@ class Branch(nn.Module):
     """
 
     alpha_bar: Tensor
+    timesteps_reached: Tensor | None
     decoder: Decoder
 
     def __init__(
@@ -79,7 +80,9 @@ class Branch(nn.Module):
             )
         if decodes and self.diffused:
             self.register_buffer("alpha_bar", alpha_bars(config.diffusion).float(), persistent=False)
-            self.times = config.diffusion.times
+            reached = reached_by(config.diffusion)
+            self.register_buffer("timesteps_reached", reached if reached is None else reached.float(), persistent=False)
+            self.times, self.token_share = config.diffusion.times, config.diffusion.token_share
 
     def reached(self, heard: Tensor) -> Tensor:
         """Tokens that begin before frame `heard` (int64 `[B]`) of the first axis: bool `[B, N]`, some in each row."""
@@ -163,7 +166,8 @@ class Branch(nn.Module):
 
         x_t is diffused from the very patch that is predicted: with `norm_pix` the patch normalised by its own mean and
         deviation, so that x_0 has the unit variance that the noise schedule assumes, and neither brightness nor
-        contrast of a masked patch is told. Nothing for a model with mask tokens.
+        contrast of a masked patch is told. Of the `token_share` of samples x_t is zero and t one past the last: with
+        the embedding of t that is one learnt vector, a mask token. Nothing for a model with mask tokens alone.
         """
         if not self.diffused:
             return ()
@@ -175,9 +179,16 @@ class Branch(nn.Module):
                 seed=fold_in(seed, self.stream, TIMESTEP, view),
                 offset=offset,
                 device=x.device,
+                reached=self.timesteps_reached,
             )
             noise_seed = fold_in(seed, self.stream, NOISE, view)
-            noisy.append(self.diffuse_at(x, ids[:, view], self.alpha_bar[t], noise_seed, offset))
+            x_t = self.diffuse_at(x, ids[:, view], self.alpha_bar[t], noise_seed, offset)
+            if self.token_share:
+                token_seed = fold_in(seed, self.stream, TOKEN, view)
+                hidden = sample_uniform(len(t), seed=token_seed, offset=offset, device=x.device) < self.token_share
+                x_t = x_t.masked_fill(rearrange(hidden, "b -> b 1 1"), 0.0)
+                t = t.masked_fill(hidden, self.times.stop)
+            noisy.append(x_t)
             times.append(t)
         x_t, t = torch.stack(noisy, dim=1), torch.stack(times, dim=1)
         return rearrange(x_t, "b v q p -> (b v) q p"), rearrange(t, "b v -> (b v)")

@@ -22,7 +22,7 @@ from diffmavil.model.branch import Branch
 from diffmavil.model.contrast import pool
 from diffmavil.model.embed import all_ids
 from diffmavil.model.fusion import Fusion
-from diffmavil.model.mavil import AUDIO_STREAM, VIDEO_STREAM, check_inputs, initialise
+from diffmavil.model.mavil import AUDIO_STREAM, VIDEO_STREAM, check_inputs, initialise, share_blocks
 from maekernels import random_mask
 from maekernels.philox import fold_in, uniform
 
@@ -63,6 +63,7 @@ class Classifier(nn.Module):
             self.audio = Branch(AUDIO_STREAM, config.audio, config, decodes=False)
         if config.sees:
             self.video = Branch(VIDEO_STREAM, config.video, config, decodes=False)
+        share_blocks(config, self.branches)
         fusion_depth = head.fusion_depth if len(self.branches) == 2 else 0
         self.fusion = Fusion(fusion_depth, config.encoder, types=config.fusion_types, norm=config.fusion_norm)
         self.norm = layer_norm(len(self.branches) * config.encoder.width)

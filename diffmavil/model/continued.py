@@ -57,6 +57,7 @@ def continues(config: ModelConfig, theirs: ModelConfig, source: str) -> ModelCon
 def _fixed(theirs: ModelConfig, both: Mapping[str, bool]) -> list[str]:
     """Settings without which the encoders of the modalities that both have would not compute what they did."""
     names = [f"encoder.{name}" for name in vars(theirs.encoder)]
+    names += ["shared_encoder"] * all(both.values())
     # Positions of other kinds than sincos belong to one size of the input.
     of_size = {"audio": ["frames"], "video": ["frames", "size"]} if theirs.encoder.positions != "sincos" else {}
     of = {"audio": ["mels", "patch", "padding"], "video": ["patch", "mean", "std"]}

@@ -17,6 +17,7 @@ from diffmavil.config import DiffusionConfig, require
 from maekernels import add_noise
 
 _MAX_BETA = 0.999  # as Nichol and Dhariwal 2021: no step destroys everything
+_MIN_SNR_GAMMA = 5.0  # as Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy"
 
 
 def alpha_bars(config: DiffusionConfig) -> Tensor:
@@ -24,7 +25,7 @@ def alpha_bars(config: DiffusionConfig) -> Tensor:
 
     linear: betas from 1e-4 to 0.02 at T = 1000; for other T both ends are multiplied by 1000 / T, so that the end of
     the process is as noisy. cosine: alpha_bar_t = f(t) / f(0), f(t) = cos^2((t/T + s) / (1 + s) * pi/2), s = 0.008.
-    Single betas are limited to 0.999 in both.
+    Single betas are limited to 0.999 in both. The result is raised to `config.exponent`.
     """
     steps = config.steps
     if config.schedule == "linear":
@@ -36,15 +37,34 @@ def alpha_bars(config: DiffusionConfig) -> Tensor:
         betas = 1 - f[1:] / f[:-1]
     kept = torch.cumprod(1 - betas.clamp(max=_MAX_BETA), dim=0)
     # transformers 5, once imported, gives torch.linspace real memory where models are made without any.
-    return torch.cat([kept.new_ones(1), kept]).to(torch.get_default_device())
+    return (torch.cat([kept.new_ones(1), kept]) ** config.exponent).to(torch.get_default_device())
 
 
-def sample_timesteps(batch: int, times: range, *, seed: int, offset: int, device: torch.device) -> Tensor:
-    """Uniform t of `times` for samples offset..offset + batch - 1: `[batch]` int64, a function of (seed, sample)."""
+def reached_by(config: DiffusionConfig) -> Tensor | None:
+    """Share of draws at each timestep of `config.times` or an earlier one: `[len(times)]` float64; None: even ones."""
+    if config.draws == "even":
+        return None
+    kept = alpha_bars(config)[config.times.start :]
+    weights = (kept / (1 - kept)).clamp(max=_MIN_SNR_GAMMA)
+    return weights.cumsum(0) / weights.sum()
+
+
+def sample_uniform(batch: int, *, seed: int, offset: int, device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1] for samples offset..offset + batch - 1: `[batch]` float32."""
     zeros = torch.zeros(batch, 1, device=device)
-    normal = add_noise(zeros, zeros[:, 0], seed, offset)
-    uniform = torch.special.ndtr(normal[:, 0])
-    return times.start + (uniform * len(times)).long().clamp(max=len(times) - 1)
+    return torch.special.ndtr(add_noise(zeros, zeros[:, 0], seed, offset)[:, 0])
+
+
+def sample_timesteps(
+    batch: int, times: range, *, seed: int, offset: int, device: torch.device, reached: Tensor | None = None
+) -> Tensor:
+    """t of `times` for samples offset..offset + batch - 1: `[batch]` int64, a function of (seed, sample).
+
+    reached: float32 `[len(times)]`, as of `reached_by`; None: all are drawn as often.
+    """
+    uniform = sample_uniform(batch, seed=seed, offset=offset, device=device)
+    drawn = (uniform * len(times)).long() if reached is None else torch.searchsorted(reached, uniform, right=True)
+    return times.start + drawn.clamp(max=len(times) - 1)
 
 
 def ddim_timesteps(times: range, sample_steps: int) -> list[int]:

@@ -8,7 +8,7 @@ DiffMAViL puts diffused patches in place of mask tokens and lets decoders cross-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -102,6 +102,7 @@ class DiffMAViL(nn.Module):
             self.audio = Branch(AUDIO_STREAM, config.audio, config)
         if config.sees:
             self.video = Branch(VIDEO_STREAM, config.video, config)
+        share_blocks(config, self.branches)
         fusion_depth = config.fusion_depth if config.hears and config.sees else 0
         self.fusion = Fusion(fusion_depth, config.encoder, types=config.fusion_types, norm=config.fusion_norm)
         self.apply(initialise)
@@ -362,6 +363,12 @@ class DiffMAViL(nn.Module):
         for name, keep in (("video", keep_video), ("audio", keep_audio)):
             if keep is not None and name in self.branches:
                 check_keep(f"keep_{name}", keep, self.branches[name].tokens)
+
+
+def share_blocks(config: ModelConfig, branches: Mapping[str, Branch]) -> None:
+    """With `config.shared_encoder` the picture's encoder blocks are the sound's, from here on."""
+    if config.shared_encoder and len(branches) == 2:
+        branches["video"].encoder.blocks = branches["audio"].encoder.blocks
 
 
 def check_inputs(config: ModelConfig, video: Tensor, spec: Tensor) -> None:

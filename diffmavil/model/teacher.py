@@ -32,7 +32,7 @@ from diffmavil.model.branch import Branch
 from diffmavil.model.draws import Drawn, Draws
 from diffmavil.model.embed import all_ids
 from diffmavil.model.fusion import Fusion
-from diffmavil.model.mavil import AUDIO_STREAM, VIDEO_STREAM, DiffMAViL, check_inputs
+from diffmavil.model.mavil import AUDIO_STREAM, VIDEO_STREAM, DiffMAViL, check_inputs, share_blocks
 from maekernels import gather_tokens
 
 _EPS = 1e-6
@@ -54,6 +54,7 @@ class Teacher(nn.Module):
             self.audio = Branch(AUDIO_STREAM, config.audio, config, decodes=False)
         if config.sees:
             self.video = Branch(VIDEO_STREAM, config.video, config, decodes=False)
+        share_blocks(config, self.branches)
         depth = config.fusion_depth if len(self.branches) == 2 else 0
         self.fusion = Fusion(depth, config.encoder, types=config.fusion_types, norm=config.fusion_norm)
         choose_kernels(self, config.attention, config.norm)

@@ -33,6 +33,12 @@ def export_weights(model: nn.Module, config: Config, path: Path, notes: Mapping[
     the audio statistics, goes into the header, and `notes` too.
     """
     weights = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
+    # What two names share is written for both: who reads one branch needs no other.
+    seen: set[int] = set()
+    for name, value in weights.items():
+        if value.data_ptr() in seen:
+            weights[name] = value.clone()
+        seen.add(value.data_ptr())
     metadata = {"format": "pt", "diffmavil_version": __version__, "config": config_to_yaml(config), **(notes or {})}
     partial = path.with_name(f".{path.name}.partial")
     partial.touch()

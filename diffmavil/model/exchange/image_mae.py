@@ -86,7 +86,7 @@ def initialise_from_image_mae(model: DiffMAViL | Classifier, path: Path) -> Init
     if fusion:
         mapped.append(f"fusion: each block <- {image.names.block.format(depth - 1)}; norm <- {image.names.norm}")
     values |= fusion
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     absent = [name for name in values if name not in parameters]
     if absent:
         mapped.append(f"not taken, since the model's settings leave them out: {', '.join(absent)}")
