@@ -85,8 +85,15 @@ def test_usage_errors_say_what_is_allowed(argv, said):
         (["--mask.video.start", "1.5"], "(0, 1)"),
         (["--data.crop-scale", "0.9", "0.5"], "low <= high"),
         (["--model.diffusion.first-step", "1001"], "diffusion.steps=1000"),
+        (["--model.diffusion.draws", "snr"], "min_snr"),
+        (["--model.diffusion.exponent", "0"], "diffusion.exponent=0.0: must be positive"),
+        (["--model.diffusion.exponent", "nan"], "diffusion.exponent=nan: must be positive"),
+        (["--model.diffusion.token-share", "1"], "diffusion.token_share=1.0: must be in [0, 1)"),
     ],
-    ids=["unknown", "steps", "precision", "probe every", "probe clips", "size", "ratio", "crop", "first-step"],
+    ids=[
+        *("unknown", "steps", "precision", "probe every", "probe clips", "size", "ratio", "crop", "first-step"),
+        *("draws", "exponent", "no exponent", "token share"),
+    ],
 )
 def test_wrong_flags_exit_with_2_and_say_what_is_allowed(argv, said, capsys):
     with pytest.raises(SystemExit) as stopped:

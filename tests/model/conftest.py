@@ -24,7 +24,15 @@ VARIANTS = {
     "mask-token-cross": replace(SMALL, video_decoder=_CROSS, audio_decoder=_CROSS),
     "fast": replace(_DIFFUSED, video_decoder=_CROSS, audio_decoder=_CROSS, decode_fraction=0.25),
     "one-of-two-views-decoded": replace(_DIFFUSED, video_decoder=_CROSS, decoded_views=1),
-    "mix": replace(_DIFFUSED, video_decoder=_MIX, audio_decoder=_MIX, decode_fraction=0.25, decoded_views=1),
+    "every-lever": replace(
+        SMALL,
+        video_decoder=_MIX,
+        audio_decoder=_MIX,
+        decode_fraction=0.25,
+        decoded_views=1,
+        shared_encoder=True,
+        diffusion=DiffusionConfig("diffusion", first_step=10, draws="min_snr", exponent=0.8, token_share=0.5),
+    ),
     "contrast-apart": replace(
         _DIFFUSED, video_decoder=_CROSS, decoded_views=1, contrast=ContrastConfig(mask_ratio=0.25)
     ),

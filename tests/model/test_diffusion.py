@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from diffmavil.config import DiffusionConfig
-from diffmavil.model.diffusion import TimestepEmbedding, alpha_bars, ddim_sample, ddim_timesteps, sample_timesteps
+from diffmavil.model.diffusion import (
+    TimestepEmbedding,
+    alpha_bars,
+    ddim_sample,
+    ddim_timesteps,
+    reached_by,
+    sample_timesteps,
+)
 
 Schedule = Literal["linear", "cosine"]
 ALL = range(1, 1001)
@@ -51,6 +58,29 @@ def test_timesteps_are_uniform_from_the_first_to_the_last(times: range) -> None:
     assert not counts[: times.start].any()
     chi_square = ((counts[times.start :] - 2000.0) ** 2 / 2000).sum()
     assert chi_square < 27.9  # 99.9 % point for 9 degrees of freedom
+
+
+@pytest.mark.parametrize("first", [1, 4])
+def test_timesteps_are_drawn_as_min_snr_weighs_their_losses(first: int) -> None:
+    """Hang et al. 2023 weigh the error of the predicted patch by min(SNR, 5)."""
+    config = DiffusionConfig(steps=10, first_step=first, draws="min_snr")
+    kept = alpha_bars(config)
+    weights = [min(5.0, (kept[t] / (1 - kept[t])).item()) for t in config.times]
+    reached = reached_by(config)
+    assert reached is not None
+    t = sample_timesteps(50_000, config.times, seed=3, offset=0, device=CPU, reached=reached.float())
+    found = t.bincount(minlength=11)
+    assert len(found) == 11
+    assert not found[:first].any()
+    for share, weight in zip((found[first:] / 50_000).tolist(), weights, strict=True):
+        expected = weight / sum(weights)
+        assert share == pytest.approx(expected, abs=4 * (expected / 50_000) ** 0.5 + 1e-6)
+
+
+def test_an_exponent_below_one_leaves_more_of_the_patch() -> None:
+    usual, raised = alpha_bars(DiffusionConfig()), alpha_bars(DiffusionConfig(exponent=0.8))
+    torch.testing.assert_close(raised, usual**0.8)
+    assert (raised[1:] > usual[1:]).all()
 
 
 def test_timesteps_belong_to_the_sample() -> None:

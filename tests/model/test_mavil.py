@@ -133,6 +133,26 @@ def test_diffused_views_have_noise_and_times_of_their_own(
     torch.testing.assert_close(alone, x_t[2:4, 4:9])
 
 
+def test_of_a_share_of_the_samples_no_patch_is_left(
+    variants: dict[str, ModelConfig], build: Build, clips: MakeClips
+) -> None:
+    """A mask token at every position of theirs; the other samples are as without them."""
+    config = variants["diffmavil"]
+    mixed = replace(config, diffusion=replace(config.diffusion, token_share=0.4))
+    ids = torch.arange(16, dtype=torch.int32).expand(200, 2, -1)
+    video = clips(1)[0].expand(200, -1, -1, -1, -1).contiguous()
+    x_t, t = build(mixed).video.diffuse(video, ids, seed=1, offset=0)
+    usual, times = build(config).video.diffuse(video, ids, seed=1, offset=0)
+    hidden = t == config.diffusion.steps + 1
+    assert 0.33 < hidden.float().mean() < 0.47
+    assert (hidden[0::2] != hidden[1::2]).any()  # the two views of a sample
+    assert not x_t[hidden].any()
+    assert torch.equal(x_t[~hidden], usual[~hidden])
+    assert torch.equal(t[~hidden], times[~hidden])
+    tokens = build(mixed).video.decoder.masked(torch.zeros(len(t), 16, 1), x_t, t)[hidden]
+    torch.testing.assert_close(tokens, tokens[:1, :1].expand_as(tokens))
+
+
 def test_a_view_that_is_not_decoded_serves_the_contrast_alone(
     variants: dict[str, ModelConfig], build: Build, clips: MakeClips
 ) -> None:
@@ -304,7 +324,7 @@ def test_bf16_autocast_stays_close_to_fp32(variant: ModelConfig, build: Build, c
 
 def test_a_checkpoint_holds_parameters_alone(variant: ModelConfig, build: Build) -> None:
     model = build(variant)
-    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
 def test_initialisation_follows_mae(variant: ModelConfig, build: Build) -> None:

@@ -174,6 +174,10 @@ BAD: dict[str, tuple[Callable[[Config], Config], str]] = {
         lambda c: replace(c, model=replace(c.model, encoder=EncoderConfig(depth=2, width=48, heads=3, cls=False))),
         r"model.encoder.depth=2, model.encoder.cls=False: must be .*: --model.encoder.depth 1 --model.encoder.cls$",
     ),
+    "shared": (
+        lambda c: replace(c, model=replace(c.model, shared_encoder=True)),
+        r"model.shared_encoder=True: must be as --init .* was trained: --model.no-shared-encoder$",
+    ),
     "nothing": (
         lambda c: replace(c, train=replace(c.train, init="no/such.safetensors")),
         r"init='no/such.safetensors': cannot be read: No such file or directory",
