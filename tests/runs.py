@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pytest
 
 from diffmavil.config import AudioConfig, Config, DecoderConfig, EncoderConfig, VideoConfig
 from diffmavil.config.presets import preset
+from tests.warm import Warm
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
@@ -75,15 +76,28 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def train(
-    train_command: Callable[..., list[str]], environment: dict[str, str]
-) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a training to its end and return what it printed."""
+def warm(environment: dict[str, str]) -> Iterator[Warm]:
+    server = Warm(environment)
+    yield server
+    server.close()
 
-    def run(run_dir: Path, *flags: str, code: int = 0, **how: object) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            train_command(run_dir, *flags, **how), capture_output=True, text=True, env=environment, timeout=240
-        )
+
+@pytest.fixture(scope="session")
+def train(
+    train_command: Callable[..., list[str]], environment: dict[str, str], warm: Warm
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a training to its end and return what it printed; `real`: in processes of its own, started by a launcher."""
+
+    def run(
+        run_dir: Path, *flags: str, code: int = 0, preset: str | None = "diffmavil-tiny", nproc: int = 1,
+        real: bool = False,
+    ) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        command = train_command(run_dir, *flags, preset=preset, nproc=nproc)
+        if real:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+        else:
+            module = command.index("diffmavil.train")
+            done = warm.run(command[module], command[module + 1 :], nproc=nproc, timeout=240)
         assert done.returncode == code, done.stdout + done.stderr
         return done
 

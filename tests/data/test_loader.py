@@ -253,12 +253,13 @@ def test_workers_outlive_a_schedulers_sigterm(good: ClipSet) -> None:
 
 
 SCRIPT = """
-import multiprocessing, sys, time
+import multiprocessing, signal, sys, time
 from diffmavil.config import *
 from diffmavil.data.loader import make_loader
 from diffmavil.data.sources import open_source
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     data = DataConfig(root=sys.argv[1], workers=1, prefetch=1)
     model = ModelConfig(video=VideoConfig(frames=2, size=16), audio=AudioConfig(frames=32, mels=16))
     loader = make_loader(Config(model=model, data=data, train=TrainConfig(batch_size=2)), open_source(data))

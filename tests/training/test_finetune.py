@@ -114,17 +114,16 @@ def test_an_image_mae_is_another_start_from_scratch(arguments, tmp_path, capsys)
         main(arguments(tmp_path / "third", "--init", str(own), start="none"))
 
 
-def command(argv: list[str], nproc: int = 1) -> list[str]:
-    launcher = ["-m"]
-    if nproc > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc), "-m"]
-    return [sys.executable, *launcher, "diffmavil.finetune", *argv]
-
-
 def interrupted(argv: list[str], environment: dict[str, str], number: signal.Signals, after: Callable[[], bool]) -> Any:
     """Run, and send a signal as soon as `after` is true: (exit code, what was printed)."""
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command(argv), env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffmavil.finetune", *argv],
+        env=environment,
+        stdout=pipe,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     deadline = time.monotonic() + 120
     while not after():
         assert time.monotonic() < deadline, "the run never came so far"
@@ -175,11 +174,10 @@ def test_sigterm_saves_exits_0_and_the_run_goes_on(arguments, whole, environment
 
 
 @pytest.mark.slow
-def test_two_processes_follow_the_losses_of_one(arguments, whole, environment, tmp_path):
+def test_two_processes_follow_the_losses_of_one(arguments, whole, warm, tmp_path):
     folder = tmp_path / "two"
     flags = "--train.steps", "6", "--head.start", "probe"
-    argv = command(arguments(folder, *flags), nproc=2)
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=200)
+    done = warm.run("diffmavil.finetune", arguments(folder, *flags), nproc=2, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     main(arguments(tmp_path / "one", *flags))
     assert "the head begins as a linear probe on " in done.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 from dataclasses import replace
 
@@ -20,6 +19,7 @@ from diffmavil.training.distributed import World
 from diffmavil.training.pretraining import random_clips
 from tests.data.clip_files import write_clip
 from tests.runs import losses
+from tests.warm import free_port
 
 
 def test_a_run_writes_what_the_readme_says(whole_run):
@@ -60,19 +60,14 @@ def test_a_second_run_in_the_same_folder_is_refused(whole_run, train):
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--batch.at-once", *"11111111")], ids=["whole", "clip by clip"])
 def test_two_processes_follow_the_loss_curve_of_one(whole_run, train, tmp_path, flags):
-    """Also where each computes its clips one after the other: the contrast is that of the whole batch."""
+    """By torch's launcher. Also where each computes its clips one after the other: the contrast is that of the whole
+    batch."""
     folder = tmp_path / "two"
-    train(folder, *flags, nproc=2)
+    train(folder, *flags, nproc=2, real=not flags)
     one, two = losses(whole_run), losses(folder)
     assert one.keys() == two.keys()
     for step in one:
         assert two[step] == pytest.approx(one[step], rel=2e-4, abs=2e-4), step
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 class Two(World):
@@ -127,7 +122,7 @@ def test_divergence_stops_the_run_with_a_message(train, tmp_path):
 
 
 def test_a_batch_that_does_not_divide_is_refused(train, tmp_path):
-    done = train(tmp_path / "run", "--train.batch-size", "5", nproc=2, code=1)
+    done = train(tmp_path / "run", "--train.batch-size", "5", nproc=2, code=2)
     assert "multiple of the 2 processes" in done.stderr
 
 

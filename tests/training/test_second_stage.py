@@ -226,12 +226,12 @@ def test_a_run_of_the_first_stage_does_not_become_one_of_the_second(train, teach
 def test_an_average_killed_and_resumed_goes_on_as_if_nothing_had_been(
     train, train_command, environment, tmp_path: Path
 ) -> None:
-    flags = ("--teacher", "ema", "--train.steps", "40")
+    flags = ("--teacher", "ema", "--train.steps", "16")
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     train(whole, *flags, preset=STAGE_2)
     command = train_command(folder, *flags, "--train.checkpoint-every", "2", preset=STAGE_2)
     kill_after_two_checkpoints(command, folder, environment)
-    train(folder, "--train.steps", "40", "--resume", preset=None)
+    train(folder, "--train.steps", "16", "--resume", preset=None)
     assert losses(folder) == losses(whole)
     names, ours, theirs = set(), saved_tensors(folder), saved_tensors(whole)
     for name, value in theirs.items():

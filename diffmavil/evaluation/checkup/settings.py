@@ -34,8 +34,9 @@ _GROUPS: dict[str, tuple[tuple[str, ...], float, str]] = {
     ),
     "model": (
         (
-            *("model.modalities", "model.encoder.", "model.video.", "model.audio.", "model.video_decoder."),
-            *("model.audio_decoder.", "model.fusion_", "model.video_weight", "model.audio_weight"),
+            *("model.modalities", "model.encoder.", "model.shared_encoder", "model.video.", "model.audio."),
+            *("model.video_decoder.", "model.audio_decoder.", "model.fusion_"),
+            *("model.video_weight", "model.audio_weight"),
         ),
         0.3,
         "compare with scores of a model that sees and hears as much",
