@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -148,15 +150,17 @@ class Study:
     title: str
     metrics: dict[str, str]
     """Metric -> its name in words. The first stands for all."""
-    split: Split | None = None
-    """Of the recipe's tables; None: the generated set."""
+    recipe: str = ""
+    """Whose settings and tables; "": the generated set."""
+    splits: tuple[Split, ...] = ()
+    """Of the recipe's tables. A cell of several is the mean over them: of scores, seconds and FLOPs."""
     finetune: bool = False
     """Whether that is measured if nothing is said."""
 
     @property
     def tuned(self) -> dict[str, str]:
         """Task of fine-tuning -> metric."""
-        tasks = self.split.tasks if self.split else ()
+        tasks = self.splits[0].tasks if self.splits else ()
         return {task: "finetune" if task == "auto" else f"finetune/{task}" for task in tasks}
 
 
@@ -173,9 +177,10 @@ _TUNED = {
 _SOUND = {"probe/audio": "probe", "finetune": "fine-tuned"}
 SETS = {
     "synthetic": Study("Generated set", {**_BOTH, **_FOUND}),
-    "fsdd": Study("Free Spoken Digits", _SOUND, RECIPES["fsdd"][""]),
-    "esc10": Study("ESC-10, fold 1", _SOUND, RECIPES["esc10"]["fold 1"], finetune=True),
-    "grid": Study("GRID, words of one speaker", {**_BOTH, **_FOUND, **_TUNED}, RECIPES["grid"]["words"]),
+    "fsdd": Study("Free Spoken Digits", _SOUND, "fsdd", (RECIPES["fsdd"][""],)),
+    "esc10": Study("ESC-10, fold 1", _SOUND, "esc10", (RECIPES["esc10"]["fold 1"],), finetune=True),
+    "esc10-folds": Study("ESC-10, mean of five folds", _SOUND, "esc10", tuple(RECIPES["esc10"].values())),
+    "grid": Study("GRID, words of one speaker", {**_BOTH, **_FOUND, **_TUNED}, "grid", (RECIPES["grid"]["words"],)),
 }
 
 
@@ -208,10 +213,16 @@ class Asked:
     jobs: int = 1
     keep: Path | None = None
     """Where pretrained runs stay, for `reading.py` and others; None: they do not."""
+    part: int = 0
+    """Which of the study's splits."""
 
     @property
     def study(self) -> Study:
         return SETS[self.name]
+
+    def parts(self) -> list[Asked]:
+        """One for each split."""
+        return [replace(self, part=part) for part in range(max(1, len(self.study.splits)))]
 
     def data_flags(self) -> list[str]:
         """Decoding in the process itself: its seconds then count, which those of the workers' server would not."""
@@ -219,7 +230,7 @@ class Asked:
         return ["--data.workers", "0", *cache, *self.scored()]
 
     def scored(self) -> list[str]:
-        return scored_on(self.data, self.study.split) if self.study.split and self.data else []
+        return scored_on(self.data, self.study.splits[self.part]) if self.study.splits and self.data else []
 
     def training(self, setting: str) -> tuple[str, list[str]]:
         """Preset and flags, all but seed and length."""
@@ -239,8 +250,9 @@ class Asked:
 
     def settings(self) -> Result:
         """What all settings of the set were trained with besides, for the lines: others are not put beside them."""
-        stages = ("pretrain", "finetune") if self.study.split else ()
-        files = {stage: yaml.safe_load(config_of(self.name, stage).read_text()) for stage in stages}
+        recipe = self.study.recipe
+        stages = ("pretrain", "finetune") if recipe else ()
+        files = {stage: yaml.safe_load(config_of(recipe, stage).read_text()) for stage in stages}
         return {**files, "extra": list(self.extra)}
 
 
@@ -248,7 +260,7 @@ class Asked:
 def _resolved(asked: Asked, setting: str) -> tuple[str, tuple[str, ...], Config]:
     """Preset, flags and what they come to."""
     preset = setting.partition(",")[0]
-    recipe = ["--config", str(config_of(asked.name, "pretrain"))] if asked.study.split else []
+    recipe = ["--config", str(config_of(asked.study.recipe, "pretrain"))] if asked.study.recipe else []
     flags = [*recipe, *CHANGES[setting].split()]
     flags += [*held_ratios([preset, *flags]), *asked.extra, *asked.data_flags()]
     return preset, tuple(flags), _with_teacher(parse_train([preset, *flags])[1])
@@ -291,27 +303,56 @@ def make_ready(asked: Asked) -> None:
     Raises:
         ValueError: there is no such table, or it cannot be read.
     """
-    open_data(asked.config(BASE))
+    for part in asked.parts():
+        open_data(part.config(BASE))
 
 
 def run_cell(cell: Cell, asked: Asked, processes: Processes) -> Result:
     """Its line: the commands are run in a folder that is gone afterwards, but for the pretrained run if it is kept."""
     line: Result = {**vars(cell), **identity(torch.device("cpu"), threads=1)}
+    line |= mean_of([_measured(cell, part, processes) for part in asked.parts()])
+    about = {"invocation": asked.invocation, "jobs": asked.jobs, "load": os.getloadavg()[0]}
+    trained = {} if cell.setting == FROM_SCRATCH else {"trained": asked.trained(cell.setting)}
+    return {**line, **about, **trained, "settings": asked.settings()}
+
+
+def _measured(cell: Cell, asked: Asked, processes: Processes) -> Result:
+    """Scores and costs of one split."""
     with tempfile.TemporaryDirectory(dir=asked.keep) as folder:
         run = Path(folder) / "run"
-        line |= _pretrained(cell, asked, processes, run)
+        line = _pretrained(cell, asked, processes, run)
         source = SCRATCH if cell.setting == FROM_SCRATCH else str(run / JUDGED.get(cell.setting, ""))
         for task, metric in asked.study.tuned.items() if asked.finetune else ():
-            flags = ["--config", str(config_of(asked.name, "finetune")), "--train.seed", str(cell.seed)]
+            flags = ["--config", str(config_of(asked.study.recipe, "finetune")), "--train.seed", str(cell.seed)]
             seconds, found = tune(processes.python, source, task, run.with_name(task), [*flags, *asked.data_flags()])
             line["scores"][metric], line["intervals"][metric] = _headline(found)
             line["finetune_cpu_seconds"] = line.get("finetune_cpu_seconds", 0.0) + seconds
             line["clips"] = found.clips["test"]["used"]
         if asked.keep and run.exists():
             run.rename(kept(cell, asked.keep))
-    about = {"invocation": asked.invocation, "jobs": asked.jobs, "load": os.getloadavg()[0]}
-    trained = {} if cell.setting == FROM_SCRATCH else {"trained": asked.trained(cell.setting)}
-    return {**line, **about, **trained, "settings": asked.settings()}
+    return line
+
+
+def mean_of(parts: Sequence[Result]) -> Result:
+    """Of several splits' scores and costs the means; their held-out clips, which are others in each, are added up, and
+    the half widths of their intervals joined as those of independent numbers.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    line: Result = {}
+    for name, value in parts[0].items():
+        of_parts = [part[name] for part in parts]
+        if name == "clips":
+            line[name] = sum(of_parts)
+        elif name != "intervals":
+            keyed = isinstance(value, dict)
+            line[name] = {k: fmean(one[k] for one in of_parts) for k in value} if keyed else fmean(of_parts)
+    line["intervals"] = {}
+    for metric in parts[0]["intervals"]:
+        half = math.hypot(*((high - low) / 2 for low, high in (part["intervals"][metric] for part in parts)))
+        score, half = line["scores"][metric], half / len(parts)
+        line["intervals"][metric] = (score - half, score + half)
+    return line
 
 
 def kept(cell: Cell, folder: Path) -> Path:

@@ -93,7 +93,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"--seeds {min(args.seeds)}: must be at least 0")
     if args.what not in SETS:
         return
-    if SETS[args.what].split is None:
+    if args.keep and len(SETS[args.what].splits) > 1:
+        parser.error(f"--keep {args.keep}: not of {args.what}, of which a cell has a run for each split")
+    if not SETS[args.what].splits:
         if args.data is not None:
             parser.error(f"--data {args.data}: left out of synthetic, which is generated; --cache names its place")
         if args.finetune:

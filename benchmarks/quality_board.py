@@ -21,6 +21,7 @@ the runs' bootstrap intervals), joined as the root of the sum of their squares; 
 | of MAViL | difference to `mavil-tiny` with the same seed and samples |
 | TFLOP | of the pretraining: three forwards of each sample, the teacher's of a second stage, and Muon's iterations |
 | CPU s | of the pretraining, decoding included, in one thread; compared within one invocation of the study alone |
+| mean of five folds | each fold is pretrained and probed by itself; CPU seconds and TFLOP are of one fold |
 | untrained | the same probe of models as they are initialised |
 | probe | linear, on frozen features of clips without masks |
 | a quarter, half decoded | both decoders cross-attend, and predict that share of the masked patches |
@@ -65,7 +66,8 @@ def page(results: Sequence[Result], earlier: Sequence[Grid] = (), lean: Sequence
     shown = views(results)
     for view in shown:
         parts += shown_of(view, "##")
-    absent = [study.title for name, study in SETS.items() if name not in {view.name for view in shown}]
+    measured = {view.name for view in [*views(lean), *shown]}
+    absent = [study.title for name, study in SETS.items() if name not in measured]
     if absent:
         parts += ["## Not measured at several budgets yet", f"There are no lines of: {'; '.join(absent)}."]
     if earlier:

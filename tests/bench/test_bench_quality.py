@@ -250,7 +250,7 @@ def test_lines_of_something_else_are_named(text: str, said: str, tmp_path: Path,
 
 def test_sets_have_a_recipe_and_metrics_have_words():
     for name, known in SETS.items():
-        assert (known.split is None) == (name == "synthetic")
+        assert (known.splits == ()) == (name == "synthetic") == (known.recipe == "")
         assert set(known.tuned.values()) <= known.metrics.keys()
 
 

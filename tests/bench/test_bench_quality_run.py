@@ -7,14 +7,17 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import frontier, quality
+from benchmarks import frontier, quality, recipes
 from benchmarks.frontier import Asked, Cell
 from benchmarks.lines import read
 from benchmarks.processes import Processes, Stopped
 from tests.bench.study_commands import Commands, study
+
+HELD_OUT = SimpleNamespace(used=80)
 
 
 def test_a_study_is_run_side_by_side_and_goes_on_where_it_was_stopped(tmp_path: Path, commands: Commands, capsys):
@@ -33,6 +36,35 @@ def test_a_study_is_run_side_by_side_and_goes_on_where_it_was_stopped(tmp_path: 
     assert study(tmp_path, "synthetic", *flags) == 0
     assert not commands.given
     assert "6 of 6 cells are known" in capsys.readouterr().out
+
+
+def test_a_cell_of_folds_is_the_mean_of_them(tmp_path: Path, commands: Commands, monkeypatch, capsys):
+    for fold in range(1, 6):
+        for part in ("train", "test"):
+            (tmp_path / f"fold{fold}-{part}.csv").touch()
+    shown = iter([0.6, 0.7, 0.8, 0.7, 0.7])
+
+    def evaluation(run: Path) -> SimpleNamespace:
+        score = {"probe/audio": next(shown)}
+        interval = {"probe/audio": (score["probe/audio"] - 0.1, score["probe/audio"] + 0.1)}
+        others = {"untrained": {"probe/audio": 0.5}, "chance": {"probe/audio": 0.1}}
+        results = {"trained": score, **others}
+        return SimpleNamespace(results=results, intervals={"trained": interval}, clips={"heldout": HELD_OUT})
+
+    monkeypatch.setattr(recipes, "read_evaluation", evaluation)
+    flags = ("--seeds", "0", "--budget", "1/2", "--setting", "mavil-tiny")
+    assert study(tmp_path, "esc10-folds", *flags) == 0
+    for command in ("diffmavil.train", "diffmavil.evaluate"):
+        given = commands.flags(command)
+        assert [f"fold{fold}-test.csv" in flags for fold, flags in enumerate(given, 1)] == [True] * 5
+    (row,) = read(tmp_path / "out.jsonl")
+    assert row["scores"] == {"probe/audio": pytest.approx(0.7)}
+    assert row["intervals"] == {"probe/audio": pytest.approx([0.7 - 0.1 / 5**0.5, 0.7 + 0.1 / 5**0.5])}
+    assert (row["untrained"], row["chance"]) == ({"probe/audio": 0.5}, {"probe/audio": pytest.approx(0.1)})
+    assert (row["cpu_seconds"], row["clips"], row["samples"]) == (5.0, 400, 19_200)
+    with pytest.raises(SystemExit):
+        study(tmp_path, "esc10-folds", *flags, "--keep", str(tmp_path / "kept"))
+    assert "not of esc10-folds" in capsys.readouterr().err
 
 
 def test_what_another_invocation_has_run_meanwhile_is_not_run_again(
