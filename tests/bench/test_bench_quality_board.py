@@ -193,14 +193,15 @@ def test_table_plot_and_board_are_made_of_a_file(tmp_path: Path, capsys: pytest.
     text = (out / "quality.md").read_text()
     assert text == page(read(results))
     assert "| **800** | **8.0** | abc, 2026-01-01 |" in text
-    assert "There are no lines of: Generated set; ESC-10, fold 1." in text
+    assert "There are no lines of: Generated set; ESC-10, fold 1; ESC-10, mean of five folds." in text
 
 
 def test_without_lines_the_page_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert quality.main(["table", "--json", str(tmp_path / "none.jsonl")]) == 0
     assert "has no lines yet" in " ".join(capsys.readouterr().out.split())
     text = page([])
-    assert "There are no lines of: Generated set; Free Spoken Digits; ESC-10, fold 1; GRID" in text
+    others = "Free Spoken Digits; ESC-10, fold 1; ESC-10, mean of five folds; GRID"
+    assert f"There are no lines of: Generated set; {others}" in text
     assert "![" not in text
 
 
