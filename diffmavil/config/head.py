@@ -47,7 +47,8 @@ class HeadConfig:
     """What is done for rare classes, by the counts of the clips that exist. sampling: clips of rare classes come more
     often, as AudioSet's recipes have it. loss: they weigh more."""
     lr_video: float = 1.0
-    """Learning rate of the video encoder relative to that of the audio encoder; without one it is not used."""
+    """Learning rate of the video encoder relative to that of the audio encoder; without one it is not used. Of a shared
+    encoder (`model.shared_encoder`): of what is the picture's alone, its embedding and last LayerNorm."""
     ema: float = 0.0
     """Decay a step of an exponential average of the weights, which is scored too; 0: none."""
     average: float = 0.25

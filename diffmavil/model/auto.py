@@ -23,7 +23,7 @@ from diffmavil.config import HeadConfig, ModelConfig
 from diffmavil.config.files import section_from, section_to
 from diffmavil.model.branch import Branch
 from diffmavil.model.classifier import Classifier
-from diffmavil.model.diffusion import alpha_bars, timestep_frequencies
+from diffmavil.model.diffusion import alpha_bars, reached_by, timestep_frequencies
 from diffmavil.model.embed import position_table, sincos_positions
 from diffmavil.model.exchange.folder import MODEL_TYPE
 from diffmavil.model.mavil import DiffMAViL
@@ -151,4 +151,6 @@ def _fill_tables(branch: Branch, config: ModelConfig) -> None:
         branch.decoder.positions.copy_(sincos_positions(branch.grid, decoder.width))
     if branch.diffused:
         branch.alpha_bar.copy_(alpha_bars(config.diffusion).float())
+        if (reached := reached_by(config.diffusion)) is not None and branch.timesteps_reached is not None:
+            branch.timesteps_reached.copy_(reached.float())
         branch.decoder.masked.get_submodule("time").get_buffer("frequencies").copy_(timestep_frequencies(decoder.width))

@@ -230,6 +230,10 @@ def start_from(classifier: Classifier, state: Mapping[str, Tensor]) -> list[str]
         there = " and ".join(sorted({name.partition(".")[0] for name in state} & {"audio", "video"})) or "neither"
         require(here, "--task", classifier.config.modalities, f"among what the weights have: {there}")
     taken = {name: value for name, value in state.items() if name in wanted}
+    if classifier.config.shared_encoder and len(classifier.branches) == 2:
+        sound = {name: value for name, value in taken.items() if name.startswith("audio.encoder.blocks.")}
+        same = all(value.equal(state.get(f"video{name.removeprefix('audio')}", value)) for name, value in sound.items())
+        require(same, "model.shared_encoder", True, "--model.no-shared-encoder: the weights have two encoders")
     for name, value in taken.items():
         require(value.shape == own[name].shape, name, tuple(value.shape), f"{tuple(own[name].shape)} as of the model")
     classifier.load_state_dict(own | taken)

@@ -33,19 +33,24 @@ def export_weights(model: nn.Module, config: Config, path: Path, notes: Mapping[
     the audio statistics, goes into the header, and `notes` too.
     """
     weights = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
-    # What two names share is written for both: who reads one branch needs no other.
-    seen: set[int] = set()
-    for name, value in weights.items():
-        if value.data_ptr() in seen:
-            weights[name] = value.clone()
-        seen.add(value.data_ptr())
     metadata = {"format": "pt", "diffmavil_version": __version__, "config": config_to_yaml(config), **(notes or {})}
     partial = path.with_name(f".{path.name}.partial")
     partial.touch()
     mode = partial.stat().st_mode
-    save_file(weights, partial, metadata=metadata)
+    save_file(unshared(weights), partial, metadata=metadata)
     partial.chmod(mode)  # safetensors makes files that nobody else can read
     partial.rename(path)
+
+
+def unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same, with memory of its own for each name, as safetensors asks: who reads one branch needs no other."""
+    seen: set[int] = set()
+    found = {}
+    for name, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return found
 
 
 def load_weights(path: Path, device: torch.device | str = "cpu") -> tuple[DiffMAViL, Config]:

@@ -38,7 +38,8 @@ def summary(config: FinetuneConfig, records: Sequence[Metrics]) -> list[tuple[st
     head, optim, train = config.head, config.optim, config.train
     rate = f"{optim.lr:g}"
     if config.model.modalities == "av" and head.lr_video != 1:
-        rate += f", of the video encoder {optim.lr * head.lr_video:g}"
+        what = "the picture's embedding" if config.model.shared_encoder else "the video encoder"
+        rate += f", of {what} {optim.lr * head.lr_video:g}"
     return [
         ("started from", "nothing: newly initialised" if head.source == "none" else head.source),
         ("task", _TASKS[config.model.modalities]),

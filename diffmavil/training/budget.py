@@ -65,7 +65,7 @@ def resolve_batches(config: Config, peers: World, teacher: ModelConfig | None = 
             f">= {multiple}, which {peers.size} processes divide",
         )
         config = replace(config, batch=replace(batch, multiple=multiple))
-        config = replace(config, batch=peers.from_main(peers.main_first(lambda: _planned(config, peers, teacher))))
+        config = replace(config, batch=peers.from_main(_planned(config, peers, teacher)))
     check_processes(config, peers.size)
     return config
 
@@ -81,9 +81,10 @@ def plan_batches(config: Config, peers: World, teacher: ModelConfig | None = Non
 
 
 def _planned(config: Config, peers: World, teacher: ModelConfig | None) -> BatchConfig:
+    """Every rank calls it: what is measured, all of them measure together."""
     batch, nominal = config.batch, config.train.batch_size
     counts = stretch_counts(config)
-    at_once = _fitting(config, counts, peers.device, teacher)
+    at_once = peers.main_only(lambda: _fitting(config, counts, peers.device, teacher))
     if batch.rule == "fixed":
         return replace(batch, at_once=at_once)
     if batch.rule == "memory":
@@ -118,11 +119,20 @@ def _fitting(
         gib = _OF_DEVICE * torch.cuda.get_device_properties(device).total_memory / GIB
     found = []
     for keep in counts:
-        fixed, clip = memory_bytes(config, *keep, device=device, teacher=teacher)
+        # Of mixed masking the turn that needs most: a pass may be of that alone.
+        needs = [memory_bytes(config, *turn, device=device, teacher=teacher) for turn in sorted({*_turns(*keep)})]
+        fixed, clip = max(needs, key=lambda need: need[1])
         fits = int((gib * GIB - fixed) // clip)
         require(fits >= 1, "batch.memory_gib", gib, f"{(fixed + clip) / GIB:.2f} or more, which one clip needs")
         found.append(fits)
     return tuple(found)
+
+
+def _turns(keep_video: Counts, keep_audio: Counts) -> list[tuple[int, int]]:
+    """Visible tokens of video and sound, for each turn of mixed masking; one where none is mixed."""
+    turns = max(len(keep) if isinstance(keep, tuple) else 1 for keep in (keep_video, keep_audio))
+    video, audio = (keep if isinstance(keep, tuple) else (keep,) * turns for keep in (keep_video, keep_audio))
+    return list(zip(video, audio, strict=True))
 
 
 def memory_bytes(
@@ -201,16 +211,28 @@ def _measured(
     device, share = peers.device, config.train.batch_size / peers.size
     many = max(2, min([math.ceil(share), *at_once]))
     path = _cache_file(config, device, many, teacher)
+    lines = peers.main_only(lambda: _known_times(config, path))
+    if lines is None:
+        # By all ranks: the contrast of each reads the rows of all.
+        lines = peers.from_main(_sweep(config, counts, device, many, teacher))
+        peers.main_only(lambda: _keep_times(config, path, lines))
+    budget = max(fixed + clip * share for fixed, clip in lines)
+    return [(budget - fixed) / clip * peers.size for fixed, clip in lines]
+
+
+def _known_times(config: Config, path: Path) -> list[tuple[float, float]] | None:
+    """What an earlier start has measured, or None, and a folder for it."""
     try:
-        lines = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):
         with writing("data.cache", config.data.cache):
             path.parent.mkdir(parents=True, exist_ok=True)
-        lines = _sweep(config, counts, device, many, teacher)
-        with writing("data.cache", config.data.cache):
-            path.write_text(json.dumps(lines))
-    budget = max(fixed + clip * share for fixed, clip in lines)
-    return [(budget - fixed) / clip * peers.size for fixed, clip in lines]
+        return None
+
+
+def _keep_times(config: Config, path: Path, lines: list[tuple[float, float]]) -> None:
+    with writing("data.cache", config.data.cache):
+        path.write_text(json.dumps(lines))
 
 
 def _cache_file(config: Config, device: torch.device, many: int, teacher: ModelConfig | None) -> Path:
@@ -225,22 +247,28 @@ def _cache_file(config: Config, device: torch.device, many: int, teacher: ModelC
 def _sweep(
     config: Config, counts: list[tuple[Counts, Counts]], device: torch.device, many: int, teacher: ModelConfig | None
 ) -> list[tuple[float, float]]:
-    """(fixed, clip) seconds of a pass of one process, for each stretch; measured with up to `many` clips."""
+    """(fixed, clip) seconds of a pass of one process, for each stretch; measured with up to `many` clips. Of mixed
+    masking the mean over its turns. Every rank calls it.
+    """
     known = replace(config.model.audio, mean=config.model.audio.mean or 0.0, std=config.model.audio.std or 1.0)
     alone = replace(config, model=replace(config.model, audio=known))
     task = SecondStage(alone, device, Teacher(teacher).to(device)) if teacher else Pretraining(alone, device)
     step = TrainStep(task, alone, World(rank=0, size=1, device=device))
     few = max(1, many // 4)
-    found: dict[Any, tuple[float, float]] = {}
+    found: dict[tuple[int, int], tuple[float, float]] = {}
     for keep in counts:
-        if keep not in found:
-            short, long = (_seconds(step, clips, keep, device) for clips in (few, many))
-            clip = max((long - short) / (many - few), 1e-9)
-            found[keep] = (max(long - clip * many, 0.0), clip)
-    return [found[keep] for keep in counts]
+        for turn in _turns(*keep):
+            if turn not in found:
+                short, long = (_seconds(step, clips, turn, device) for clips in (few, many))
+                clip = max((long - short) / (many - few), 1e-9)
+                found[turn] = (max(long - clip * many, 0.0), clip)
+    of_turns = [[found[turn] for turn in _turns(*keep)] for keep in counts]
+    return [
+        (statistics.fmean(fixed), statistics.fmean(clip)) for fixed, clip in (zip(*of, strict=True) for of in of_turns)
+    ]
 
 
-def _seconds(step: TrainStep, clips: int, keep: tuple[Counts, Counts], device: torch.device) -> float:
+def _seconds(step: TrainStep, clips: int, keep: tuple[int, int], device: torch.device) -> float:
     now = plan(step.config, step.config.batch.begin[0])._replace(keep_video=keep[0], keep_audio=keep[1], at_once=0)
     inputs = step.task.random_inputs(clips)
     times = []

@@ -38,6 +38,7 @@ from diffmavil.config import Config
 from diffmavil.config.errors import RunError
 from diffmavil.config.files import CONFIG_FILE, config_to_yaml
 from diffmavil.data.durable import digest_of, sync_folder, write_whole
+from diffmavil.model.weights import unshared
 from diffmavil.training.distributed import World
 from diffmavil.training.old_checkpoints import complaint_about_old, is_old, load_old
 from diffmavil.training.optim import LR_SCALE
@@ -104,7 +105,7 @@ def save_checkpoint(run_dir: Path, progress: Progress, state: TrainState, config
     world.barrier()
     tensors, others = _split(state.tree())
     with _quietly():
-        save(tensors, storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True))
+        save(unshared(tensors), storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True))
     world.barrier()
     if world.main:
         where = {"step": progress.step, "position": progress.position, "clips": progress.clips}
@@ -118,7 +119,10 @@ def save_checkpoint(run_dir: Path, progress: Progress, state: TrainState, config
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         sync_folder(final.parent)
-        for old in checkpoints(run_dir)[: -config.train.keep_checkpoints]:
+        found = checkpoints(run_dir)
+        # What lies behind it is of before the run went back, past damaged ones: it would be taken for newer.
+        done = [path for path in found if checkpoint_step(path) <= progress.step]
+        for old in {*found}.difference(done[-config.train.keep_checkpoints :]):
             shutil.rmtree(old)
     world.barrier()
     return final

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from diffmavil.config import Config, MaskConfig, require
+from diffmavil.model.draws import MIX_RUN
 from diffmavil.training.curriculum import keep_count, mixed_counts, raised_counts
 from diffmavil.training.optim import learning_rate
 
@@ -235,8 +236,16 @@ def changes(config: Config) -> list[tuple[int, Plan]]:
 
 
 def shapes(config: Config) -> list[Plan]:
-    """One plan for each shape that a step of the run has."""
-    return list({_shape(now): now for _, now in changes(config)}.values())
+    """One plan for each shape that a step of the run has; with mixed masking a shape for each place in the turns at
+    which a step begins."""
+    found: dict[object, Plan] = {}
+    for _, now in changes(config):
+        turns = max(len(keep) if isinstance(keep, tuple) else 0 for keep in (now.keep_video, now.keep_audio))
+        cycle = max(1, turns * MIX_RUN)
+        for step in range(cycle // math.gcd(cycle, now.batch_size)):
+            position = now.position + step * now.batch_size
+            found.setdefault((*_shape(now), position % cycle), now._replace(position=position))
+    return list(found.values())
 
 
 def _shape(now: Plan) -> tuple[Counts, Counts, int, int]:

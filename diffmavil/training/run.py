@@ -12,8 +12,9 @@ from typing import TypeVar
 from diffmavil.config import Config, require
 from diffmavil.config.cli import RunOptions
 from diffmavil.config.errors import UsageError, usage_errors
-from diffmavil.config.files import CONFIG_FILE, differences, load_config, save_config
+from diffmavil.config.files import CONFIG_FILE, config_to_yaml, differences, load_config
 from diffmavil.config.folders import check_writable
+from diffmavil.data.durable import write_whole
 from diffmavil.model.weights import EMA_FILE, WEIGHTS_FILE, config_of
 from diffmavil.training.boards import check_boards
 from diffmavil.training.checkpoint import Progress, checkpoints, newest_whole, read_progress
@@ -45,7 +46,8 @@ def open_run(preset: str, config: C, options: RunOptions, world: World) -> tuple
 
     Raises:
         UsageError: the folder cannot be written, or already holds a run and `--resume` was not given, or another
-            `train.init` or kind of teacher is to be resumed than it began with, or the batch does not divide.
+            `train.init`, kind of teacher or sharing of encoders is to be resumed than it began with, or the batch does
+            not divide.
         RunError: all of its checkpoints are damaged.
     """
     default = Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -64,6 +66,9 @@ def open_run(preset: str, config: C, options: RunOptions, world: World) -> tuple
             same = config.teacher.averaged == old.teacher.averaged
             begun = f"{old.teacher.source!r}, or left out, with --resume: the run has begun with it"
             require(same, "teacher.source", config.teacher.source, begun)
+            shared = f"{old.model.shared_encoder}, or left out, with --resume: the run has begun"
+            same = config.model.shared_encoder == old.model.shared_encoder
+            require(same, "model.shared_encoder", config.model.shared_encoder, shared)
             kept = f"{'above 0' if old.train.ema else '0'}, as the run began, or left out, with --resume"
             require((config.train.ema > 0) == (old.train.ema > 0), "train.ema", config.train.ema, kept)
             config = continued(old, config, run.progress.step, run.progress.position)
@@ -109,7 +114,7 @@ def write_run(run: Run, config: Config, world: World) -> Run:
             )
     if world.main:
         run.folder.mkdir(parents=True, exist_ok=True)
-        save_config(config, run.folder / CONFIG_FILE)
+        write_whole(run.folder / CONFIG_FILE, config_to_yaml(config).encode())
     kept = world.main_only(lambda: _set_aside(run, config))
     return run.noting(f"the weights of its earlier end are {kept} now") if kept else run
 

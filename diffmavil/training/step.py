@@ -135,17 +135,17 @@ class TrainStep:
         """
         begin, found = time.perf_counter(), shapes(self.config)
         for now in found:
-            parts = passes(now.batch_size // self.world.size, now.at_once)
-            drawn = [self.task.random_inputs(rows.stop - rows.start) for rows in parts]
+            local = now.batch_size // self.world.size
+            parts = passes(local, now.at_once)
+            first = now.position + self.world.rank * local
+            drawn = [(self.task.random_inputs(rows.stop - rows.start), first + rows.start) for rows in parts]
             coupled: Sequence[Any] = [None]
             if len(parts) > 1:
                 with torch.no_grad(), self._autocast():
-                    arguments = self.task.arguments(now, now.position)
-                    coupled = self.task.couple([(inputs, arguments) for inputs in drawn])
-            for inputs, own in zip(drawn, coupled, strict=True):
+                    coupled = self.task.couple([(part, self.task.arguments(now, at)) for part, at in drawn])
+            for (part, at), own in zip(drawn, coupled, strict=True):
                 # Graphs are recorded for a share.
-                share = len(inputs[0]) / (now.batch_size // self.world.size)
-                self.one_pass(inputs, now, now.position, share, own)
+                self.one_pass(part, now, at, len(part[0]) / local, own)
             self.drop_gradients()
         seconds = time.perf_counter() - begin
         what = f"{graphs_compiled()} graphs compiled, " if self.config.train.compile else ""

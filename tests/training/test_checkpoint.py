@@ -183,6 +183,16 @@ def test_foreign_names_are_no_checkpoints_and_stay(two: Path, tmp_path: Path):
     }
 
 
+def test_a_run_that_went_back_keeps_what_it_writes(two: Path, tmp_path: Path):
+    """Past a damaged checkpoint, which is not one of the newest that are kept."""
+    run = shutil.copytree(two, tmp_path / "run")
+    flip(run / "checkpoints" / "step-00000004" / "config.yaml")
+    of = replace(config(), train=replace(config().train, keep_checkpoints=1))
+    path = save_checkpoint(run, Progress(3, 12), trained(of).state, of, ALONE)
+    assert checkpoints(run) == [path]
+    assert newest_whole(run) == (path, [])
+
+
 def test_another_model_is_a_message(two: Path):
     other = replace(config(), model=replace(config().model, encoder=EncoderConfig(depth=1, width=96, heads=3)))
     with pytest.raises(RunError, match="step-00000004: cannot be loaded into this model"):

@@ -9,8 +9,10 @@ import torch
 from rich.console import Console
 
 from diffmavil.config import BatchConfig, Config, MaskConfig, RatioSchedule
+from diffmavil.config.files import load_config
 from diffmavil.config.presets import PRESETS
 from diffmavil.data.dataset import Batch
+from diffmavil.model.draws import spans
 from diffmavil.model.flops import meta_model, mixed_flops
 from diffmavil.training.budget import memory_bytes, plan_table, resolve_batches
 from diffmavil.training.distributed import World
@@ -31,6 +33,7 @@ from diffmavil.training.step import TrainStep
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 TINY = PRESETS["diffmavil-tiny"]
 FALLING, RISING = RatioSchedule("linear", 0.9, 0.6, levels=4), RatioSchedule("step", 0.7, 0.8, levels=2)
+FLAT = RatioSchedule("constant", 0.7)
 
 
 def adaptive(steps: int = 50, batch_size: int = 16, **batch: object) -> Config:
@@ -185,6 +188,50 @@ def test_a_memory_budget_cuts_a_step_into_passes_and_sizes_a_batch(monkeypatch):
         resolve_batches(adaptive(memory_gib=1e-7), ALONE)
     with pytest.raises(ValueError, match=r"batch\.memory_gib=None: must be given for batch\.rule='memory' on cpu"):
         resolve_batches(adaptive(rule="memory"), ALONE)
+
+
+def test_of_mixed_masking_the_turn_that_needs_most_has_to_fit():
+    """A pass may be of that turn alone; which comes first changes nothing."""
+    mixes = [(-0.2, 0.0, 0.2), (0.2, 0.0, -0.2), (-0.2,)]
+    needed = memory_bytes(adaptive(), *plain_counts(-0.2), device=ALONE.device)
+    gib = (needed[0] + 9.5 * needed[1]) / 2**30
+    found = []
+    for mix in mixes:
+        config = adaptive(memory_gib=gib)
+        config = replace(config, mask=replace(config.mask, mix=mix))
+        found.append(resolve_batches(config, ALONE).batch.at_once)
+    assert found[0] == found[1] == found[2]
+    assert found[0][-1] == 9
+
+
+def plain_counts(shift: float) -> tuple[int, int]:
+    """Of the last stretch, every sample so much less masked."""
+    config = adaptive()
+    video, audio = stretch_counts(replace(config, mask=replace(config.mask, mix=(shift,))))[-1]
+    assert isinstance(video, tuple)
+    assert isinstance(audio, tuple)
+    return video[0], audio[0]
+
+
+def test_mixed_masking_has_a_shape_for_each_place_in_the_turns():
+    config = adaptive(batch_size=20)
+    config = replace(config, mask=MaskConfig(video=FLAT, audio=FLAT, mix=(-0.1, 0.0, 0.1)))
+    found = shapes(config)
+    assert sorted(now.position % 24 for now in found) == [0, 4, 8, 12, 16, 20]
+    cut = [tuple(span.samples for span in spans(20, now.position, now.keep_audio, now.keep_video)) for now in found]
+    assert len(set(cut)) > 1
+    whole = shapes(replace(config, train=replace(config.train, batch_size=48)))
+    assert len(whole) == 1
+
+
+@pytest.mark.slow
+def test_several_processes_measure_together(train, tmp_path):
+    """The contrast of each reads the rows of all: none can measure alone."""
+    folder = tmp_path / "run"
+    train(folder, "--batch.rule", "measured", "--batch.multiple", "2", nproc=2)
+    config = load_config(folder / "config.yaml")
+    assert len(config.batch.sizes) == len(stretch_counts(config)) > 1
+    assert all(size >= 2 and size % 2 == 0 for size in config.batch.sizes)
 
 
 def test_a_measured_plan_is_kept_and_read_again(tmp_path, monkeypatch):

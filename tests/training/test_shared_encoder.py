@@ -93,15 +93,29 @@ def test_what_begins_with_it_takes_over_all(cache: Path, weights_file: Path) -> 
             assert value.equal(theirs[name]), name
 
 
-def test_a_run_is_resumed_as_if_nothing_had_been(train, tmp_path: Path) -> None:
-    """In two processes, with Muon and averaged weights."""
+def test_a_resume_does_not_make_one_encoder_of_two(whole_run: Path, train) -> None:
+    refused = train(whole_run, "--resume", "--model.shared-encoder", "--train.steps", "9", preset=None, code=2)
+    assert "model.shared_encoder=True: must be False, or left out, with --resume" in refused.stderr
+
+
+def test_a_classifier_does_not_make_one_encoder_of_two(cache: Path, weights_file: Path) -> None:
+    head = HeadConfig(classes=("a", "b"), labels="one")
+    apart = DiffMAViL(very_small(cache).model).state_dict()
+    with pytest.raises(ValueError, match=r"shared_encoder=True: must be --model\.no-shared-encoder: the weights have"):
+        start_from(Classifier(shared(cache).model, head), apart)
+    start_from(Classifier(replace(shared(cache).model, modalities="video"), head), apart)
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_run_is_resumed_as_if_nothing_had_been(nproc: int, train, tmp_path: Path) -> None:
+    """With Muon and averaged weights."""
     flags = ("--model.shared-encoder", "--optim.name", "muon", "--train.ema", "0.5", "--train.checkpoint-every", "4")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train(whole, *flags, nproc=2)
-    train(cut, *flags, nproc=2)
+    train(whole, *flags, nproc=nproc)
+    train(cut, *flags, nproc=nproc)
     shutil.rmtree(cut / "checkpoints" / "step-00000008")
     (cut / "model.safetensors").unlink()
-    train(cut, "--resume", preset=None, nproc=2)
+    train(cut, "--resume", preset=None, nproc=nproc)
     assert losses(cut) == losses(whole)
     for file in ("model.safetensors", "ema.safetensors"):
         ours, theirs = load_weights(cut / file)[0], load_weights(whole / file)[0]
