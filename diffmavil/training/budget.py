@@ -42,6 +42,8 @@ from diffmavil.training.step import TrainStep
 GIB = 2**30
 _OF_DEVICE = 0.8
 _REPEATS = 3
+_REACH = 4
+"""Times `train.batch_size`: a line through two measured sizes tells nothing of larger ones."""
 
 
 def resolve_batches(config: Config, peers: World, teacher: ModelConfig | None = None) -> Config:
@@ -206,7 +208,7 @@ def _measured(
     """Clips of all processes that take as long in each stretch as `train.batch_size` does in the dearest.
 
     Seconds of a process with B clips are fixed + clip * B, from two batch sizes no larger than its share or than what
-    fits at once; kept under `data.cache` for this device and config.
+    fits at once; four times `train.batch_size` at most, however small a clip's part seems. Kept under `data.cache` for this device and config.
     """
     device, share = peers.device, config.train.batch_size / peers.size
     many = max(2, min([math.ceil(share), *at_once]))
@@ -216,8 +218,8 @@ def _measured(
         # By all ranks: the contrast of each reads the rows of all.
         lines = peers.from_main(_sweep(config, counts, device, many, teacher))
         peers.main_only(lambda: _keep_times(config, path, lines))
-    budget = max(fixed + clip * share for fixed, clip in lines)
-    return [(budget - fixed) / clip * peers.size for fixed, clip in lines]
+    budget, most = max(fixed + clip * share for fixed, clip in lines), float(_REACH * config.train.batch_size)
+    return [min((budget - fixed) / clip * peers.size, most) for fixed, clip in lines]
 
 
 def _known_times(config: Config, path: Path) -> list[tuple[float, float]] | None:

@@ -274,6 +274,15 @@ def test_a_process_is_measured_with_its_share_of_a_step_and_what_fits_at_once(tm
     assert measured[2:] == [2], "two sizes tell the fixed part from that of a clip"
 
 
+def test_a_plan_does_not_reach_far_beyond_what_was_measured(tmp_path, monkeypatch):
+    """Where the larger batch took no longer, by chance or since the device was idle, a clip seems to cost nothing."""
+    times = [(0.3, 0.01), (0.4, 1e-9), (0.3, 0.02), (0.2, 1e-9)]
+    monkeypatch.setattr("diffmavil.training.budget._sweep", lambda *arguments: times)
+    config = adaptive(batch_size=8, rule="measured", multiple=1)
+    config = replace(config, data=replace(config.data, cache=str(tmp_path)))
+    assert resolve_batches(config, ALONE).batch.sizes == (16, 32, 8, 32)
+
+
 def test_the_sweep_measures_every_stretch():
     from diffmavil.training.budget import _sweep
 
