@@ -130,9 +130,9 @@ def finish(task: Classification, run: Run, config: FinetuneConfig, split: Labell
     kept = {"last", *task.averages.models, *(["best"] if split.validation else [])}
     for name in KINDS.keys() - kept:  # of an end that this run had before, with other settings
         (run.folder / KINDS[name]).unlink(missing_ok=True)
-    export_weights(task.model, config, run.folder / WEIGHTS_FILE)
     for name, averaged in task.averages.models.items():
         export_weights(averaged.module, config, run.folder / KINDS[name])
+    export_weights(task.model, config, run.folder / WEIGHTS_FILE)  # last: by it a run is known to have ended
     lesson = Lesson.of(split)
     found = classify_run(run.folder, config, split.test, lesson, device=task.device, batch_size=batch, console=console)
     found.write(run.folder)

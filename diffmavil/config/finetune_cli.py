@@ -70,7 +70,10 @@ def parse_finetune(
                 start = _by_steps(start)
         else:
             start = _begun(start, source, flag(argv, "task"))
-        if flag(argv, "train.steps") is not None and flag(argv, "head.epochs") is None:
+        steps, epochs = flag(argv, "train.steps"), flag(argv, "head.epochs")
+        one = "left out beside --train.steps: they count the same"
+        require(steps is None or epochs in (None, "None"), "--head.epochs", epochs, one)
+        if steps is not None:
             start = _by_steps(start)
         args = parse_flags(
             _FinetuneArguments,

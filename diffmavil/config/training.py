@@ -158,9 +158,11 @@ class TrainConfig:
     """Consecutive skipped steps after which the run stops."""
     probe_every: int = 0
     """Steps between looks at the features of held-out clips (neighbours, effective rank, dead dimensions), which show
-    early whether anything is learnt; 0: none. Training itself goes on as it would without."""
+    early whether anything is learnt; 0: none. Training itself goes on as it would without. In fine-tuning: between
+    validations; 0: ten of them over the run."""
     probe_clips: int = 256
-    """Held-out clips for that, and as many labelled training clips; the bound of its cost."""
+    """Held-out clips for that, and as many labelled training clips; the bound of its cost. Fine-tuning validates on all
+    validation clips."""
     report: bool = True
     """Write report.html at the end."""
 

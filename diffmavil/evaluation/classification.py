@@ -128,6 +128,8 @@ class Classification:
     def note(self) -> str:
         validation = self.sources["validation"]
         chosen = f"chosen by {validation}" if validation else "no clips were held back to choose by"
+        if validation and self.headline["weights"] != "best":
+            chosen = "not chosen by held-back clips, on which no step was validated"
         return f"* {chosen}. In brackets: 95 % by bootstrap over the held-out files."
 
     def show(self, console: Console) -> None:
@@ -235,7 +237,7 @@ def classify(
     }
     first = next(name for name in ("best", "average", "ema", "last") if name in models)
     most = str(config.head.crops)
-    best, metric, used = judged[first][most], headline(config), found["1"]
+    best, metric, used = judged[first][most], headline(config), found[most]
     return Classification(
         version=__version__,
         date=datetime.now(UTC).isoformat(timespec="seconds"),

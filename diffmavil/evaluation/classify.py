@@ -102,5 +102,8 @@ def _by_clip(
         name: torch.zeros(len(index), x.shape[1]).index_add_(0, row, x) / count[:, None] for name, x in scores.items()
     }
     chosen = [clips.clips[i] for i in index.tolist()]
+    # Of several crops some may fail: a clip was used if one did not.
+    unused = {clips.clips[i].path for i in set(range(len(clips))).difference(index.tolist())}
+    bad = {path: reason for path, reason in bad.items() if path in unused}
     target = multi_hot([one.labels for one in chosen], len(config.head.classes)) > 0
     return Predictions(means, target, [one.path for one in chosen], numbered([file_of(one) for one in chosen]), bad)

@@ -149,6 +149,7 @@ class Extraction:
         ]
         other += ["other weights"] if found.get("weights") != self.weights else []
         other += ["other clips"] if (found.get("clips"), found.get("list")) != (len(self.clips), wanted["list"]) else []
+        other += ["other names of classes"] if found.get("classes") != self.clips.classes else []
         if other:
             told = "; ".join(other)
             raise ValueError(f"OUT={str(self.out)!r}: holds features with {told}: choose another folder, or delete it")

@@ -65,8 +65,8 @@ class FeatureTable:
 
 def untrained_model(config: ModelConfig, seed: int, device: torch.device | str = "cpu") -> DiffMAViL:
     """A newly initialised model, by kernels that run on the device; the caller's random numbers are left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # torch.manual_seed would seed every GPU too
+        torch.default_generator.manual_seed(seed)
         return DiffMAViL(runs_here(config, device)).to(device).eval()
 
 

@@ -16,7 +16,7 @@ from diffmavil.evaluation.classification import read_classification, scored_file
 from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.exchange.hub import fetch, looks_like_hub_id
-from diffmavil.model.weights import WEIGHTS_FILE, load_any, runs_here
+from diffmavil.model.weights import WEIGHTS_FILE, config_of, load_any, runs_here
 from diffmavil.training.checkpoint import checkpoints, complaint, load_model, newest_whole
 
 
@@ -47,7 +47,13 @@ def find_weights(source: str | Path, revision: str | None = None) -> Path:
             tuned = read_classification(path)
         except UsageError as error:
             raise ValueError(f"{error}; or name the file of weights: {path / WEIGHTS_FILE}") from error
-        return (tuned and scored_file(tuned, path)) or path / WEIGHTS_FILE
+        best = scored_file(tuned, path) if tuned else None
+        if best is None and checkpoints(path) and isinstance(config_of(path / WEIGHTS_FILE), FinetuneConfig):
+            raise ValueError(
+                f"{path}: its weights are not scored yet, so that none are the best: python -m diffmavil.evaluate "
+                f"--run-dir {path} scores them; or name the file of weights"
+            )
+        return best or path / WEIGHTS_FILE
     if (path / CONFIG_FILE).is_file() and path.parent.name == "checkpoints":
         if wrong := complaint(path):
             raise ValueError(f"{path}: the checkpoint is damaged: {wrong}")

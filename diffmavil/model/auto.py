@@ -120,12 +120,14 @@ class DiffMAViLForClassification(_Wrapped):
         self.post_init()
 
     def forward(self, video: Tensor | None = None, spec: Tensor | None = None, heard: Tensor | None = None) -> Any:
-        """As of `DiffMAViLModel`; heard None: no padding. `logits` are log-probabilities `[B, classes]`."""
+        """As of `DiffMAViLModel`; heard None: no padding. `logits` `[B, classes]`: their softmax, or where a clip may
+        have several labels their sigmoid, are the probabilities.
+        """
         video, spec = self._inputs(video, spec)
         if heard is None:
             heard = torch.full((len(video),), spec.shape[1], device=video.device)
-        scores = self.model.scores(video, spec, heard)
-        return transformers.modeling_outputs.ImageClassifierOutput(logits=scores.log())
+        logits = self.model.logits(video, spec, heard)
+        return transformers.modeling_outputs.ImageClassifierOutput(logits=logits)
 
 
 def register_auto_classes() -> None:

@@ -121,8 +121,12 @@ class Classifier(nn.Module):
 
     def scores(self, video: Tensor, spec: Tensor, heard: Tensor) -> Tensor:
         """Probabilities `[B, C]` in float32 of whole clips: over the classes (one label), or of each (several)."""
-        logits = self._logits(video, spec, heard, self._whole(video))
+        logits = self.logits(video, spec, heard)
         return logits.softmax(dim=1) if self.head_config.labels == "one" else logits.sigmoid()
+
+    def logits(self, video: Tensor, spec: Tensor, heard: Tensor) -> Tensor:
+        """What the head makes of whole clips: `[B, C]`."""
+        return self._logits(video, spec, heard, self._whole(video))
 
     def features(self, video: Tensor, spec: Tensor, heard: Tensor) -> Tensor:
         """What the head reads of whole clips: `[B, D]`, D the width of all encoders together."""

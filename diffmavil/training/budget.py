@@ -208,7 +208,8 @@ def _measured(
     """Clips of all processes that take as long in each stretch as `train.batch_size` does in the dearest.
 
     Seconds of a process with B clips are fixed + clip * B, from two batch sizes no larger than its share or than what
-    fits at once; four times `train.batch_size` at most, however small a clip's part seems. Kept under `data.cache` for this device and config.
+    fits at once; four times `train.batch_size` at most, however small a clip's part seems. Kept under `data.cache` for
+    this device and config.
     """
     device, share = peers.device, config.train.batch_size / peers.size
     many = max(2, min([math.ceil(share), *at_once]))

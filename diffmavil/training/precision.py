@@ -17,6 +17,6 @@ def use_bf16(config: Config, device: torch.device) -> bool:
 def has_bf16_units(device: torch.device) -> bool:
     """Whether the device multiplies matrices in bfloat16, rather than emulating it, which takes far longer."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from maekernels import _native
-from maekernels._native_cuda import native_ops
+from maekernels._native_cuda import native_ops, runs_native
 
 TRITON = ((3, 6), (3, 10))
 """The first version of Triton that the kernels are written for, and the first that they are not."""
@@ -114,6 +114,8 @@ def _cuda() -> Backend:
         problem, remedy = f"it does not load: {error}", "MAEKERNELS_NATIVE=0 leaves it out"
     if not problem and not torch.cuda.is_available():
         problem = NO_GPU
+    elif not problem and not runs_native(torch.device("cuda", torch.cuda.current_device())):
+        problem = "it needs compute capability 8.0"
     return Backend("native CUDA", serves, problem, remedy)
 
 

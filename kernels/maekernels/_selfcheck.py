@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from maekernels import _native
-from maekernels._native_cuda import native_ops
+from maekernels._native_cuda import native_ops, runs_native
 from maekernels._pixels import NormPix
 from maekernels.add_noise import add_noise
 from maekernels.attention import Segments, attention
@@ -70,7 +70,9 @@ def backends(op: str, device: torch.device) -> list[str]:
     if op == "attention":
         return ["sdpa", "math"]
     if device.type == "cuda":
-        return ["triton", *(["cuda"] if op == "random_mask" and _cuda_built() else [])]
+        current = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        native = op == "random_mask" and runs_native(current) and _cuda_built()
+        return ["triton", *(["cuda"] if native else [])]
     return ["torch"] if _native.ABSENT or op == "info_nce" else ["native", "torch"]
 
 

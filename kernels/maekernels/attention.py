@@ -182,13 +182,20 @@ def _none(device: str, index: int | None, dtype: torch.dtype, dim: int) -> None:
     return None
 
 
+_WHOLE_FLASH = ((8, 0), (9, 0), (10, 0), (10, 3))
+"""Compute capabilities whose shared memory holds every backward pass; torch's own choice leaves the others out too."""
+
+
 def _flash_problem(device: str, index: int | None, dtype: torch.dtype, dim: int) -> str | None:
     if device != "cuda":
         return f"flash runs on CUDA, these tensors are on {device}"
     if dtype not in _HALF:
         return f"flash computes in bfloat16 or float16, not {str(dtype).removeprefix('torch.')}"
-    if torch.cuda.get_device_capability(index) < (8, 0):
+    capability = torch.cuda.get_device_capability(index)
+    if capability < (8, 0):
         return "flash needs compute capability 8.0"
+    if 192 < dim <= 224 and capability not in _WHOLE_FLASH:
+        return f"flash has no gradient for D from 193 to 224 with compute capability {'.'.join(map(str, capability))}"
     return None if dim % 8 == 0 and dim <= 256 else f"flash needs D a multiple of 8 up to 256, not {dim}"
 
 

@@ -22,6 +22,7 @@ of 64 integer lanes) both take about 0.7 ps, so neither the noise nor the bytes 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -96,6 +97,7 @@ def diffuse_patches(
         [B, Q, P] in `dtype`.
     """
     check_pixels(x, ids, patch, mean, std, channels_first, norm_pix)
+    check(math.prod(x.shape[1:]) < 2**31, "x", tuple(x.shape), "such that a sample has fewer than 2^31 numbers")
     check_alpha_bar(alpha_bar, x.shape[0], x.device)
     check(dtype in FLOATS, "dtype", dtype, "a float type")
     check(offset >= 0, "offset", offset, "not negative")

@@ -111,13 +111,13 @@ def _fill_grad_kernel(
 ):
     """Sum over PART rows of the gradient of those rows that hold the fill, for CHUNK of D."""
     d = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
-    total = tl.zeros([ROWS, CHUNK], tl.float32)
+    total = tl.zeros([ROWS, CHUNK], partial_ptr.dtype.element_ty)
     for first in range(0, PART, ROWS):
         row = tl.program_id(0) * PART + first + tl.arange(0, ROWS)
         place = tl.load(inverse_ptr + row, mask=row < rows, other=0)
         held = (place < 0)[:, None] & (d < D)[None, :]
         source = (row // N).to(tl.int64) * sb + (row % N).to(tl.int64) * sn
-        total += tl.load(grad_ptr + source[:, None] + d[None, :], mask=held, other=0.0).to(tl.float32)
+        total += tl.load(grad_ptr + source[:, None] + d[None, :], mask=held, other=0.0).to(total.dtype)
     tl.store(partial_ptr + tl.program_id(0) * D + d, tl.sum(total, axis=0), mask=d < D)
 
 
@@ -126,6 +126,8 @@ def _launch_scatter(values: Tensor, ids: Tensor, length: int, number: float, row
     values = values if values.stride(2) == 1 else values.contiguous()
     out = values.new_empty((batch, length, dim))
     tile = row_tile(dim, 8192 // out.element_size())
+    if row is None and values.dtype == torch.float64:
+        row = values.new_full((dim,), number)  # Triton takes Python's numbers as float32
     if out.numel():
         inverse, (sb, sk, _) = launch_inverse(ids, length), values.stride()
         fill = values if row is None else row.contiguous()
@@ -143,7 +145,7 @@ def _launch_fill_grad(grad: Tensor, ids: Tensor) -> Tensor:
     # Enough parts to fill a GPU, each long enough that their sums cost little.
     part = tile.rows * max(1, cdiv(batch * length, tile.rows * 512))
     parts = cdiv(batch * length, part)
-    partial = grad.new_empty((parts, dim), dtype=torch.float32)
+    partial = grad.new_empty((parts, dim), dtype=torch.promote_types(grad.dtype, torch.float32))
     if partial.numel():
         inverse, (sb, sn, _) = launch_inverse(ids, length), grad.stride()
         _fill_grad_kernel[(parts, cdiv(dim, tile.chunk))](

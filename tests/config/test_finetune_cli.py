@@ -31,13 +31,18 @@ def test_statistics_that_the_weights_do_not_tell_may_be_given():
         ((), "train: {steps: 8}", 8, None),
         ((), "train: {steps: 8}\nhead: {epochs: 5}", 8, 5),
         (("--head.epochs", "6"), "train: {steps: 8}", 8, 6),
-        (("--head.epochs", "6", "--train.steps", "9"), "{}", 9, 6),
     ],
 )
 def test_steps_that_are_given_are_not_counted_from_the_epochs_of_a_preset(tmp_path, flags, text, steps, epochs):
     (tmp_path / "settings.yaml").write_text(text)
     config = parsed("--task", "video", "--config", str(tmp_path / "settings.yaml"), *flags)
     assert (config.train.steps, config.head.epochs) == (steps, epochs)
+
+
+def test_steps_and_epochs_together_are_refused():
+    with pytest.raises(UsageError, match=r"--head\.epochs='6': must be left out beside --train\.steps"):
+        parsed("--task", "video", "--head.epochs", "6", "--train.steps", "9")
+    assert parsed("--task", "video", "--head.epochs", "None", "--train.steps", "9").head.epochs is None
 
 
 def test_the_preset_nearest_in_size_gives_the_recipe_and_the_weights_the_model():

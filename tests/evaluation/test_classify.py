@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from diffmavil.config.errors import RunError
+from diffmavil.data import dataset
+from diffmavil.data.library import BadClip
 from diffmavil.evaluation.classify import Predictions, predict
 from diffmavil.evaluation.validation import BEST_FILE, Validation, read_best
 from diffmavil.model.classifier import Classifier
@@ -66,6 +68,22 @@ def test_of_an_odd_number_of_crops_one_is_the_centre(tuned, clips):
     assert torch.equal(three.centre.scores["x"], one.scores["x"])
     assert (three.centre.paths, three.centre.bad) == (one.paths, one.bad)
     assert two.centre is one.centre is None
+
+
+def test_a_clip_of_which_one_crop_fails_is_used(tuned, clips, monkeypatch):
+    decoded, path = dataset.decode_clip, clips.clips[4].path
+
+    def fails(source, *arguments, crop, **named):
+        if source == path and crop[0] == 1:
+            raise BadClip(path, "the disk is tired")
+        return decoded(source, *arguments, crop=crop, **named)
+
+    monkeypatch.setattr(dataset, "decode_clip", fails)
+    found = predict(as_models(x=3.0), tuned, clips, batch_size=4, crops=3)
+    assert path in found.paths
+    assert list(found.bad) == [clips.clips[2].path]
+    assert found.centre is not None
+    assert found.centre.bad == {clips.clips[2].path: found.bad[clips.clips[2].path], path: "the disk is tired"}
 
 
 def test_several_models_see_the_same_clips(tuned, clips):

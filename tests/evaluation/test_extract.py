@@ -318,6 +318,10 @@ def test_other_weights_and_other_clips_are_refused(run, fp32: Config, table: Pat
     fewer.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UsageError, match="holds features with other clips"):
         run(src=fewer)
+    renamed = tmp_path / "renamed.csv"
+    renamed.write_text(table.read_text().replace(",even\n", ",ever\n"))
+    with pytest.raises(UsageError, match="holds features with other names of classes"):
+        run(src=renamed)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -87,8 +87,9 @@ def test_one_modality_needs_no_other_input(auto: Any, tmp_path: Path) -> None:
         found()
 
 
-def test_a_classifier(auto: Any, tmp_path: Path) -> None:
-    config = FinetuneConfig(model=SMALL, head=HeadConfig(classes=("cat", "dog", "owl"), labels="one", fusion_depth=1))
+@pytest.mark.parametrize("labels", ["one", "several"])
+def test_a_classifier(auto: Any, tmp_path: Path, labels: Literal["one", "several"]) -> None:
+    config = FinetuneConfig(model=SMALL, head=HeadConfig(classes=("cat", "dog", "owl"), labels=labels, fusion_depth=1))
     torch.manual_seed(0)
     model = Classifier(SMALL, config.head).eval()
     write_folder(model, config, tmp_path)
@@ -97,7 +98,8 @@ def test_a_classifier(auto: Any, tmp_path: Path) -> None:
     video, spec = inputs(2)
     with torch.no_grad():
         scores = model.scores(video, spec, torch.tensor([64, 64]))
-        torch.testing.assert_close(found(video=video, spec=spec).logits.softmax(dim=1), scores)
+        logits = found(video=video, spec=spec).logits
+        torch.testing.assert_close(logits.softmax(dim=1) if labels == "one" else logits.sigmoid(), scores)
 
 
 def test_from_config_starts_as_ours(auto: Any, tmp_path: Path) -> None:

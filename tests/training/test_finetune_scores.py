@@ -28,8 +28,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_the_run_s_folder_means_the_weights_of_the_headline(whole, tmp_path):
     assert find_weights(whole) == whole / "best.safetensors"
     copy = Path(shutil.copytree(whole, tmp_path / "copy"))
-    shutil.copy(copy / "ema.safetensors", copy / "best.safetensors")
-    assert find_weights(copy) == copy / "model.safetensors", "scores of other weights tell nothing"
+    shutil.copy(copy / "ema.safetensors", copy / "best.safetensors")  # scores of other weights tell nothing
+    with pytest.raises(ValueError, match=r"not scored yet, .* diffmavil\.evaluate --run-dir .*copy scores them"):
+        find_weights(copy)
+    (copy / "classification.json").unlink()  # killed while it was scored
+    with pytest.raises(ValueError, match="not scored yet"):
+        find_weights(copy)
+    assert find_weights(copy / "model.safetensors") == copy / "model.safetensors"
+    evaluate(["--run-dir", str(copy)])
+    assert find_weights(copy).name in ("best.safetensors", "average.safetensors", "ema.safetensors")
 
 
 def test_a_result_that_cannot_be_read_is_told(arguments, whole, tmp_path):

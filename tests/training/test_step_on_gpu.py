@@ -80,12 +80,14 @@ def test_the_loss_curve_is_that_of_a_cpu(mix):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("mix", [(), (-0.1, 0.05)], ids=["plain", "mixed"])
 def test_a_step_never_waits_for_the_device(mix, precision):
-    step, batch = step_on(DEVICE, small(mix, precision=precision))
+    config = small(mix, precision=precision)
+    step, batch = step_on(DEVICE, replace(config, train=replace(config.train, ema=0.9)))
     curve(step, batch)  # kernels are compiled, constants are copied
     with no_waits():
         for number in range(STEPS):
             now = plan(step.config, number)
             step(batch, now, now.position)
+            step.task.after_step(number + 1)
 
 
 def test_a_step_that_is_not_finite_is_skipped_on_the_device():

@@ -66,7 +66,7 @@ def _of_classifier(case: Case, clips: ClipSet) -> tuple[dict[str, Tensor], dict[
     model, config = load_classifier(case.folder / WEIGHTS_FILE)
     config = replace(config, data=replace(case.config.data, workers=0))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
+        torch.default_generator.manual_seed(config.train.seed)
         untrained = Classifier(config.model, config.head).eval()
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     log_mel = make_log_mel(config.model)

@@ -19,7 +19,7 @@ from diffmavil.model.exchange.state import Tensors
 from diffmavil.model.exchange.tables import resize_table
 from diffmavil.model.exchange.vit import ENDS, depth_of, hidden_of, take_block, without_bias
 
-_WIDE = 1280  # the one published width whose heads are not 64 wide
+_WIDE = (1280, 1408)  # the published widths, of 16 heads, whose heads are not 64 wide: huge and VideoMAE V2's giant
 _HEAD, _DECODER_HEAD = 64, 32
 _KERNELS = {
     "picture": "d c h w -> d (h w c)",
@@ -71,7 +71,7 @@ class Reader:
     def heads(self, width: int) -> int:
         """Of the encoders: as config.json tells, as asked, or as published."""
         told, asked = self.told.get("num_attention_heads"), self.ask("heads")
-        usual = 16 if width == _WIDE else width // _HEAD
+        usual = 16 if width in _WIDE else width // _HEAD
         return self._counted("heads", width, told, asked, usual)
 
     def decoder_heads(self, width: int) -> int:

@@ -93,7 +93,7 @@ def _flat(state: Tensors, names: n.Names) -> Source:
 def _filled(config: Config, reader: Reader) -> Imported:
     """The model with what was read; the rest begins as it does before a training with seed 0."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
+        torch.default_generator.manual_seed(_SEED)
         model = DiffMAViL(config.model)
     own = model.state_dict()
     computed = {name for name, _ in model.named_buffers()} - own.keys()
