@@ -42,6 +42,9 @@ def main(argv: Sequence[str]) -> None:
         run = run.noting(f"training: {split.train.note}; held out: {split.held_out.note}")
         for note in mix_notes(config):
             run = run.noting(note)
+        if idle := config.model.diffusion.idle:
+            names = ", ".join(f"model.diffusion.{name}" for name in idle)
+            run = run.noting(f"{names}: without effect, since mask tokens stand at the masked patches of this model")
         with usage_errors():
             if teacher is None:
                 task = Pretraining(config, peers.device, sets=split.train.sets)

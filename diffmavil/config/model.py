@@ -174,7 +174,7 @@ class DiffusionConfig:
     draws: Literal["even", "min_snr"] = "even"
     """How timesteps are drawn. even: each as often. min_snr: in proportion to min(SNR, 5), SNR = alpha_bar / (1 -
     alpha_bar): in expectation the weights of Min-SNR (Hang et al. 2023) for a model that predicts the patch, on every
-    loss as it is."""
+    loss as it is. The noisiest, at which pictures begin, are then hardly drawn."""
     exponent: float = 1.0
     """The schedule's alpha_bar is raised to it (DiffMAE); below 1 more of the patch is left at every timestep."""
     token_share: float = 0.0
@@ -191,6 +191,13 @@ class DiffusionConfig:
         require(self.draws in ("even", "min_snr"), "diffusion.draws", self.draws, "'even' or 'min_snr'")
         require(0 < self.exponent < math.inf, "diffusion.exponent", self.exponent, "positive")
         require(0 <= self.token_share < 1, "diffusion.token_share", self.token_share, "in [0, 1)")
+
+    @property
+    def idle(self) -> list[str]:
+        """Settings that are not their defaults and change nothing, since no patch is diffused."""
+        plain = DiffusionConfig()
+        changed = [name for name in ("draws", "exponent", "token_share") if getattr(self, name) != getattr(plain, name)]
+        return changed if self.corruption == "mask_token" else []
 
     @property
     def times(self) -> range:

@@ -172,7 +172,10 @@ def read_classification(folder: Path) -> Classification | None:
 
 
 def scored_file(found: Classification, folder: Path) -> Path | None:
-    """The weights of the headline, if they are still those that were scored."""
+    """The weights of the headline, if they are still those that were scored, and the run does not go on beyond them:
+    `WEIGHTS_FILE` is there from its end on."""
+    if not (folder / WEIGHTS_FILE).exists():
+        return None
     name = found.headline["weights"]
     path = folder / KINDS[name]
     return path if path.exists() and found.sha256.get(name) == digest_of(path) else None

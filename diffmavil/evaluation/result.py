@@ -190,8 +190,9 @@ class Evaluation:
 
     def note(self) -> str:
         """What the numbers are, in sentences."""
+        left_out = sum(counts.skipped for counts in self.clips.values())
         infinite = sum(reason == NOT_FINITE for reason in self.skipped.values())
-        undecoded = sum(counts.skipped for counts in self.clips.values()) - infinite
+        undecoded = len(self.skipped) - infinite
         about = [
             "Features of whole clips, nothing masked; the model is not trained further.",
             f"Untrained: the same model, newly initialised with seed {self.protocol.seed}.",
@@ -202,10 +203,13 @@ class Evaluation:
             about.append(f"Features are means over {self.protocol.crops} crops in time, unless of the centre crop.")
         if self.neighbours:
             about.append(f"Neighbours: the {self.neighbours} nearest training clips by cosine.")
-        if undecoded:
-            about.append(f"{undecoded} clips could not be decoded.")
-        if infinite:
-            about.append(f"{infinite} clips are left out since their features are not finite.")
+        if undecoded and infinite:  # a file may have several clips
+            reasons = f"{undecoded} files could not be decoded, of {infinite} the features are not finite"
+            about.append(f"{left_out} clips are left out: {reasons}.")
+        elif undecoded:
+            about.append(f"{left_out} clips could not be decoded.")
+        elif infinite:
+            about.append(f"{left_out} clips are left out since their features are not finite.")
         return " ".join([*about, *self.notes])
 
 

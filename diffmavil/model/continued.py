@@ -95,6 +95,9 @@ def initialise_from_ours(
         if name in own and own[name].shape == value.shape and not name.startswith(others)
     }
     model.load_state_dict(own | taken)
+    # Of a shared encoder one name may be taken for both.
+    filled = {own[name].data_ptr() for name in taken}
+    taken |= {name: value for name, value in own.items() if value.data_ptr() in filled}
     parts: dict[str, list[str]] = {}
     for name in own:
         parts.setdefault(".".join(name.split(".")[: 1 if name.startswith("fusion") else 2]), []).append(name)

@@ -25,7 +25,7 @@ from diffmavil.evaluate import DataOptions, main, parse
 from diffmavil.evaluation.evaluate import evaluate
 from diffmavil.evaluation.features import KINDS, FeatureTable, extract, untrained_model
 from diffmavil.evaluation.judge import Judgement, judge
-from diffmavil.evaluation.result import ClipCounts, Evaluation, Protocol, read_evaluation
+from diffmavil.evaluation.result import NOT_FINITE, ClipCounts, Evaluation, Protocol, read_evaluation
 from diffmavil.model.weights import export_weights
 from diffmavil.reporting.page import write_report
 from diffmavil.reporting.runs import open_runs, score_sections
@@ -350,6 +350,11 @@ def test_bad_clips_are_skipped_counted_and_named(config, tmp_path):
     assert (found.clips["heldout"].used, found.clips["heldout"].skipped) == (6, 1)
     assert list(found.skipped) == [str(broken)]
     assert "1 clips could not be decoded" in found.note()
+    windows = replace(clips, clips=[Clip(str(broken), start=start, labels=(0,)) for start in (1.0, 2.0)] + clips.clips)
+    several = evaluate(model, config, replace(split.train, clips=split.train.clips[:6]), windows)
+    assert "3 clips could not be decoded" in several.note()
+    both = replace(several, skipped=several.skipped | {"other.mp4": NOT_FINITE})
+    assert "3 clips are left out: 1 files could not be decoded, of 1 the features are not finite." in both.note()
 
 
 def test_unlabelled_training_clips_are_not_decoded(config, tmp_path):

@@ -72,6 +72,15 @@ def test_fill_grad(batch, length, dim, keep, dtype):
     assert_within(_launch_fill_grad(grad, ids), _fill_grad(grad.double(), ids), ulps=4, scale=length)
 
 
+def test_float64_keeps_its_digits():
+    """A number, and the sum of a gradient, that float32 does not hold."""
+    values, ids = torch.randn(2, 3, 16, dtype=torch.float64), torch.tensor([[0, 2, 5], [1, 2, 3]], dtype=torch.int32)
+    for fill in (0.1, 1e39):
+        assert_same(_launch_scatter(values, ids, 8, fill, None), _scatter_tokens(values, ids, 8, fill, None))
+    grad = torch.randn(2, 8, 16, dtype=torch.float64)
+    torch.testing.assert_close(_launch_fill_grad(grad, ids), _fill_grad(grad, ids), rtol=1e-14, atol=1e-14)
+
+
 def test_fill_grad_of_many_parts():
     """More rows than one part of the sum takes."""
     grad, ids = make(8, 5000, 64), random_ids(8, 5000, 100)

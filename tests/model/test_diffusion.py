@@ -1,6 +1,7 @@
 """Noise schedules against their papers, timesteps, and DDIM against cases with a known answer."""
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -75,6 +76,13 @@ def test_timesteps_are_drawn_as_min_snr_weighs_their_losses(first: int) -> None:
     for share, weight in zip((found[first:] / 50_000).tolist(), weights, strict=True):
         expected = weight / sum(weights)
         assert share == pytest.approx(expected, abs=4 * (expected / 50_000) ** 0.5 + 1e-6)
+
+
+def test_settings_of_diffused_patches_that_change_nothing_are_told() -> None:
+    changed = DiffusionConfig("mask_token", first_step=500, draws="min_snr", token_share=0.5)
+    assert changed.idle == ["draws", "token_share"]
+    assert DiffusionConfig("mask_token", first_step=500).idle == []
+    assert replace(changed, corruption="diffusion").idle == []
 
 
 def test_an_exponent_below_one_leaves_more_of_the_patch() -> None:

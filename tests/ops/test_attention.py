@@ -14,6 +14,7 @@ from maekernels import Segments, attention
 from maekernels.attention import (
     _aligned,
     _choose,
+    _flash_problem,
     _problem,
     _runs,
     _segments,
@@ -172,6 +173,23 @@ def test_auto_leaves_xformers_out_of_graphs(monkeypatch, capturing, chosen):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     q: Any = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32, shape=(6, HEADS, DIM))
     assert _choose("auto", q, 3, 3, True) == chosen
+
+
+@pytest.mark.parametrize(
+    ("capability", "dim", "problem"),
+    [
+        ((8, 0), 208, None),
+        ((9, 0), 208, None),
+        ((8, 9), 192, None),
+        ((8, 9), 256, None),
+        ((8, 9), 208, "flash has no gradient for D from 193 to 224 with compute capability 8.9"),
+        ((7, 5), 64, "flash needs compute capability 8.0"),
+        ((9, 0), 60, "flash needs D a multiple of 8 up to 256, not 60"),
+    ],
+)
+def test_flash_is_not_taken_where_it_has_no_gradient(monkeypatch, capability, dim, problem):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    assert _flash_problem("cuda", 0, torch.bfloat16, dim) == problem
 
 
 def test_flash_gets_what_it_can_read_and_no_copy_where_that_is_so():

@@ -12,7 +12,7 @@ import pytest
 from diffmavil.config.errors import RunError, UsageError
 from diffmavil.data.labelled import open_labelled
 from diffmavil.evaluate import main as evaluate
-from diffmavil.evaluation.classification import read_classification
+from diffmavil.evaluation.classification import read_classification, scored_file
 from diffmavil.evaluation.pretrained import find_weights
 from diffmavil.evaluation.validation import Validation
 from diffmavil.finetune import main
@@ -37,6 +37,8 @@ def test_the_run_s_folder_means_the_weights_of_the_headline(whole, tmp_path):
     assert find_weights(copy / "model.safetensors") == copy / "model.safetensors"
     evaluate(["--run-dir", str(copy)])
     assert find_weights(copy).name in ("best.safetensors", "average.safetensors", "ema.safetensors")
+    (copy / "model.safetensors").rename(copy / "model-step-20.safetensors")  # as of a run that goes on
+    assert scored_file(result(copy), copy) is None
 
 
 def test_a_result_that_cannot_be_read_is_told(arguments, whole, tmp_path):

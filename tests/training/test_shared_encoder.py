@@ -93,6 +93,16 @@ def test_what_begins_with_it_takes_over_all(cache: Path, weights_file: Path) -> 
             assert value.equal(theirs[name]), name
 
 
+def test_weights_of_one_modality_fill_the_blocks_of_both(cache: Path, tmp_path: Path) -> None:
+    sound = very_small(cache)
+    sound = replace(sound, model=replace(sound.model, modalities="audio"))
+    export_weights(DiffMAViL(sound.model), sound, tmp_path / "sound.safetensors")
+    model = DiffMAViL(shared(cache).model)
+    report = begin_with(model, str(tmp_path / "sound.safetensors"))
+    assert not any("encoder.blocks" in part for part in report.new), report.new
+    assert any("video.encoder.embed" in part for part in report.new)
+
+
 def test_a_resume_does_not_make_one_encoder_of_two(whole_run: Path, train) -> None:
     refused = train(whole_run, "--resume", "--model.shared-encoder", "--train.steps", "9", preset=None, code=2)
     assert "model.shared_encoder=True: must be False, or left out, with --resume" in refused.stderr
