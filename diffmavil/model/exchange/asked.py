@@ -22,7 +22,7 @@ class Asked:
     audio_frames: int | None = None
     """Spectrogram frames of 10 ms of our model, likewise."""
     heads: int | None = None
-    """Attention heads of the encoders. Default: heads 64 wide; of a width of 1280, 16 heads."""
+    """Attention heads of the encoders. Default: heads 64 wide; of widths of 1280 and 1408, 16 heads."""
     decoder_heads: int | None = None
     """Attention heads of a decoder that the file has. Default: heads 32 wide."""
     trained_size: int | None = None
