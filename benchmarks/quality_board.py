@@ -18,7 +18,8 @@ ABOUT = """\
 | score | mean ± standard deviation over the seeds |
 | 95 % | interval of that mean. It covers the choice of seeds (Student's t) and of held-out clips (mean half width of \
 the runs' bootstrap intervals), joined as the root of the sum of their squares; with one seed, of the clips alone |
-| of MAViL | difference to `mavil-tiny` with the same seed and samples; (1 of 3): of the one of three seeds that both have |
+| of MAViL | difference to `mavil-tiny` with the same seed and samples; (1 of 3): of the one of \
+three seeds that both have |
 | TFLOP | of the pretraining: three forwards of each sample, the teacher's of a second stage, and Muon's iterations |
 | CPU s | of the pretraining, decoding included, in one thread; compared within one invocation of the study alone |
 | mean of five folds | each fold is pretrained and probed by itself; CPU seconds and TFLOP are of one fold |
@@ -31,8 +32,8 @@ the runs' bootstrap intervals), joined as the root of the sum of their squares; 
 | blocks mixed | each decoder block reads a learnt mix of the encoder's |
 | columns, rows, tubes hidden | of the spectrogram, or of the picture in time, as wholes |
 | one encoder | sound and picture have one stack of encoder blocks |
-| min-SNR, exponent 0.8, half of them mask tokens | of diffused patches: timesteps drawn as Min-SNR weighs them; alpha-bar to \
-that power; half of the samples with mask tokens |
+| min-SNR, exponent 0.8, half of them mask tokens | of diffused patches: timesteps drawn as Min-SNR weighs them; \
+alpha-bar to that power; half of the samples with mask tokens |
 | contrast apart | the contrast reads a view of its own of which a quarter is hidden |
 | averaged weights | an exponential average of them, 0.98 a step, is judged |
 | then stage 2 | five eighths of the samples train the teacher, the rest its student; seconds and TFLOP are of both |"""
@@ -40,8 +41,8 @@ that power; half of the samples with mask tokens |
 
 LEAN = """\
 Muon and the recipe made with it, `mavil-tiny-lean`, on a CPU that computes in bfloat16. The studies of digits, ESC-10 \
-and GRID after this one were run in float32 on another machine, those at one budget on further machines, whose precision \
-their lines do not tell. Scores compare within one study alone, seconds within one invocation."""
+and GRID after this one were run in float32 on another machine, those at one budget on further machines, whose \
+precision their lines do not tell. Scores compare within one study alone, seconds within one invocation."""
 
 
 def picture(name: str, study: str = "") -> str:
