@@ -31,7 +31,7 @@ VARIANTS = {
         decode_fraction=0.25,
         decoded_views=1,
         shared_encoder=True,
-        diffusion=DiffusionConfig("diffusion", first_step=10, draws="min_snr", exponent=0.8, token_share=0.5),
+        diffusion=DiffusionConfig("diffusion", first_step=10, draws="min_snr", exponent=0.8, token_share=0.25),
     ),
     "contrast-apart": replace(
         _DIFFUSED, video_decoder=_CROSS, decoded_views=1, contrast=ContrastConfig(mask_ratio=0.25)
