@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py synthetic
     python benchmarks/quality.py fsdd --data tables/fsdd
-    python benchmarks/quality.py esc10 --data tables/esc10
+    python benchmarks/quality.py esc10 --data tables/esc10          # its first fold; esc10-folds: the mean of all five
     python benchmarks/quality.py grid --data tables/grid --chain
     python benchmarks/quality.py table
     python benchmarks/quality.py board

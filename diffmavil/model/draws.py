@@ -70,6 +70,18 @@ def check_keep(name: str, keep: Keep, tokens: int) -> None:
         require(1 <= count < tokens, name, count, allowed)
 
 
+def turns(keep_audio: Keep, keep_video: Keep) -> list[tuple[int, int]]:
+    """Visible tokens of sound and picture in each turn; one turn where nothing is mixed.
+
+    Raises:
+        ValueError: counts for different numbers of turns, or for none.
+    """
+    count = max(len(keep) if isinstance(keep, tuple) else 1 for keep in (keep_audio, keep_video))
+    audio, video = (keep if isinstance(keep, tuple) else (keep,) * count for keep in (keep_audio, keep_video))
+    require(len(audio) == len(video) > 0, "keep_audio, keep_video", (audio, video), "counts for as many turns")
+    return list(zip(audio, video, strict=True))
+
+
 def spans(batch: int, offset: int, keep_audio: Keep, keep_video: Keep) -> list[Span]:
     """The spans of the samples offset..offset + batch - 1.
 
@@ -78,13 +90,11 @@ def spans(batch: int, offset: int, keep_audio: Keep, keep_video: Keep) -> list[S
     """
     if isinstance(keep_audio, int) and isinstance(keep_video, int):
         return [Span(0, batch, keep_audio, keep_video)]
-    turns = max(len(keep) for keep in (keep_audio, keep_video) if isinstance(keep, tuple))
-    audio, video = (keep if isinstance(keep, tuple) else (keep,) * turns for keep in (keep_audio, keep_video))
-    require(len(audio) == len(video) > 0, "keep_audio, keep_video", (audio, video), "counts for as many turns")
+    counts = turns(keep_audio, keep_video)
     found, first = [], 0
     while first < batch:
         run = (offset + first) // MIX_RUN
         last = min(batch, (run + 1) * MIX_RUN - offset)
-        found.append(Span(first, last, audio[run % turns], video[run % turns]))
+        found.append(Span(first, last, *counts[run % len(counts)]))
         first = last
     return found

@@ -19,6 +19,7 @@ from diffmavil.config import ModelConfig
 from diffmavil.model.blocks import CrossBlock, SelfBlock
 from diffmavil.model.classifier import Classifier
 from diffmavil.model.decoder import Decoder, DiffusedPatch
+from diffmavil.model.draws import turns
 from diffmavil.model.encoder import Encoder
 from diffmavil.model.fusion import Fusion
 from diffmavil.model.mavil import DiffMAViL
@@ -101,9 +102,7 @@ def classifier_flops(model: Classifier, *, learning: bool = False) -> float:
 
 def mixed_flops(model: DiffMAViL, keep_video: int | tuple[int, ...], keep_audio: int | tuple[int, ...]) -> float:
     """Cost of one clip's forward, the mean where runs of clips keep other numbers of tokens in turn."""
-    turns = max(len(keep) for keep in (keep_video, keep_audio, (0,)) if isinstance(keep, tuple))
-    video, audio = (keep if isinstance(keep, tuple) else (keep,) * turns for keep in (keep_video, keep_audio))
-    costs = [forward_flops(model, *counts).total for counts in zip(video, audio, strict=True)]
+    costs = [forward_flops(model, video, audio).total for audio, video in turns(keep_audio, keep_video)]
     return sum(costs) / len(costs)
 
 

@@ -21,6 +21,7 @@ from diffmavil.config import BatchConfig, Config, ModelConfig, require
 from diffmavil.config.folders import expand, writing
 from diffmavil.model import DiffMAViL
 from diffmavil.model.blocks import Blocks
+from diffmavil.model.draws import turns
 from diffmavil.model.flops import FORWARDS, meta_model, meta_teacher, mixed_flops, teacher_flops
 from diffmavil.model.teacher import Teacher
 from diffmavil.training.distributed import World
@@ -122,7 +123,7 @@ def _fitting(
     found = []
     for keep in counts:
         # Of mixed masking the turn that needs most: a pass may be of that alone.
-        needs = [memory_bytes(config, *turn, device=device, teacher=teacher) for turn in sorted({*_turns(*keep)})]
+        needs = [memory_bytes(config, *turn, device=device, teacher=teacher) for turn in sorted({*_turns(keep)})]
         fixed, clip = max(needs, key=lambda need: need[1])
         fits = int((gib * GIB - fixed) // clip)
         require(fits >= 1, "batch.memory_gib", gib, f"{(fixed + clip) / GIB:.2f} or more, which one clip needs")
@@ -130,11 +131,9 @@ def _fitting(
     return tuple(found)
 
 
-def _turns(keep_video: Counts, keep_audio: Counts) -> list[tuple[int, int]]:
-    """Visible tokens of video and sound, for each turn of mixed masking; one where none is mixed."""
-    turns = max(len(keep) if isinstance(keep, tuple) else 1 for keep in (keep_video, keep_audio))
-    video, audio = (keep if isinstance(keep, tuple) else (keep,) * turns for keep in (keep_video, keep_audio))
-    return list(zip(video, audio, strict=True))
+def _turns(keep: tuple[Counts, Counts]) -> list[tuple[int, int]]:
+    """Visible tokens of video and sound, for each turn of mixed masking."""
+    return [(video, audio) for audio, video in turns(keep[1], keep[0])]
 
 
 def memory_bytes(
@@ -260,12 +259,12 @@ def _sweep(
     few = max(1, many // 4)
     found: dict[tuple[int, int], tuple[float, float]] = {}
     for keep in counts:
-        for turn in _turns(*keep):
+        for turn in _turns(keep):
             if turn not in found:
                 short, long = (_seconds(step, clips, turn, device) for clips in (few, many))
                 clip = max((long - short) / (many - few), 1e-9)
                 found[turn] = (max(long - clip * many, 0.0), clip)
-    of_turns = [[found[turn] for turn in _turns(*keep)] for keep in counts]
+    of_turns = [[found[turn] for turn in _turns(keep)] for keep in counts]
     return [
         (statistics.fmean(fixed), statistics.fmean(clip)) for fixed, clip in (zip(*of, strict=True) for of in of_turns)
     ]

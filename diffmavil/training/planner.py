@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from diffmavil.config import Config, MaskConfig, require
-from diffmavil.model.draws import MIX_RUN
+from diffmavil.model.draws import MIX_RUN, turns
 from diffmavil.training.curriculum import keep_count, mixed_counts, raised_counts
 from diffmavil.training.optim import learning_rate
 
@@ -240,8 +240,8 @@ def shapes(config: Config) -> list[Plan]:
     which a step begins."""
     found: dict[object, Plan] = {}
     for _, now in changes(config):
-        turns = max(len(keep) if isinstance(keep, tuple) else 0 for keep in (now.keep_video, now.keep_audio))
-        cycle = max(1, turns * MIX_RUN)
+        keeps = now.keep_audio, now.keep_video
+        cycle = MIX_RUN * len(turns(*keeps)) if any(isinstance(keep, tuple) for keep in keeps) else 1
         for step in range(cycle // math.gcd(cycle, now.batch_size)):
             position = now.position + step * now.batch_size
             found.setdefault((*_shape(now), position % cycle), now._replace(position=position))

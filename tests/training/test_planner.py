@@ -222,6 +222,8 @@ def test_mixed_masking_has_a_shape_for_each_place_in_the_turns():
     assert len(set(cut)) > 1
     whole = shapes(replace(config, train=replace(config.train, batch_size=48)))
     assert len(whole) == 1
+    one = shapes(replace(config, mask=MaskConfig(video=FLAT, audio=FLAT, mix=(0.1,))))
+    assert sorted(now.position % 8 for now in one) == [0, 4]  # runs of eight are cut also where all keep the same
 
 
 @pytest.mark.slow
