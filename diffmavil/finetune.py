@@ -16,14 +16,15 @@ from diffmavil.config.folders import expand
 from diffmavil.config.progress import open_console, tracking
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.labelled import LabelledSplit, open_labelled
-from diffmavil.evaluation.beginning import begin_with, check_beginning
+from diffmavil.evaluation.beginning import begin_with, check_beginning, trained_with
 from diffmavil.evaluation.classification import KINDS, Lesson, classify_run
-from diffmavil.evaluation.pretrained import find_weights
+from diffmavil.evaluation.pretrained import find_weights, open_model
 from diffmavil.evaluation.probe_head import MOST_CLIPS, start_with_probe
 from diffmavil.evaluation.validation import Validation
 from diffmavil.model.classifier import Classifier, start_from
 from diffmavil.model.weights import WEIGHTS_FILE, export_weights, read_weights
 from diffmavil.reporting.page import write_report
+from diffmavil.training.checkpoint import checkpoints
 from diffmavil.training.classification import Classification, clip_weights
 from diffmavil.training.distributed import World, world
 from diffmavil.training.engine import fit
@@ -36,7 +37,7 @@ _VALIDATIONS = 10
 
 
 def main(argv: Sequence[str]) -> None:
-    name, config, options = parse_finetune(argv, lambda path: read_weights(weights_file(path))[1])
+    name, config, options = parse_finetune(argv, lambda source: trained_with(found_weights(source)))
     with world() as peers:
         if peers.device.type == "cpu":
             keep_freed_memory()
@@ -62,17 +63,18 @@ def main(argv: Sequence[str]) -> None:
             finish(task, run, config, split)
 
 
-def weights_file(path: Path) -> Path:
-    """The exported weights of a run folder, of a fine-tuned one those of its headline; or the file itself."""
-    if path.is_dir() and not (path / WEIGHTS_FILE).exists():
+def found_weights(source: str) -> Path:
+    """The file of exported weights, or the folder of a checkpoint, that `--from` names; of a fine-tuned run those
+    of its headline. Raises `UsageError`: there are none, or the run has not ended: the checkpoint has to be named.
+    """
+    path = expand(source)
+    if checkpoints(path) and not (path / WEIGHTS_FILE).exists():
         raise UsageError(
             f"--from {path}: holds no {WEIGHTS_FILE}; it is written when a run ends (of an earlier end there may be "
-            "model-step-N.safetensors)"
+            f"model-step-N.safetensors). To start from a checkpoint, name it: {checkpoints(path)[-1]}"
         )
-    if not path.is_dir():
-        return path
     try:
-        return find_weights(path)
+        return find_weights(source)
     except ValueError as error:
         raise UsageError(f"--from {error}") from error
 
@@ -80,7 +82,8 @@ def weights_file(path: Path) -> Path:
 def begin(model: Classifier, config: FinetuneConfig) -> list[str]:
     """Fill the model from pretrained weights, or an image MAE; lines that say what fits. Errors as of `start_from`."""
     if config.head.source != NOTHING:
-        return start_from(model, read_weights(weights_file(expand(config.head.source)))[0])
+        weights = found_weights(config.head.source)
+        return start_from(model, read_weights(weights)[0] if weights.is_file() else open_model(weights)[0].state_dict())
     if config.train.init:
         return begin_with(model, config.train.init).lines()
     return []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Suppress, arg
@@ -12,7 +11,6 @@ from tyro.conf import Suppress, arg
 from diffmavil.config import Config, FinetuneConfig, MaskConfig, TeacherConfig, require
 from diffmavil.config.cli import RunOptions, config_file, flag, named_preset, parse_flags, resumed_config, shallow
 from diffmavil.config.errors import UsageError
-from diffmavil.config.folders import expand
 from diffmavil.config.presets import FINETUNE_PRESETS, finetune_preset_of
 
 NOTHING = "none"
@@ -25,7 +23,7 @@ class FinetuneOptions(RunOptions):
     """What a fine-tuning run starts from."""
 
     source: Annotated[str | None, arg(name="from")] = None
-    """A run folder or its weights (model.safetensors) to start from; 'none': from scratch."""
+    """A run's folder, its weights or a checkpoint, or owner/name on the Hugging Face hub; 'none': from scratch."""
     task: Literal["auto", "audio", "video", "av"] = "auto"
     """What is heard and seen of each clip. auto: what the weights were trained on."""
 
@@ -37,14 +35,14 @@ class _FinetuneArguments(FinetuneOptions, FinetuneConfig):
 
 
 def parse_finetune(
-    argv: Sequence[str], read_config: Callable[[Path], Config]
+    argv: Sequence[str], read_config: Callable[[str], Config]
 ) -> tuple[str, FinetuneConfig, FinetuneOptions]:
     """`[PRESET] --from RUN [--config FILE] [--task audio] ...` -> (preset's name, config, options).
 
     What the model sees, and its size, are those of the weights; the recipe is that of the preset nearest in size.
 
     Args:
-        read_config: gives the config in exported weights.
+        read_config: gives the config of the weights that `--from` names.
 
     Raises:
         UsageError: no `--from`, unknown preset or setting, or a value that the config does not allow.
@@ -59,7 +57,7 @@ def parse_finetune(
         if start is None:
             if source is None and not helped:
                 raise UsageError("--from is needed: a run folder or its weights to start from, or 'none' for scratch")
-            pretrained = read_config(expand(source)) if source not in (None, NOTHING) else None
+            pretrained = read_config(source) if source not in (None, NOTHING) else None
             file = config_file(argv)
             nearest = finetune_preset_of(pretrained.model) if pretrained else DEFAULT_FINETUNE
             name = named or file.preset or nearest

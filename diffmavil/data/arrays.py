@@ -103,5 +103,16 @@ class ArraySound:
 
 
 def _array(value: Any) -> np.ndarray:
-    """A tensor or an array as an array on the host."""
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    """A tensor or an array as an array on the host; bfloat16, which numpy has not, as float32.
+
+    Raises:
+        ValueError: neither, as the pair of samples and rate that some readers give.
+    """
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        return (value.float() if value.is_floating_point() else value).numpy()
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        what = f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else type(value).__name__
+        raise ValueError(f"{what}: must be an array or a tensor; rates are given as sample_rate= and fps=") from error

@@ -48,7 +48,7 @@ def file_of(clip: Clip) -> str:
 
 def cut_from(clip: Clip) -> tuple[str, float | None]:
     """That file, and the second of it at which the clip begins; None: the source does not say."""
-    return file_of(clip), clip.start if clip.stored is None else clip.cut_at
+    return file_of(clip), clip.cut_at if clip.origin else clip.start
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import codecs
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,8 @@ _MEANING = {
     "labels": "labels",
 }
 """Name of a column -> what it holds."""
+_SEVERAL_MIDS = re.compile(r"/[mgt]/\w+(\s*,\s*/[mgt]/\w+)+")
+"""AudioSet's identifiers as its own tables have them, several in a cell."""
 _SLACK = 1e-3
 """Seconds by which `end` and `start` + `duration` may differ: both were rounded."""
 
@@ -129,7 +131,8 @@ def read_csv(path: Path, base: Path | None = None) -> ClipSet:
     """Clips of a table of ours; their paths are relative to `base`, by default the table's folder, and made absolute.
 
     Columns, in any order: `path`, and as wanted `start`, `duration` or `end` (seconds), `labels` or `label` (names of
-    classes with ';' between). The note names the columns that are not read.
+    classes with ';' between). Rows with the same clip and other labels are one clip with all of them. The note names
+    the columns that are not read, and counts such rows.
 
     Raises:
         ValueError: with file, line and column, for what cannot be read; no `path` column; no clip; no file there.
@@ -137,14 +140,34 @@ def read_csv(path: Path, base: Path | None = None) -> ClipSet:
     rows = read_rows(path)
     columns, note = _header(next(rows, Row(1, [])), path)
     folder = (base or path.parent).absolute()
-    found = [_clip(row, columns, folder, path) for row in rows]
+    found, merged = _merged((row.line, _clip(row, columns, folder, path)) for row in rows)
     if not found:
         raise ValueError(f"{path}: no clips, only a header")
     if not any(os.path.exists(clip.path) for clip, _ in found):
         raise ValueError(f"{path}: none of its {len(found)} paths exists, the first is {found[0][0].path}")
     classes = sorted({label for _, labels in found for label in labels})
     index = {name: i for i, name in enumerate(classes)}
+    note = "; ".join(filter(None, [note, merged]))
     return ClipSet([replace(clip, labels=tuple(index[x] for x in labels)) for clip, labels in found], classes, note)
+
+
+def _merged(rows: Iterable[tuple[int, tuple[Clip, tuple[str, ...]]]]) -> tuple[list[tuple[Clip, tuple[str, ...]]], str]:
+    """Clips and their labels, and a note on rows that give a further label to a clip that an earlier one has named:
+    they are that clip's. Rows that repeat another one stay.
+    """
+    found: list[tuple[Clip, tuple[str, ...]]] = []
+    place: dict[Clip, int] = {}
+    further: list[int] = []
+    for line, (clip, labels) in rows:
+        at = place.setdefault(clip, len(found))
+        if at == len(found) or found[at][1] == labels:
+            found.append((clip, labels))
+        else:
+            found[at] = clip, tuple(dict.fromkeys([*found[at][1], *labels]))
+            further.append(line)
+    if not further:
+        return found, ""
+    return found, f"{len(further)} rows give further labels to a clip of an earlier row, the first is line {further[0]}"
 
 
 def _header(row: Row, path: Path) -> tuple[list[str], str]:
@@ -190,6 +213,9 @@ def _clip(row: Row, columns: list[str], folder: Path, path: Path) -> tuple[Clip,
             )
         duration = length if duration is None else duration
     labels = dict.fromkeys(label.strip() for label in cells.get("labels", "").split(";") if label.strip())
+    for label in labels:
+        if _SEVERAL_MIDS.fullmatch(label):
+            raise ValueError(f"{where}: labels={label!r}: must have ';' between the names of classes, not ','")
     return Clip(str(folder / cells["path"]), start, duration), tuple(labels)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from diffmavil.config import FinetuneConfig, require
 from diffmavil.data.clips import Clip, ClipSet, file_of
-from diffmavil.data.overlap import telling
+from diffmavil.data.overlap import recordings, telling
 from diffmavil.data.sources import FEWEST_FOR_SPLIT, hash_share, read_set
 from diffmavil.data.stats import open_data
 
@@ -130,7 +130,9 @@ def _with_validation(config: FinetuneConfig, train: ClipSet, test: ClipSet) -> t
 def _slice(train: ClipSet, share: float) -> tuple[ClipSet, ClipSet | None]:
     """A share of the files, by a hash of their names; None of them where they could choose nothing."""
     files = sorted({file_of(clip) for clip in train.clips})
-    held_back = {file for file, name in zip(files, _names(files), strict=True) if _hash_share(name) < share}
+    of = recordings(files)
+    names = dict(zip(files, _names(files), strict=True))
+    held_back = {file for file in files if _hash_share(names[of[file]]) < share}
     chosen = [clip for clip in train.clips if file_of(clip) in held_back]
     kept = [clip for clip in train.clips if file_of(clip) not in held_back]
     left, held = _keep_classes(replace(train, clips=kept), replace(train, clips=chosen))

@@ -18,7 +18,7 @@ _SLACK = 1e-3
 
 
 class Files:
-    """Tells files apart by where they really lie: of links to folders, what they lead to.
+    """Tells files apart by where they really lie: of links, to folders and to files, what they lead to.
 
     Of prepared clips it is the name that the file had, and the folder of the set: that two prepared sets, or a prepared
     set and plain files, hold the same recording is not seen.
@@ -28,7 +28,7 @@ class Files:
         self._real: dict[str, str] = {}
 
     def __call__(self, clip: Clip) -> File:
-        folder, name = os.path.split(clip.path) if clip.stored is None else (clip.stored.root, file_of(clip))
+        folder, name = (clip.stored.root, file_of(clip)) if clip.stored is not None else os.path.split(_target(clip))
         if folder not in self._real:
             self._real[folder] = folder if is_remote(folder) else os.path.realpath(folder)
         return self._real[folder], name
@@ -37,7 +37,7 @@ class Files:
 def shared(train: Iterable[Clip], judged: Sequence[Clip]) -> list[Clip]:
     """Those of `judged` that show or play some of what a training clip does."""
     file_by, spans = Files(), defaultdict(list)
-    names = {os.path.basename(file_of(clip)) for clip in judged}
+    names = {os.path.basename(path) for clip in judged for path in (file_of(clip), _target(clip))}
     for clip in train:
         if os.path.basename(file_of(clip)) in names:  # of millions of files few have to be looked at
             spans[file_by(clip)].append(_span(clip))
@@ -45,11 +45,24 @@ def shared(train: Iterable[Clip], judged: Sequence[Clip]) -> list[Clip]:
     return [clip for clip in judged if _meets(_span(clip), trained.get(file_by(clip), []))]
 
 
+def recordings(files: Sequence[str]) -> dict[str, str]:
+    """File -> the first of those that differ from it in their suffix alone, as clip.mp4 and its sound, clip.wav."""
+    first: dict[str, str] = {}
+    for file in sorted(files):
+        first.setdefault(os.path.splitext(file)[0], file)
+    return {file: first[os.path.splitext(file)[0]] for file in files}
+
+
 def telling(judged: ClipSet, train: ClipSet) -> ClipSet:
     """`judged`, whose note tells how many of its clips are training clips too, if any."""
     both = len(shared(train.clips, judged.clips))
     note = f"{judged.note}; {both} of them are training clips too: of new clips, the numbers say less"
     return replace(judged, note=note) if both else judged
+
+
+def _target(clip: Clip) -> str:
+    """The file of a clip; of a link to a file, what that leads to."""
+    return os.path.realpath(clip.path) if clip.stored is None and os.path.islink(clip.path) else file_of(clip)
 
 
 def _span(clip: Clip) -> Seconds:

@@ -18,7 +18,7 @@ from diffmavil.config.folders import expand, writing
 from diffmavil.data.clips import Clip, ClipSet, Split, file_of
 from diffmavil.data.csv_table import read_csv
 from diffmavil.data.media_files import find_files, folder_classes
-from diffmavil.data.overlap import Files, telling
+from diffmavil.data.overlap import Files, recordings, telling
 from diffmavil.data.shards.prepared import is_prepared, read_prepared
 from diffmavil.data.synthetic import CLASSES, ensure_synthetic
 
@@ -121,12 +121,15 @@ def _split_one(data: DataConfig, modalities: Modalities) -> Split:
     base = root if root.is_dir() else root.parent
     # A prepared set knows the names its files had, so it holds out the same ones.
     prepared = train.clips[0].stored is not None
-    share = {path: hash_share(path if prepared else os.path.relpath(path, base)) for path in files}
+    of = recordings(files)
+    share = {path: hash_share(one if prepared else os.path.relpath(one, base)) for path, one in of.items()}
     chosen = {path for path in files if share[path] < HELD_OUT} or {min(files, key=share.__getitem__)}
     held_out = [clip for clip in train.clips if file_of(clip) in chosen]
     kept = [clip for clip in train.clips if file_of(clip) not in chosen]
+    twice = sum(path != one for path, one in of.items())
+    aside = f"; {twice} files differ from another one in their suffix alone: both are on one side" if twice else ""
     return Split(
-        replace(train, clips=kept, note=f"{len(kept)} of the {train.note}"),
+        replace(train, clips=kept, note=f"{len(kept)} of the {train.note}{aside}"),
         replace(train, clips=held_out, note=f"{len(held_out)} clips of {data.root} held out by a hash of their paths"),
     )
 

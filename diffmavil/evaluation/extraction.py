@@ -27,7 +27,7 @@ from diffmavil import __version__
 from diffmavil.config import Modalities, require
 from diffmavil.config.errors import RunError, TooManyBadClips
 from diffmavil.config.progress import tracking
-from diffmavil.data.clips import Clip, ClipSet
+from diffmavil.data.clips import Clip, ClipSet, cut_from
 from diffmavil.data.decode import BadClip
 from diffmavil.data.durable import to_json, write_whole
 from diffmavil.data.looks import Look
@@ -148,7 +148,8 @@ class Extraction:
             f"{name}={there.get(name)!r}, now {value!r}" for name, value in settings.items() if there.get(name) != value
         ]
         other += ["other weights"] if found.get("weights") != self.weights else []
-        other += ["other clips"] if (found.get("clips"), found.get("list")) != (len(self.clips), wanted["list"]) else []
+        listed = f"other clips ({found.get('clips')}, now {len(self.clips)}; paths, times or labels differ)"
+        other += [listed] if (found.get("clips"), found.get("list")) != (len(self.clips), wanted["list"]) else []
         other += ["other names of classes"] if found.get("classes") != self.clips.classes else []
         if other:
             told = "; ".join(other)
@@ -269,8 +270,8 @@ class Extraction:
                 rows=len(clip), used=len(clip.unique()), bad=len(part.bad), bytes=self.file(number).stat().st_size
             )
             for index, why in sorted(part.bad.items()):
-                one = self.clips.clips[index]
-                table.writerow((one.path, "" if one.start is None else one.start, why))
+                file, start = cut_from(self.clips.clips[index])
+                table.writerow((file, "" if start is None else start, why))
         write_whole(self.out / BAD_FILE, text.getvalue().encode("utf-8", "surrogateescape"))
         if self.wanted.scores:
             write_predictions(self.out)

@@ -12,12 +12,13 @@ A part of safetensors holds, for R windows (L layers, D width; only what was ask
     layers/audio, layers/video           [R, L, D]                 pooled outputs of encoder blocks
     tokens/audio, tokens/video           [R, time, mel, D], [R, time, height, width, D]
     layer_tokens/audio, layer_tokens/video   [R, L, time, ..., D]
-    times/audio, times/video             float64 [R, 2]            seconds of the file
+    times/audio, times/video             float64 [R, 2]            seconds of the file; of a prepared clip, of that clip
     clip                                 int64 [R]                 number of the clip in the set
 
-and in its header, as JSON under `diffmavil`, `clips`: [number, path, start, duration, labels] of all that were tried;
-and `bad`: number -> reason. In parquet each tensor is a column of lists, whose shape stands in the metadata beside the
-same header, and there are columns `path` and `labels` (names), for whoever reads it with other tools.
+and in its header, as JSON under `diffmavil`, `clips`: [number, path, start, duration, labels, file, cut_at] of all that
+were tried; and `bad`: number -> reason. `file` and `cut_at` say where a prepared clip comes from; of others they are
+path and start, and null. In parquet each tensor is a column of lists, whose shape is in the metadata beside the same
+header, and there are columns `path`, `file`, `cut_at` and `labels` (names), for whoever reads it with other tools.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffmavil.config.folders import expand
-from diffmavil.data.clips import Clip
+from diffmavil.data.clips import Clip, cut_from
 from diffmavil.data.durable import whole_file, write_whole
 
 MANIFEST_FILE = "manifest.json"
@@ -69,13 +70,16 @@ class FeatureSet:
     features: dict[str, Tensor]
     """"audio", "video", "fused" -> `[R, D]`, `[R, D]`, `[R, 2D]`."""
     times: dict[str, Tensor]
-    """"audio", "video" -> float64 `[R, 2]`: the seconds of the file that a row shows."""
+    """"audio", "video" -> float64 `[R, 2]`: the seconds of the file that a row shows; of a prepared clip, which
+    begins at its second of `cut_from`, the seconds of that clip."""
     clip: Tensor
     """int64 `[R]`: rows of `paths`, `starts` and `labels`."""
     paths: list[str]
     """Of every clip of the set, also of those that could not be used."""
     starts: list[float | None]
     """Seconds into the file at which a clip begins, where the set says it."""
+    cut_from: list[tuple[str, float | None]]
+    """File of each clip, of a prepared one the name that it had, and second of it at which the clip begins."""
     labels: list[tuple[int, ...]]
     """Indices into `classes`."""
     classes: list[str]
@@ -148,6 +152,7 @@ def read_features(folder: str | Path) -> FeatureSet:
         clip=whole.get("clip", torch.empty(0, dtype=torch.int64)),
         paths=[clip.path for clip in clips],
         starts=[clip.start for clip in clips],
+        cut_from=[cut_from(clip) for clip in clips],
         labels=[clip.labels for clip in clips],
         classes=manifest["classes"],
         bad={number: reason for part in parts for number, reason in part.bad.items()},
@@ -161,8 +166,9 @@ def read_features(folder: str | Path) -> FeatureSet:
 
 
 def write_predictions(folder: Path) -> None:
-    """A table beside the parts, a line for each clip that was used: path, start, its labels with `;` between them, and
-    the most likely classes, each with its score, the mean over the clip's windows.
+    """A table beside the parts, a line for each clip that was used: path and start, of a prepared clip those of the
+    file that it was cut from; its labels with `;` between them; and the most likely classes, each with its score, the
+    mean over the clip's windows.
     """
     table = read_features(folder).by_clip()
     text = io.StringIO()
@@ -173,9 +179,9 @@ def write_predictions(folder: Path) -> None:
     scores = table.scores.float() if table.scores is not None else torch.empty(0, most)
     best = torch.topk(scores, most)
     for clip, values, classes in zip(table.clip.tolist(), best.values.tolist(), best.indices.tolist(), strict=True):
-        start, labels = table.starts[clip], ";".join(table.classes[i] for i in table.labels[clip])
+        (file, start), labels = table.cut_from[clip], ";".join(table.classes[i] for i in table.labels[clip])
         told = [cell for i, value in zip(classes, values, strict=True) for cell in (table.answers[i], f"{value:.6f}")]
-        lines.writerow((table.paths[clip], "" if start is None else start, labels, *told))
+        lines.writerow((file, "" if start is None else start, labels, *told))
     write_whole(folder / PREDICTIONS_FILE, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
@@ -189,7 +195,10 @@ def part_file(out: Path, number: int, form: str) -> Path:
 
 def write_part(path: Path, part: Part, classes: list[str]) -> None:
     """Write a part, whole or not at all. Raises `CannotWrite`."""
-    clips = [[number, clip.path, clip.start, clip.duration, list(clip.labels)] for number, clip in part.clips]
+    clips = [
+        [number, clip.path, clip.start, clip.duration, list(clip.labels), *cut_from(clip)]
+        for number, clip in part.clips
+    ]
     told = {"clips": clips, "bad": {str(number): why for number, why in part.bad.items()}}
     header = {_HEADER: json.dumps(told)}  # one entry: safetensors writes several in any order
     with whole_file(path) as draft:
@@ -224,9 +233,17 @@ def read_part(path: Path, *, features: bool = True) -> Part:
         ) from error
     return Part(
         tensors,
-        [(number, Clip(name, begin, length, tuple(labels))) for number, name, begin, length, labels in told["clips"]],
+        [(number, _clip(*told)) for number, *told in told["clips"]],
         {int(number): why for number, why in told["bad"].items()},
     )
+
+
+def _clip(
+    path: str, start: float | None, duration: float | None, labels: list[int], file: str, cut_at: float | None
+) -> Clip:
+    """As a header has it."""
+    origin = file if file != path else ""
+    return Clip(path, start, duration, tuple(labels), origin=origin, cut_at=(cut_at or 0.0) if origin else 0.0)
 
 
 def parquet_missing() -> str | None:
@@ -238,6 +255,10 @@ def parquet_missing() -> str | None:
     return None
 
 
+def _readable(path: str) -> str:
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _write_parquet(path: Path, part: Part, header: dict[str, str], classes: list[str]) -> None:
     """A row for each window."""
     import pyarrow as pa  # pyright: ignore[reportMissingImports]
@@ -247,7 +268,9 @@ def _write_parquet(path: Path, part: Part, header: dict[str, str], classes: list
     rows = part.tensors.get("clip", torch.empty(0, dtype=torch.int64)).tolist()
     columns: dict[str, Any] = {
         # What is no text is told by escapes here, and by its bytes in the header.
-        "path": pa.array([of[i].path.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for i in rows]),
+        "path": pa.array([_readable(of[i].path) for i in rows]),
+        "file": pa.array([_readable(cut_from(of[i])[0]) for i in rows]),
+        "cut_at": pa.array([cut_from(of[i])[1] for i in rows], pa.float64()),
         "labels": pa.array([[classes[label] for label in of[i].labels] for i in rows], pa.list_(pa.string())),
     }
     for name, x in part.tensors.items():

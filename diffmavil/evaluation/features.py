@@ -196,8 +196,8 @@ def _mean_by_clip(rows: Tensor, clip_of_row: Tensor, count: Tensor) -> Tensor:
 
 def save_features(path: Path, train: FeatureTable, heldout: FeatureTable) -> None:
     """One safetensors file: `{train,heldout}/{trained,untrained}/{audio,video,fused}` float32, `{train,heldout}/labels`
-    uint8 `[N, C]` (1: the clip carries the class); in the header, as JSON: `classes` and `paths` and `starts` (seconds)
-    of both sets.
+    uint8 `[N, C]` (1: the clip carries the class); in the header, as JSON: `classes`, `paths`, `starts` (seconds) and
+    `cut_from` (file and second that a prepared clip was cut from) of both sets.
     """
     tensors: dict[str, Tensor] = {}
     header = {"diffmavil_version": __version__}
@@ -212,6 +212,7 @@ def save_features(path: Path, train: FeatureTable, heldout: FeatureTable) -> Non
             f"{split}/classes": json.dumps(table.classes),
             f"{split}/paths": json.dumps(table.paths),
             f"{split}/starts": json.dumps(table.starts),
+            f"{split}/cut_from": json.dumps(table.cut_from),
         }
     with whole_file(path) as draft:
         save_file(tensors, draft, metadata=header)

@@ -54,6 +54,8 @@ def clips_from(clips: Any, video: Any, audio: Any, fps: Any, rate: Any, model: M
     if (clips is None) == (video is None and audio is None):
         raise ValueError("clips, video, audio: must be clips alone, or video, or audio, or these two")
     if clips is not None:
+        for name, value in (("fps", fps), ("sample_rate", rate)):
+            require(value is None, name, value, "left out beside clips, which are files and tell it themselves")
         many, single = _listed(clips, "clips")
         modalities: Modalities = model.modalities
         paths = [_path(one, "clips", "; arrays are given as video= and audio=") for one in many]
@@ -108,6 +110,8 @@ def _listed(value: Any, name: str) -> tuple[list[Any], bool]:
         return [value], True
     if isinstance(value, list | tuple):
         require(len(value) > 0, name, value, "at least one")
+        numbers = [one for one in value if isinstance(one, int | float)]
+        require(not numbers, name, numbers, "clips without numbers: rates are given as sample_rate= and fps=")
         return list(value), False
     dims = getattr(value, "ndim", None)
     require(dims is not None, name, type(value).__name__, "a path, an array, a tensor, or a list of these")

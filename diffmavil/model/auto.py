@@ -13,7 +13,7 @@ Importing this module needs transformers.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,11 +46,18 @@ class DiffMAViLConfig(transformers.PretrainedConfig):
     ) -> None:
         self.settings = settings if settings is not None else section_to(ModelConfig())
         self.head = head
+        if head:
+            told = section_from(HeadConfig, head)
+            others["id2label"] = dict(enumerate(told.classes))
+            others["label2id"] = {name: i for i, name in enumerate(told.classes)}
+            others["problem_type"] = f"{'single' if told.labels == 'one' else 'multi'}_label_classification"
         super().__init__(**others)
 
     @property
     def model_config(self) -> ModelConfig:
-        return section_from(ModelConfig, self.settings)
+        """Of a classifier's folder, with as many fusion blocks as its head has."""
+        config = section_from(ModelConfig, self.settings)
+        return replace(config, fusion_depth=section_from(HeadConfig, self.head).fusion_depth) if self.head else config
 
 
 @dataclass
@@ -91,6 +98,11 @@ class _Wrapped(transformers.PreTrainedModel):
         video = one.new_empty(len(one), 0, 0, 0, 3) if video is None else video
         return video, one.new_empty(len(one), 0, 0) if spec is None else spec
 
+    def _precision(self) -> torch.autocast:
+        """Of a model that was read in half precision: what computes in it, since inputs and positions are float32."""
+        half = self.dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.device.type, self.dtype if half else None, enabled=half)
+
 
 class DiffMAViLModel(_Wrapped):
     """Features of clips, nothing masked. `model` is the `DiffMAViL` itself, with its losses and decoders."""
@@ -104,7 +116,8 @@ class DiffMAViLModel(_Wrapped):
         self, video: Tensor | None = None, spec: Tensor | None = None, heard: Tensor | None = None
     ) -> DiffMAViLOutput:
         """video `[B, T, H, W, 3]` uint8, or float in 0..1; spec `[B, F, M]` normalised log-mel; heard: int64 `[B]`."""
-        features = self.model.features(*self._inputs(video, spec), heard)
+        with self._precision():
+            features = self.model.features(*self._inputs(video, spec), heard)
         there = {name: value for name, value in features._asdict().items() if value.shape[-1]}
         return DiffMAViLOutput(**there)
 
@@ -126,7 +139,8 @@ class DiffMAViLForClassification(_Wrapped):
         video, spec = self._inputs(video, spec)
         if heard is None:
             heard = torch.full((len(video),), spec.shape[1], device=video.device)
-        logits = self.model.logits(video, spec, heard)
+        with self._precision():
+            logits = self.model.logits(video, spec, heard)
         return transformers.modeling_outputs.ImageClassifierOutput(logits=logits)
 
 

@@ -23,14 +23,13 @@ _TAGS = ["diffmavil", "masked-autoencoder", "self-supervised-learning"]
 _MODALITIES = {"av": ["audio", "video", "audio-visual"], "audio": ["audio"], "video": ["video"]}
 _TASKS = {"av": "video-classification", "video": "video-classification", "audio": "audio-classification"}
 _HOW = """```python
-from pathlib import Path
-from diffmavil.model.weights import {load}
+import diffmavil
 
-model, config = {load}(Path("model.safetensors"))
+model = diffmavil.load("{name}")
 {then}
 ```
 
-or, where transformers is installed,
+It decodes, resamples and normalises as in training. With transformers, on inputs prepared by yourself:
 
 ```python
 from transformers import {auto}
@@ -38,9 +37,17 @@ from diffmavil.model.auto import register_auto_classes
 
 register_auto_classes()
 model = {auto}.from_pretrained("{name}")
+# {inputs}
 ```"""
-_FEATURES = "features = model.features(video, spec)  # uint8 [B,T,H,W,3], log-mel [B,F,M] -> .audio, .video, .fused"
-_SCORES = "scores = model.scores(video, spec, heard)  # uint8 [B,T,H,W,3], log-mel [B,F,M], int64 [B] -> [B, classes]"
+_FEATURES = 'clip = model.embed("{clip}")  # {there}'
+_SCORES = 'print(model.classify("{clip}").top(5))'
+_INPUTS = {
+    "video": "video: uint8 [B, T, H, W, 3]",
+    "audio": (
+        "spec: [B, F, M], by diffmavil.data.audio.make_log_mel(model.config.model_config), which normalises it\n"
+        "# heard: int64 [B], frames before padding"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -120,8 +127,15 @@ class Card:
         if self._tuned:
             kind = "Audio" if self.config.model.modalities == "audio" else "Video"
             auto = f"AutoModelFor{kind}Classification"
-            return _HOW.format(load="load_classifier", then=_SCORES, auto=auto, name=self.name)
-        return _HOW.format(load="load_weights", then=_FEATURES, auto="AutoModel", name=self.name)
+            return self._shown(_SCORES, auto)
+        return self._shown(_FEATURES, "AutoModel")
+
+    def _shown(self, then: str, auto: str) -> str:
+        modalities = self.config.model.modalities
+        inputs = "\n# ".join(text for kind, text in _INPUTS.items() if modalities in (kind, "av"))
+        there = ".audio, .video, .fused" if modalities == "av" else f".{modalities}"
+        then = then.format(clip="talk.wav" if modalities == "audio" else "clip.mp4", there=there)
+        return _HOW.format(then=then, auto=auto, name=self.name, inputs=inputs)
 
     def _model_rows(self) -> list[tuple[str, str]]:
         model = self.config.model

@@ -195,6 +195,31 @@ def test_held_out_clips_that_are_trained_on_are_told(tmp_path: Path) -> None:
         assert ("too" in held_out.note) == bool(both)
 
 
+def test_links_to_one_file_are_one_recording(tmp_path: Path) -> None:
+    """As folds are often laid out; a link's name may differ from that of the file, and the file may be meant too."""
+    touch(tmp_path / "pool", "a.mp4", "b.mp4", "c.mp4")
+    for link, target in (("train/a.mp4", "a"), ("train/b.mp4", "b"), ("test/a.mp4", "a"), ("test/other.mp4", "c")):
+        (tmp_path / link).parent.mkdir(exist_ok=True)
+        (tmp_path / link).symlink_to(tmp_path / "pool" / f"{target}.mp4")
+    for root, both in (("train", ["a.mp4"]), ("pool", ["a.mp4", "other.mp4"])):
+        split = split_source(data(tmp_path / root, eval_root=str(tmp_path / "test")))
+        assert [Path(clip.path).name for clip in shared(split.train.clips, split.held_out.clips)] == both
+
+
+def test_a_recording_under_two_suffixes_is_on_one_side(tmp_path: Path) -> None:
+    names = [f"{kind}/{kind}{i}" for kind in ("cat", "dog") for i in range(40)]
+    touch(tmp_path, *(f"{name}.mp4" for name in names), *(f"{name}.webm" for name in names[:20]))
+    train, held_out = split_source(data(tmp_path))
+    one, other = ({Path(clip.path).stem for clip in clips.clips} for clips in (train, held_out))
+    assert one
+    assert other
+    assert not one & other
+    assert len(train) + len(held_out) == 100
+    assert "20 files differ from another one in their suffix alone: both are on one side" in train.note
+    alone = touch(tmp_path / "alone", *(f"{i}.mp4" for i in range(40)))
+    assert "suffix" not in split_source(data(alone)).train.note
+
+
 @pytest.mark.parametrize(
     ("train", "held_out", "both"),
     [

@@ -93,6 +93,13 @@ def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
     assert [found.classes[clip.labels[0]] for clip in found.clips] == ["dog", "cat"]
 
 
+def test_a_row_for_each_label_is_one_clip_with_all_of_them(tmp_path: Path) -> None:
+    found = clips_of(tmp_path, "path,start,label\na.mp4,0,dog\na.mp4,2,dog\na.mp4,0,cat\nb.mp4,0,cat\nb.mp4,0,cat\n")
+    told = [(clip.start, sorted(found.classes[label] for label in clip.labels)) for clip in found.clips]
+    assert told == [(0, ["cat", "dog"]), (2, ["dog"]), (0, ["cat"]), (0, ["cat"])]
+    assert "1 rows give further labels to a clip of an earlier row, the first is line 4" in found.note
+
+
 def test_the_note_reaches_the_training_clips_of_a_split(tmp_path: Path) -> None:
     rows = "".join(f"{i}.mp4,x\n" for i in range(40))
     (touch(tmp_path, "0.mp4") / "t.csv").write_text("path,comment\n" + rows)
@@ -120,6 +127,10 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     ),
     "end-before-start": ("path,start,end\na.mp4,5,3\n", r"line 2: end='3': must be empty or a number > 5"),
     "end-no-number": ("path,end\na.mp4,0:30\n", r"line 2: end='0:30'"),
+    "mids-by-comma": (
+        'path,labels\na.mp4,"/m/09x0r,/t/dd00003"\n',
+        r"line 2: labels='/m/09x0r,/t/dd00003': must have ';' between",
+    ),
     "two-for-one": ("path,label,labels\na.mp4,x,y\n", r"line 1: columns \['label', 'labels'\] all mean 'labels'"),
     "semicolons": ("path;labels\na.mp4;x\n", r"column 'path'.*separate them by commas, not by ';'"),
     "tabs": ("path\tlabels\na.mp4\tx\n", r"separate them by commas, not by '\\t'"),

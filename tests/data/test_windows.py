@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import pytest
 
+from diffmavil.data.modalities import least_seconds, too_short
 from diffmavil.data.windows import Span, choose_windows
 
 PLACES = [(a, b) for a in (0.0, 0.3, 0.999) for b in (0.0, 0.5, 0.999)]
@@ -70,3 +72,12 @@ def test_the_picture_is_of_the_time_that_has_sound(sounds: float) -> None:
 def test_windows_move_with_the_place() -> None:
     starts = [choose_windows(Span(0, 30), Span(0, 30), 4.0, 10.24, (a, 0.5)).audio.start for a in (0.0, 0.25, 0.5, 0.9)]
     assert all(low < high for low, high in itertools.pairwise(starts))
+
+
+@pytest.mark.parametrize("modalities", ["av", "audio"])
+def test_a_segment_of_exactly_the_least_length_is_long_enough(modalities: Literal["av", "audio"]) -> None:
+    least = least_seconds(modalities)
+    spans = [Span(i / 10, i / 10 + least) for i in range(200)]
+    assert any(span.length < least for span in spans)  # by rounding
+    assert not any(too_short(modalities, span, span) for span in spans)
+    assert too_short(modalities, Span(0, least - 0.01), Span(0, 9)).startswith("only ")

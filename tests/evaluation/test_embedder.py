@@ -146,6 +146,9 @@ def test_arrays_and_tensors_of_any_rate_and_size(model: Embedder, frames: np.nda
         video=torch.from_numpy(frames), fps=10.0, audio=torch.from_numpy(sound)[None], sample_rate=RATE
     )
     assert torch.equal(both.fused, tensors.fused)
+    half = torch.from_numpy(sound).bfloat16()  # which numpy has not
+    same = model.embed(audio=[half, half.float()], sample_rate=RATE)
+    assert torch.equal(same[0].audio, same[1].audio)
     stereo = np.stack([sound, sound])
     faster = model.embed(audio=[stereo, np.repeat(sound, 3)], sample_rate=[RATE, 3 * RATE])
     assert torch.equal(faster[0].audio, both.audio) is False, "sound alone has its window at its own centre"
@@ -256,6 +259,12 @@ def test_real_clips(model: Embedder):
         ({"clips": "a.mp4", "batch_size": 0}, "batch_size=0: must be >= 1"),
         ({"video": ["a.mp4", "b.mp4"], "audio": ["a.wav"]}, r"video, audio=\(2, 1\): must be as many of both"),
         ({"video": np.zeros((4, 8, 8, 3), np.uint8)}, "fps=None: must be the frames a second"),
+        ({"clips": "a.mp4", "fps": 25}, "fps=25: must be left out beside clips"),
+        ({"audio": (np.zeros(3), 16_000)}, r"audio=\[16000\]: must be clips without numbers: rates are"),
+        (
+            {"audio": [(np.zeros(3), 16_000)]},
+            "tuple of 2: must be an array or a tensor; rates are given",
+        ),
         ({"audio": [np.zeros(3)], "sample_rate": [1, 2]}, r"sample_rate=\[1, 2\]: must be one number, or 1"),
     ],
 )

@@ -210,7 +210,7 @@ def test_two_processes_do_not_do_the_same_share(run, monkeypatch: pytest.MonkeyP
         run()
 
 
-def test_prepared_shards(run, weights: Path, tmp_path: Path):
+def test_prepared_shards(run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for i in range(4):
         folder = tmp_path / "src" / "ab"[i % 2]
         folder.mkdir(parents=True, exist_ok=True)
@@ -220,6 +220,9 @@ def test_prepared_shards(run, weights: Path, tmp_path: Path):
     assert found.classes == ["a", "b"]
     assert sorted(found.labels) == [(0,), (0,), (1,), (1,)]
     assert found.features["fused"].shape == (4, 96)
+    assert sorted(found.cut_from) == sorted((f"{'ab'[i % 2]}/{i}.mkv", 0.0) for i in range(4))
+    monkeypatch.chdir(tmp_path)
+    assert run(src=Path("prepared")).paths == found.paths  # named another way it is the same set
 
 
 def test_bad_clips_are_named_in_the_file_and_in_the_output(run, fp32: Config, tmp_path: Path, capsys):

@@ -87,14 +87,47 @@ def test_one_modality_needs_no_other_input(auto: Any, tmp_path: Path) -> None:
         found()
 
 
-@pytest.mark.parametrize("labels", ["one", "several"])
-def test_a_classifier(auto: Any, tmp_path: Path, labels: Literal["one", "several"]) -> None:
-    config = FinetuneConfig(model=SMALL, head=HeadConfig(classes=("cat", "dog", "owl"), labels=labels, fusion_depth=1))
+def classifier(auto: Any, folder: Path, labels: Literal["one", "several"] = "one", depth: int = 1) -> Any:
+    """A classifier as `AutoModelForVideoClassification` reads it, and our own."""
+    config = FinetuneConfig(
+        model=SMALL, head=HeadConfig(classes=("cat", "dog", "owl"), labels=labels, fusion_depth=depth)
+    )
     torch.manual_seed(0)
     model = Classifier(SMALL, config.head).eval()
-    write_folder(model, config, tmp_path)
-    found = read(lambda: auto.AutoModelForVideoClassification.from_pretrained(tmp_path))
+    write_folder(model, config, folder)
+    return read(lambda: auto.AutoModelForVideoClassification.from_pretrained(folder)), model
+
+
+def test_features_of_a_classifier_have_all_of_its_fusion(auto: Any, tmp_path: Path) -> None:
+    depth = SMALL.fusion_depth + 1
+    _, model = classifier(auto, tmp_path, depth=depth)
+    found = read(lambda: auto.AutoModel.from_pretrained(tmp_path))
+    assert len(found.model.fusion.blocks) == depth
+    for name, value in found.model.fusion.named_parameters():
+        assert torch.equal(value, dict(model.fusion.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision(auto: Any, tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = DiffMAViL(SMALL).eval()
+    write_folder(model, Config(model=SMALL), tmp_path)
+    found = read(lambda: auto.AutoModel.from_pretrained(tmp_path)).to(dtype)
+    video, spec = inputs(2)
+    with torch.no_grad():
+        fused = found(video=video, spec=spec).fused
+    torch.testing.assert_close(fused.float(), model.features(video, spec).fused, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("labels", ["one", "several"])
+def test_a_classifier(auto: Any, tmp_path: Path, labels: Literal["one", "several"]) -> None:
+    found, model = classifier(auto, tmp_path, labels)
     assert found.classes == ("cat", "dog", "owl")
+    for told in (found.config, auto.AutoConfig.from_pretrained(tmp_path)):
+        assert told.id2label == {0: "cat", 1: "dog", 2: "owl"}
+        assert told.label2id == {"cat": 0, "dog": 1, "owl": 2}
+        assert told.num_labels == 3
+        assert told.problem_type == {"one": "single", "several": "multi"}[labels] + "_label_classification"
     video, spec = inputs(2)
     with torch.no_grad():
         scores = model.scores(video, spec, torch.tensor([64, 64]))

@@ -35,7 +35,10 @@ def test_a_pretrained_model_with_its_evaluation() -> None:
         "| parameters | 12.3 M |",
         "log-mel 64x32, mean -4, std 3",
         "Trained on `vggsound.csv`, `audioset`",
+        'model = diffmavil.load("me/base")',
+        'clip = model.embed("clip.mp4")  # .audio, .video, .fused',
         'model = AutoModel.from_pretrained("me/base")',
+        "make_log_mel(model.config.model_config), which normalises it",
         "| linear probe, fused |",
         "audio to video, recall@1",
         "held-out clips",
@@ -55,7 +58,8 @@ def test_a_classifier_with_its_scores() -> None:
     text = card.text()
     assert "| classes | cat, dog\\|wolf, owl |" in text
     assert "50 held-out clips, 3 classes." in text
-    assert "load_classifier" in text
+    assert 'print(model.classify("clip.mp4").top(5))' in text
+    assert "AutoModelForVideoClassification" in text
     assert "No licence was given" in text
     metrics = front(card)["model-index"][0]["results"][0]["metrics"]
     assert {"mAP": 0.5, "top1": 0.4}.items() <= {metric["name"]: metric["value"] for metric in metrics}.items()

@@ -214,13 +214,15 @@ def test_fine_tuned_weights_are_no_pretrained_ones(whole, weights, tmp_path):
         load_classifier(weights / "model.safetensors")
 
 
-def test_from_a_fine_tuned_run(arguments, whole, tmp_path):
-    main(
-        arguments(tmp_path / "run", "--train.steps", "1", "--optim.lr", "1e-12", start=str(whole / "best.safetensors"))
-    )
+@pytest.mark.parametrize("start", ["best.safetensors", "checkpoints"])
+def test_from_a_fine_tuned_run(arguments, whole, tmp_path, start):
+    """Its weights, or its last checkpoint."""
+    path = whole / start
+    path = path if path.is_file() else checkpoints(whole)[-1]
+    main(arguments(tmp_path / "run", "--train.steps", "1", "--optim.lr", "1e-12", start=str(path)))
     model, _ = load_classifier(tmp_path / "run" / "model.safetensors")
     assert isinstance(model, Classifier)
-    theirs = load_file(whole / "best.safetensors")
+    theirs = load_file(whole / ("best.safetensors" if path.is_file() else "model.safetensors"))
     name = "audio.encoder.blocks.0.mlp.0.weight"
     assert torch.allclose(model.state_dict()[name], theirs[name], atol=1e-6)
 
@@ -232,8 +234,9 @@ def test_from_a_fine_tuned_run(arguments, whole, tmp_path):
     ("argv", "says"),
     [
         ((), r"--from is needed: a run folder or its weights to start from, or 'none' for scratch"),
-        (("--from", "nowhere"), "nowhere: cannot be read as exported weights: .*No such file"),
-        (("--from", "EMPTY"), r"holds no model\.safetensors; it is written when a run ends"),
+        (("--from", "nowhere"), "--from nowhere: no such file or folder; weights are .*, or owner/name"),
+        (("--from", "EMPTY"), r"--from .*empty: holds neither model\.safetensors nor checkpoints"),
+        (("--from", "UNDERWAY"), r"it is written when a run ends .* name it: .*/underway/checkpoints/step-"),
         (("finetune-huge", "--from", "none"), "preset='finetune-huge': must be one of finetune-tiny, finetune-small"),
         (("--run-dir", "FINETUNED"), "--from is needed"),
         (("--run-dir", "FINETUNED", "--from", "none"), "already holds a run; add --resume"),
@@ -257,7 +260,10 @@ def test_wrong_arguments(whole, weights, tmp_path, argv, says):
     (tmp_path / "pretraining" / "config.yaml").write_text("train: {steps: 3}\n")
     deaf = replace(config, model=replace(config.model, modalities="video"))
     unmeasured = replace(config.model, audio=replace(config.model.audio, mean=None, std=None))
+    (tmp_path / "underway").mkdir()
+    (tmp_path / "underway" / "checkpoints").symlink_to(whole / "checkpoints")
     places = {"EMPTY": tmp_path / "empty", "FINETUNED": whole, "PRETRAINED": tmp_path / "pretraining"}
+    places["UNDERWAY"] = tmp_path / "underway"
     for name, one in (("DEAF", deaf), ("UNMEASURED", replace(config, model=unmeasured))):
         places[name] = tmp_path / f"{name}.safetensors"
         export_weights(torch.nn.Linear(1, 1), one, places[name])
