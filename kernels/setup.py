@@ -32,6 +32,7 @@ CXX = ["-std=c++20", "-O3", "-fopenmp-simd", "-ffp-contract=off", "-fno-math-err
 HIDDEN = ["-fvisibility=hidden"]
 NVCC = ["-std=c++20", "-O3", "--cudart=static", "-Xcompiler=-fPIC,-fvisibility=hidden", "-DUSE_CUDA"]
 ARCHITECTURES = ("80", "90a", "100")
+"""Of these, what nvcc knows: 100 since CUDA 12.8."""
 VIRTUAL = "80"
 """PTX, which drivers compile for the GPUs that are not named."""
 
@@ -76,7 +77,9 @@ def compile_cuda(source: str, folder: str) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     assert cpp_extension is not None
     include = [f"-I{path}" for path in cpp_extension.include_paths()]
-    archs = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
+    told = subprocess.run(["nvcc", "--list-gpu-arch"], check=True, capture_output=True, text=True).stdout.split()
+    known = [arch for arch in ARCHITECTURES if f"compute_{arch.rstrip('a')}" in told]
+    archs = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in known]
     archs.append(f"-gencode=arch=compute_{VIRTUAL},code=compute_{VIRTUAL}")
     subprocess.run(["nvcc", "-c", *NVCC, *DEFINES, *archs, *include, source, "-o", str(target)], check=True)
     return str(target)

@@ -1,7 +1,15 @@
-// maekernels._C_cuda: importing it registers the ops of this folder; it has nothing else.
+// maekernels._C_cuda: importing it registers the ops of this folder; it has nothing else but TOOLKIT, as 13000 for the
+// CUDA 13.0 that its kernels and its runtime come from.
 #include <Python.h>
+
+extern "C" const int maekernels_cuda_toolkit;
 
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C_cuda() {
   static PyModuleDef module{PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
+  PyObject* made = PyModule_Create(&module);
+  if (made && PyModule_AddIntConstant(made, "TOOLKIT", maekernels_cuda_toolkit) < 0) {
+    Py_DECREF(made);
+    return nullptr;
+  }
+  return made;
 }

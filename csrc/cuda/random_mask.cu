@@ -111,6 +111,10 @@ std::tuple<Tensor, Tensor> random_mask_cuda(int64_t batch, int64_t length, int64
 }  // namespace
 }  // namespace maekernels
 
+// For module.cpp, which a compiler without CUDA's headers builds.
+extern "C" const int maekernels_cuda_toolkit;
+const int maekernels_cuda_toolkit = CUDART_VERSION;
+
 STABLE_TORCH_LIBRARY_FRAGMENT(maekernels_cuda, m) {
   m.def(
       "random_mask(int batch, int length, int num_keep, Tensor seed, int offset, Tensor? groups, int stream)"

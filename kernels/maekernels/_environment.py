@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from maekernels import _native
-from maekernels._native_cuda import native_ops, runs_native
+from maekernels._native_cuda import native_ops, unfit
 
 TRITON = ((3, 6), (3, 10))
 """The first version of Triton that the kernels are written for, and the first that they are not."""
@@ -106,16 +106,18 @@ def _cuda() -> Backend:
     try:
         if native_ops() is None:
             off = "MAEKERNELS_NATIVE" in _native.ABSENT
-            problem = _native.ABSENT if off else "it was not built with this package: there was no nvcc"
+            problem = _native.ABSENT if off else "it was not built with this package: there was no nvcc, or it failed"
             remedy = (
-                "" if off or not torch.cuda.is_available() else "optional: nvcc, and install maekernels from source"
+                ""
+                if off or not torch.cuda.is_available()
+                else "optional: nvcc, and install maekernels from source (pip install -v shows what it said)"
             )
     except (ImportError, OSError) as error:
         problem, remedy = f"it does not load: {error}", "MAEKERNELS_NATIVE=0 leaves it out"
     if not problem and not torch.cuda.is_available():
         problem = NO_GPU
-    elif not problem and not runs_native(torch.device("cuda", torch.cuda.current_device())):
-        problem = "it needs compute capability 8.0"
+    elif not problem:
+        problem = unfit(torch.device("cuda", torch.cuda.current_device()))
     return Backend("native CUDA", serves, problem, remedy)
 
 

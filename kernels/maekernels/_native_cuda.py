@@ -32,10 +32,30 @@ def _load() -> Any | None:
     return torch.ops.maekernels_cuda
 
 
-@cache
 def runs_native(device: torch.device) -> bool:
-    """Whether the library holds code for this GPU: setup.py names what is compiled, from compute capability 8.0 on."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    """Whether the library, which is there, runs on this GPU."""
+    return not unfit(device)
+
+
+@cache
+def unfit(device: torch.device) -> str:
+    """Why the library, which is there, does not run on this GPU; "" where it does.
+
+    setup.py names what is compiled, from compute capability 8.0 on. The CUDA runtime is linked statically, so it may be
+    newer than the driver allows: within a major version they fit.
+    """
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs compute capability 8.0"
+    toolkit: int = importlib.import_module(f"{__package__}._C_cuda").TOOLKIT
+    driver: int = torch._C._cuda_getDriverVersion()  # pyright: ignore[reportAttributeAccessIssue]
+    if driver // 1000 < toolkit // 1000:
+        return f"it was compiled with CUDA {_dotted(toolkit)}, and the driver has {_dotted(driver)}"
+    return ""
+
+
+def _dotted(version: int) -> str:
+    """13000 -> "13.0"."""
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def current_stream(device: torch.device) -> int:

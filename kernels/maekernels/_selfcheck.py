@@ -71,15 +71,15 @@ def backends(op: str, device: torch.device) -> list[str]:
         return ["sdpa", "math"]
     if device.type == "cuda":
         current = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-        native = op == "random_mask" and runs_native(current) and _cuda_built()
+        native = op == "random_mask" and _cuda_built(current)
         return ["triton", *(["cuda"] if native else [])]
     return ["torch"] if _native.ABSENT or op == "info_nce" else ["native", "torch"]
 
 
-def _cuda_built() -> bool:
-    """Whether there is csrc's CUDA library, be it one that does not load: its op then says why."""
+def _cuda_built(device: torch.device) -> bool:
+    """Whether there is csrc's CUDA library for the GPU, be it one that does not load: its op then says why."""
     try:
-        return native_ops() is not None
+        return native_ops() is not None and runs_native(device)
     except (ImportError, OSError):
         return True
 

@@ -68,7 +68,8 @@ class Segments(NamedTuple):
 
     @property
     def longest(self) -> int:
-        return max(self.lengths, default=0)
+        # Not max(..., default=0): where lengths are symbolic, torch.compile does not follow that.
+        return max(self.lengths) if self.lengths else 0
 
 
 def attention(

@@ -44,7 +44,7 @@ def info_nce(a: Tensor, b: Tensor, temperature: float, *, backend: str | None = 
 
     Args:
         a, b: float [B, D], any norm, of one type (else both become the wider); with several ranks the same B on each.
-        temperature: a positive number.
+        temperature: a positive number. To torch.compile it is a constant: another one compiles again.
         backend: for tests and benchmarks only: 'torch' or 'triton'.
 
     Returns:
@@ -137,7 +137,7 @@ def _products(q: Tensor, k: Tensor) -> Tensor:
 
 @_products.register_fake
 def _(q, k):
-    return q.new_empty((len(q), len(k)))
+    return q.new_empty((q.shape[0], k.shape[0]))  # len() would fix the sizes, and so compile for each anew
 
 
 def _setup_products(ctx, inputs, output):
@@ -300,7 +300,7 @@ class _Tiling(NamedTuple):
 def _tiling(q: Tensor, k: Tensor) -> _Tiling:
     """Tiles of 128 x 64 where they fill a GPU, else of 64 x 64; float32 as three tf32 products, for its precision."""
     half = q.element_size() == 2
-    rows, columns = 128 if half and len(q) * len(k) >= 1024 * 1024 else 64, 64
+    rows, columns = 128 if half and len(q) >= 128 and len(q) * len(k) >= 1024 * 1024 else 64, 64
     meta = {"PRECISION": "ieee" if half else "tf32x3", "ROWS": rows, "COLUMNS": columns, "STEP": 64 if half else 32}
     # Eight warps for the smaller 16-bit tile: with four, ptxas sometimes aims at 80 registers for sm_100 and spills.
     return _Tiling(rows, columns, {**meta, "num_warps": 8 if half and rows == 64 else 4})
@@ -354,7 +354,8 @@ def _backward_in_strips(
     wide = torch.promote_types(q.dtype, torch.float32)
     factor = grad.to(wide) / (len(q) * temperature)
     grad_q, grad_k = torch.empty_like(q), torch.zeros_like(k, dtype=wide)
-    step = max(1, _STRIP // len(k))
+    # Each strip reads and writes the whole of grad_k: on a GPU at least so many rows that the products outweigh it.
+    step = max(512 if q.is_cuda else 1, _STRIP // len(k))
     with torch.autocast(q.device.type, enabled=False):
         for start in range(0, len(q), step):
             strip = slice(start, start + step)
@@ -376,7 +377,7 @@ def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @_unit_rows.register_fake
 def _(x):
-    inverse = x.new_empty(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
+    inverse = x.new_empty(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
     return torch.empty_like(x, memory_format=torch.contiguous_format), inverse
 
 
@@ -400,7 +401,7 @@ def _contrast(q: Tensor, k: Tensor, first: int, temperature: float, both: bool) 
 @_contrast.register_fake
 def _(q, k, first, temperature, both):
     wide = torch.promote_types(q.dtype, torch.float32)
-    shapes = (), (len(q),), (len(k) if both else 0,)
+    shapes = (), (q.shape[0],), (k.shape[0] if both else 0,)
     return tuple(q.new_empty(shape, dtype=wide) for shape in shapes)
 
 

@@ -197,6 +197,13 @@ def test_a_host_that_is_late_is_given_one_longer_spin(fake_cuda, hurry, too_shor
     assert clock.late == late
 
 
+def test_a_late_reading_that_only_sets_the_length_of_others_does_not_count(fake_cuda, hurry):
+    hurry += [True, True]
+    clock = CudaClock(torch.device("cuda"))
+    clock.region(lambda: None)
+    assert clock.late == 0
+
+
 def test_what_lasts_under_100_us_is_launched_at_least_five_times_in_a_reading(fake_cuda, monkeypatch):
     clock = CudaClock(torch.device("cuda"))
     for seconds, least in ((99e-6, 5), (2e-6, 250)):

@@ -77,7 +77,9 @@ def test_kernels_are_within_their_budgets(arch):
 LOAD = """
 import importlib.util, sys, torch
 spec = importlib.util.spec_from_file_location("_C_cuda", sys.argv[1])
-spec.loader.exec_module(importlib.util.module_from_spec(spec))
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(module.TOOLKIT)
 op = torch.ops.maekernels_cuda.random_mask
 print(op.default._schema)
 try:
@@ -99,7 +101,9 @@ def test_extension_loads_without_a_gpu(tmp_path):
     subprocess.run([str(NVCC), *flags, *sources, *link, "-o", str(target)], check=True)
     done = subprocess.run([sys.executable, "-c", LOAD, str(target)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    schema, refused = done.stdout.splitlines()
+    toolkit, schema, refused = done.stdout.splitlines()
+    release = subprocess.run([str(NVCC), "--version"], capture_output=True, text=True, check=True).stdout
+    assert f"release {int(toolkit) // 1000}.{int(toolkit) % 1000 // 10}," in release
     arguments = "int batch, int length, int num_keep, Tensor seed, int offset, Tensor? groups, int stream"
     assert schema == f"maekernels_cuda::random_mask({arguments}) -> (Tensor, Tensor)"
     assert refused == "refused: Could not run 'maekernels_cuda::random_mask'"

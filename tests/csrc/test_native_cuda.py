@@ -57,6 +57,25 @@ def test_triton_on_a_gpu_that_the_library_has_no_code_for(calls, monkeypatch):
     assert calls[0][0] == "triton"
 
 
+@pytest.mark.parametrize(
+    ("capability", "driver", "why"),
+    [
+        ((9, 0), 13020, ""),
+        ((9, 0), 13000, ""),
+        ((7, 5), 13020, "it needs compute capability 8.0"),
+        ((9, 0), 12080, "it was compiled with CUDA 13.1, and the driver has 12.8"),
+    ],
+)
+def test_a_driver_older_than_the_runtime_takes_triton(monkeypatch, capability, driver, why):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+    monkeypatch.setitem(sys.modules, "maekernels._C_cuda", SimpleNamespace(TOOLKIT=13010))
+    _native_cuda.unfit.cache_clear()
+    assert _native_cuda.unfit(torch.device("cuda", 0)) == why
+    assert _native_cuda.runs_native(torch.device("cuda", 0)) == (not why)
+    _native_cuda.unfit.cache_clear()
+
+
 def test_the_switch_turns_native_code_off(monkeypatch):
     monkeypatch.setattr(_native_cuda, "_load", lambda: "loaded")
     monkeypatch.delenv("MAEKERNELS_NATIVE", raising=False)

@@ -265,3 +265,13 @@ def test_compiles_without_a_break(packed):
     pair = (torch.autograd.grad(f(*inputs).square().sum(), leaves) for f in (compiled, attention))
     for ours, theirs in zip(*pair, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_compiles_for_other_lengths_too():
+    """Which makes the lengths symbols."""
+    torch._dynamo.reset()
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    for lengths in ([3, 5, 2], [4, 5, 2], [6, 1, 3], [2, 2, 2]):
+        q, k, v = (x[: sum(lengths)] for x in make(12, 12))
+        bounds = Segments.of(lengths)
+        assert_same(compiled(q, k, v, bounds), attention(q, k, v, bounds))

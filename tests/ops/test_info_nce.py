@@ -147,6 +147,22 @@ def test_compile():
         assert_same(a, b)
 
 
+def test_one_graph_for_all_sizes():
+    """Sizes beyond those at which a CPU keeps the whole matrix: the ops of a GPU."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=counted)
+    for size in (2050, 2060, 2070):
+        rows = make(size, 2)
+        torch.testing.assert_close(compiled(rows, 0.1), run(rows, 0.1))
+    assert len(graphs) == 1
+
+
 def test_export():
     class Contrast(torch.nn.Module):
         def forward(self, a, b):
