@@ -36,7 +36,7 @@ from benchmarks.measure import Call, StepClock, Timing, interleave, make_clock
 from benchmarks.techniques import MAVIL, Bench, Part, Row, peer_rows, rows
 from diffmavil.config.presets import PRESETS, SIZES
 from diffmavil.model.flops import meta_model, mixed_flops
-from diffmavil.training.heap import keep_freed_memory
+from diffmavil.training.memory import keep_freed_memory
 from diffmavil.training.optim import make_optimizers
 from diffmavil.training.precision import use_bf16
 

@@ -28,7 +28,7 @@ from diffmavil.training.checkpoint import checkpoints
 from diffmavil.training.classification import Classification, clip_weights
 from diffmavil.training.distributed import World, world
 from diffmavil.training.engine import fit
-from diffmavil.training.heap import keep_freed_memory
+from diffmavil.training.memory import keep_freed_memory
 from diffmavil.training.planner import check_processes
 from diffmavil.training.run import Run, open_run, with_sound_of_main, write_run
 

@@ -16,7 +16,7 @@ from diffmavil.reporting.page import write_report
 from diffmavil.training.budget import plan_batches
 from diffmavil.training.distributed import world
 from diffmavil.training.engine import fit
-from diffmavil.training.heap import keep_freed_memory
+from diffmavil.training.memory import keep_freed_memory
 from diffmavil.training.planner import mix_notes
 from diffmavil.training.pretraining import Pretraining
 from diffmavil.training.run import open_run, with_sound_of_main, write_run

@@ -87,8 +87,8 @@ SHOWN = {
 }
 NOT_OURS = {"git clone <this repository> && cd diffmavil"}
 """Lines of blocks that cannot be parsed: the address is not known here."""
-OTHER_FLAGS = {"--no-build-isolation", "--target", "--rehearse"}
-"""pip's, and that of benchmarks/gpu.sh."""
+OTHER_FLAGS = {"--no-build-isolation", "--target", "--rehearse", "--shutdown-timeout"}
+"""Those of pip, benchmarks/gpu.sh and torchrun."""
 PLACEHOLDERS = {"python -m diffmavil.X"}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -81,16 +83,31 @@ def parse_flags(
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a command's `main`, turning its mistakes into messages and exit codes 2 (usage) and 1 (run)."""
+    """Run a command's `main`, turning its mistakes into messages and exit codes 2 (usage) and 1 (run).
+
+    One of several processes ends at once where there is an error, without taking anything down: torchrun then ends its
+    peers, which may be waiting for it.
+    """
+    code = 0
     try:
         main(sys.argv[1:])
-    except UsageError as error:
+    except (UsageError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    sys.exit(0)
+        code = 2 if isinstance(error, UsageError) else 1
+    except Exception:
+        if not _one_of_several():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and _one_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _one_of_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 def parse_train(argv: Sequence[str]) -> tuple[str, Config, RunOptions]:

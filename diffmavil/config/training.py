@@ -60,7 +60,7 @@ class BatchConfig:
     """For rule=flops: another budget, of one step with its backward pass, over all processes."""
     memory_gib: float | None = None
     """Of each process's device, for parameters, optimiser and activations. With any rule, a larger batch is
-    accumulated from several passes. None: no limit; with rule=memory on CUDA, 80 % of the device."""
+    accumulated from several passes. None: on CUDA 80 % of the device, on a CPU no limit."""
     multiple: int = 8
     """Sizes are multiples of it and of the number of processes. A run that is to go on with another number of processes
     needs a multiple of both: 8 times the most ever used."""

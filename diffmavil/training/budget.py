@@ -25,6 +25,7 @@ from diffmavil.model.draws import turns
 from diffmavil.model.flops import FORWARDS, meta_model, meta_teacher, mixed_flops, teacher_flops
 from diffmavil.model.teacher import Teacher
 from diffmavil.training.distributed import World
+from diffmavil.training.memory import full_gpu_told
 from diffmavil.training.planner import (
     Counts,
     changes,
@@ -50,14 +51,17 @@ _REACH = 4
 def resolve_batches(config: Config, peers: World, teacher: ModelConfig | None = None) -> Config:
     """The config with `batch.sizes` and `batch.at_once`, unless the rule needs none or a plan was made before.
 
+    On a GPU a step that needs more than 80 % of its memory is cut into passes, also without `batch.memory_gib`.
+
     Args:
         teacher: whose forward every step pays for too; None: there is none.
 
     Raises:
-        ValueError: a budget that no clip fits in, sizes that the processes do not divide, or an unknown budget.
+        ValueError: a budget that no clip fits in or that the GPU does not have, sizes that the processes do not divide,
+            or an unknown budget.
     """
     batch = config.batch
-    unlimited = batch.rule == "fixed" and batch.memory_gib is None
+    unlimited = batch.rule == "fixed" and batch.memory_gib is None and peers.device.type != "cuda"
     if not unlimited and not batch.sizes and not batch.at_once:
         adaptive = batch.rule != "fixed"
         multiple = math.lcm(batch.multiple, peers.size) if adaptive else batch.multiple
@@ -73,8 +77,13 @@ def resolve_batches(config: Config, peers: World, teacher: ModelConfig | None = 
     return config
 
 
+@full_gpu_told()
 def plan_batches(config: Config, peers: World, teacher: ModelConfig | None = None) -> Config:
-    """As `resolve_batches`; a plan that was made, now or before, is printed."""
+    """As `resolve_batches`; a plan that was made, now or before, is printed.
+
+    Raises:
+        RunError: what is measured does not fit on the GPU.
+    """
     config = resolve_batches(config, peers, teacher)
     if peers.main and (config.batch.sizes or config.batch.at_once):
         console = Console()
@@ -89,7 +98,7 @@ def _planned(config: Config, peers: World, teacher: ModelConfig | None) -> Batch
     counts = stretch_counts(config)
     at_once = peers.main_only(lambda: _fitting(config, counts, peers.device, teacher))
     if batch.rule == "fixed":
-        return replace(batch, at_once=at_once)
+        return replace(batch, at_once=_needed(batch, at_once, [nominal // peers.size] * len(counts)))
     if batch.rule == "memory":
         wanted = [float(most * peers.size) for most in at_once]
     elif batch.rule == "flops":
@@ -101,7 +110,14 @@ def _planned(config: Config, peers: World, teacher: ModelConfig | None) -> Batch
     # A hair more, so that rounding does not cost the dearest stretch a whole multiple.
     whole = [int(size * (1 + 1e-9)) // batch.multiple * batch.multiple for size in wanted]
     most = batch.largest // batch.multiple * batch.multiple
-    return replace(batch, sizes=tuple(min(max(size, batch.multiple), most) for size in whole), at_once=at_once)
+    sizes = tuple(min(max(size, batch.multiple), most) for size in whole)
+    return replace(batch, sizes=sizes, at_once=_needed(batch, at_once, [size // peers.size for size in sizes]))
+
+
+def _needed(batch: BatchConfig, at_once: tuple[int, ...], clips: list[int]) -> tuple[int, ...]:
+    """`at_once`; nothing where nobody asked for a limit and a process's clips of each stretch fit."""
+    asked = batch.memory_gib is not None or batch.rule == "memory"
+    return at_once if asked or any(size > most for size, most in zip(clips, at_once, strict=False)) else ()
 
 
 def _step_flops(config: Config, teacher: ModelConfig | None, keep_video: Counts, keep_audio: Counts) -> float:
@@ -113,13 +129,17 @@ def _step_flops(config: Config, teacher: ModelConfig | None, keep_video: Counts,
 def _fitting(
     config: Config, counts: list[tuple[Counts, Counts]], device: torch.device, teacher: ModelConfig | None
 ) -> tuple[int, ...]:
-    """Clips that fit in the memory budget at once, for each stretch; nothing without a budget."""
+    """Clips that fit in the memory budget at once, for each stretch; nothing without a budget, on a CPU."""
     gib = config.batch.memory_gib
-    if gib is None:
-        if config.batch.rule != "memory":
-            return ()
-        require(device.type == "cuda", "batch.memory_gib", None, f"given for batch.rule='memory' on {device.type}")
-        gib = _OF_DEVICE * torch.cuda.get_device_properties(device).total_memory / GIB
+    if device.type == "cuda":
+        whole = torch.cuda.get_device_properties(device).total_memory / GIB
+        gib = _OF_DEVICE * whole if gib is None else gib
+        require(
+            gib <= whole, "batch.memory_gib", gib, f"at most {whole:.1f}, which the GPU has; its kernels need a fifth"
+        )
+    elif gib is None:
+        require(config.batch.rule != "memory", "batch.memory_gib", None, "given for batch.rule='memory' on a CPU")
+        return ()
     found = []
     for keep in counts:
         # Of mixed masking the turn that needs most: a pass may be of that alone.

@@ -107,21 +107,29 @@ class World:
 def world() -> Iterator[World]:
     """Join the process group that torchrun describes; without torchrun, be alone.
 
-    nccl when this rank has a GPU, gloo otherwise.
+    nccl when this rank has a GPU, gloo otherwise. The group is left as it is where an error ends the work: to take it
+    down, nccl would wait for peers that wait for this rank. `run_main` then ends the process.
+
+    Raises:
+        UsageError: more processes than GPUs.
     """
     local = int(os.environ.get("LOCAL_RANK", 0))
     use_cuda = torch.cuda.is_available()
     device = torch.device("cuda", local) if use_cuda else torch.device("cpu")
     if use_cuda:
+        if local >= torch.cuda.device_count():
+            some = f"{torch.cuda.device_count()}, the GPUs that this process sees: no more processes than GPUs"
+            raise UsageError(f"LOCAL_RANK={local}: must be below {some}")
         torch.cuda.set_device(device)
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         yield World(rank=0, size=1, device=device)
         return
-    dist.init_process_group("nccl" if use_cuda else "gloo", device_id=device if use_cuda else None)
-    try:
-        control = dist.new_group(backend="gloo", timeout=timedelta(hours=2))
-        assert isinstance(control, dist.ProcessGroup)  # every rank belongs to it
-        yield World(rank=dist.get_rank(), size=size, device=device, control=control)
-    finally:
-        dist.destroy_process_group()
+    # A rank may wait long for clips: one that hangs is given up after data.deadline, and a batch has many. A rank that
+    # died is noticed by torchrun, not by these.
+    patience = timedelta(hours=2)
+    dist.init_process_group("nccl" if use_cuda else "gloo", timeout=patience, device_id=device if use_cuda else None)
+    control = dist.new_group(backend="gloo", timeout=patience)
+    assert isinstance(control, dist.ProcessGroup)  # every rank belongs to it
+    yield World(rank=dist.get_rank(), size=size, device=device, control=control)
+    dist.destroy_process_group()

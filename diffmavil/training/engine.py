@@ -8,6 +8,7 @@ from diffmavil.data.clips import ClipSet, signature
 from diffmavil.data.loader import make_loader
 from diffmavil.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from diffmavil.training.distributed import World
+from diffmavil.training.memory import full_gpu_told
 from diffmavil.training.planner import Orders, plan, timetable
 from diffmavil.training.run import Run, StopSignals
 from diffmavil.training.step import TrainStep
@@ -15,6 +16,7 @@ from diffmavil.training.task import Task
 from diffmavil.training.telemetry import Monitor, Telemetry
 
 
+@full_gpu_told()
 def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World, monitor: Monitor | None = None) -> bool:
     """Run the remaining steps of `run`; False when a signal ended them early, after a checkpoint.
 
@@ -22,7 +24,7 @@ def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World, moni
 
     Raises:
         UsageError: an optimiser, kernels or a CUDA graph that cannot be had here, or processes with other data.
-        RunError: too many bad clips, a run that has diverged, or a checkpoint that does not fit.
+        RunError: too many bad clips, a run that has diverged, a checkpoint that does not fit, or a GPU that is full.
     """
     # Machines may have copies of a set: a file less in one of them would shift all that follow.
     peers.check_alike("the training clips", lambda: signature(clips))

@@ -1,9 +1,15 @@
-"""The C heap of a training process on a CPU."""
+"""Memory of a training process: the C heap on a CPU, and a GPU that is full."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from diffmavil.config.errors import RunError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # <malloc.h>
 _LARGEST = 2**31 - 1
@@ -25,3 +31,16 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return all(mallopt(*setting) for setting in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _LARGEST), (_M_TOP_PAD, 2**28)))
+
+
+@contextmanager
+def full_gpu_told() -> Iterator[None]:
+    """Also a decorator. Raises `RunError`, which says what to change, in place of torch's error of a full GPU."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            "the memory of the GPU is full. Less is taken by a step in several passes (--batch.memory-gib, in "
+            "pretraining), by --train.recompute and by a smaller --train.batch-size. torch says: "
+            + str(error).partition("\n")[0]
+        ) from error

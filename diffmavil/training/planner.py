@@ -161,7 +161,9 @@ def passes(clips: int, at_once: int) -> list[slice]:
 
 
 def check_processes(config: Config, processes: int) -> None:
-    """Every step divides over the processes. Raises `ValueError`."""
+    """Every step divides over the processes, and these can do what is asked. Raises `ValueError`."""
+    graphed = config.train.cuda_graph and processes > 1
+    require(not graphed, "train.cuda_graph", True, f"False with {processes} processes")
     for stretch in timetable(config).stretches:
         size = stretch.batch_size
         name = "batch.sizes" if config.batch.sizes else "train.batch_size"

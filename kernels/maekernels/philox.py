@@ -181,9 +181,9 @@ def box_muller(radius, angle, FAST: tl.constexpr):
         theta = angle.to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
         return r * libdevice.fast_cosf(theta), r * libdevice.fast_sinf(theta)
     r = tl.sqrt(tl.maximum(-1.3862943611198906 * tl.log2(u), 0.0))
-    # Nearest multiple of a quarter turn, and the rest x in [-pi/4, pi/4), modulo 2^32, as TRITON_DEBUG would not have it.
+    # Nearest multiple of a quarter turn, and the rest x in [-pi/4, pi/4): modulo 2^32, which TRITON_DEBUG would stop.
     quarter = (angle >> 30) + ((angle >> 29) & 1)
-    rest = tl.sub(angle, quarter << 30, sanitize_overflow=False)
+    rest = tl.sub(angle, quarter << 30, sanitize_overflow=False)  # pyright: ignore[reportArgumentType]
     x = rest.to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
     x2 = x * x
     sine = x + x * x2 * (-1.6666654611e-1 + x2 * (8.3321608736e-3 - x2 * 1.9515295891e-4))

@@ -186,7 +186,7 @@ def test_a_memory_budget_cuts_a_step_into_passes_and_sizes_a_batch(monkeypatch):
     assert filled.batch.at_once == (10, 5, 3, 2)
     with pytest.raises(ValueError, match=r"batch\.memory_gib=1e-07: must be .* or more, which one clip needs"):
         resolve_batches(adaptive(memory_gib=1e-7), ALONE)
-    with pytest.raises(ValueError, match=r"batch\.memory_gib=None: must be given for batch\.rule='memory' on cpu"):
+    with pytest.raises(ValueError, match=r"batch\.memory_gib=None: must be given for batch\.rule='memory' on a CPU"):
         resolve_batches(adaptive(rule="memory"), ALONE)
 
 
