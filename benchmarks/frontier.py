@@ -164,15 +164,15 @@ class Study:
         return {task: "finetune" if task == "auto" else f"finetune/{task}" for task in tasks}
 
 
-_BOTH = {"probe/fused": "probe, both", "probe/audio": "probe, sound", "probe/video": "probe, picture"}
+_BOTH = {"probe/fused": "probe, fused", "probe/audio": "probe, audio", "probe/video": "probe, video"}
 _FOUND = {
-    "audio_to_video/recall@1": "sound to picture, recall@1",
-    "video_to_audio/recall@1": "picture to sound, recall@1",
+    "audio_to_video/recall@1": "audio to video, recall@1",
+    "video_to_audio/recall@1": "video to audio, recall@1",
 }
 _TUNED = {
-    "finetune/av": "fine-tuned, both",
-    "finetune/audio": "fine-tuned, sound",
-    "finetune/video": "fine-tuned, picture",
+    "finetune/av": "fine-tuned, fused",
+    "finetune/audio": "fine-tuned, audio",
+    "finetune/video": "fine-tuned, video",
 }
 _SOUND = {"probe/audio": "probe", "finetune": "fine-tuned"}
 SETS = {

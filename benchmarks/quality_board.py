@@ -8,7 +8,7 @@ from benchmarks.frontier import SETS, Result, Study
 from benchmarks.quality_view import Grid, View, views
 
 INTRODUCTION = """\
-Settings are pretrained with budgets of samples and seeds, as the columns say, and judged on held-out clips. What counts
+Each setting is pretrained with the sample budgets and seeds of its columns and scored on held-out clips. What counts
 is the score for what it cost, in CPU seconds and in FLOPs, not the score alone. Bold: the cheapest that reaches a
 score. Only what was measured counts; nothing is interpolated. `benchmarks/quality.py` measures it."""
 ABOUT = """\
@@ -25,24 +25,24 @@ three seeds that both have |
 | mean of five folds | each fold is pretrained and probed by itself; CPU seconds and TFLOP are of one fold |
 | untrained | the same probe of models as they are initialised |
 | probe | linear, on frozen features of clips without masks |
-| a quarter, half decoded | both decoders cross-attend, and predict that share of the masked patches |
-| Muon | its five iterations, unless told otherwise, for the matrices of the blocks; AdamW for the rest |
-| mavil-tiny-lean | half decoded, Muon of three iterations; at the recipe's learning rate, if no other is told |
+| a quarter, half decoded | both decoders cross-attend, and predict that fraction of the masked patches |
+| Muon | its five iterations, unless another number is named, for the matrices of the blocks; AdamW for the rest |
+| mavil-tiny-lean | half decoded, Muon of three iterations; at the recipe's learning rate unless another is named |
 | fixed ratio | MAViL's masking ratio throughout |
 | blocks mixed | each decoder block reads a learnt mix of the encoder's |
-| columns, rows, tubes hidden | of the spectrogram, or of the picture in time, as wholes |
-| one encoder | sound and picture have one stack of encoder blocks |
+| columns, rows, tubes hidden | masked as wholes: time columns or mel rows of the spectrogram, tubes of the video |
+| one encoder | audio and video share one stack of encoder blocks |
 | min-SNR, exponent 0.8, half of them mask tokens | of diffused patches: timesteps drawn as Min-SNR weighs them; \
 alpha-bar to that power; half of the samples with mask tokens |
-| contrast apart | the contrast reads a view of its own of which a quarter is hidden |
-| averaged weights | an exponential average of them, 0.98 a step, is judged |
-| then stage 2 | five eighths of the samples train the teacher, the rest its student; seconds and TFLOP are of both |"""
+| contrast apart | the contrastive loss uses a separate view with a masking ratio of one quarter |
+| averaged weights | an exponential moving average (0.98 a step) is scored |
+| then stage 2 | five eighths of the samples train the teacher, the rest its student; seconds and TFLOP cover both |"""
 
 
 LEAN = """\
 Muon and the recipe made with it, `mavil-tiny-lean`, on a CPU that computes in bfloat16. The studies of digits, ESC-10 \
 and GRID after this one were run in float32 on another machine, those at one budget on further machines, whose \
-precision their lines do not tell. Scores compare within one study alone, seconds within one invocation."""
+precision is not recorded. Compare scores within one study only, seconds within one invocation only."""
 
 
 def picture(name: str, study: str = "") -> str:

@@ -28,11 +28,11 @@ RECIPES = {
         "GRID, words of one speaker",
         128_000,
         (
-            Shown("probe, sound", None, ("audio",)),
-            Shown("probe, picture", None, ("video",)),
-            Shown("probe, both", None, ("fused",)),
-            Shown("fine-tuned, sound", "audio"),
-            Shown("fine-tuned, both", "av"),
+            Shown("probe, audio", None, ("audio",)),
+            Shown("probe, video", None, ("video",)),
+            Shown("probe, fused", None, ("fused",)),
+            Shown("fine-tuned, audio", "audio"),
+            Shown("fine-tuned, fused", "av"),
         ),
     ),
     "esc10": (
@@ -48,7 +48,7 @@ RECIPES = {
 }
 """Recipe -> title, samples of the pretraining, what is shown."""
 POINTS = {
-    "synthetic": ("Generated set", "trained:probe/fused", "untrained:probe/fused", "probe, both"),
+    "synthetic": ("Generated set", "trained:probe/fused", "untrained:probe/fused", "probe, fused"),
     "fsdd": ("Free Spoken Digits, mean token, the step alone", "probe", "untrained_probe", "probe"),
 }
 """Study -> title, key of the score, key of the untrained one, words."""

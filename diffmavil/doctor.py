@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -26,8 +25,6 @@ from rich.table import Table
 from diffmavil.config import AugmentConfig, Config, DataConfig, Modalities, require
 from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import RunError, UsageError, usage_errors
-from diffmavil.config.files import CONFIG_FILE
-from diffmavil.config.folders import expand
 from diffmavil.config.presets import preset
 from diffmavil.data.bottleneck import Diagnosis, diagnose
 from diffmavil.data.decode import BadClip
@@ -87,19 +84,8 @@ def main(argv: Sequence[str]) -> None:
     argv = list(argv)
     if any(word == "--data" or word.startswith("--data=") for word in argv):
         look_at_loader(argv)
-    elif argv and _is_old_spelling(argv[0]):
-        print(f"{_PROG} CLIPS is called {_PROG} --data CLIPS now", file=sys.stderr)
-        look_at_loader(["--data", *argv])
     else:
         look_at_run(argv)
-
-
-def _is_old_spelling(first: str) -> bool:
-    """Clips in place of a run, as in version 0.1: anything that is there, or a URL, and holds no run."""
-    if first.startswith("-"):
-        return False
-    path = expand(first)
-    return "://" in first or first == "synthetic" or (path.exists() and not (path / CONFIG_FILE).exists())
 
 
 def look_at_run(argv: Sequence[str]) -> None:

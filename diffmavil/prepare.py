@@ -5,7 +5,6 @@ Everything can be stopped at any instant; the same command goes on from there an
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import CannotWrite, RunError, UsageError
 from diffmavil.config.folders import check_writable
 from diffmavil.config.progress import tracking
+from diffmavil.data.prepare.crew import usable_cores
 from diffmavil.data.prepare.items import read_catalog
 from diffmavil.data.prepare.job import Job
 from diffmavil.data.prepare.layout import Layout, unfinished
@@ -48,7 +48,7 @@ class Options:
     """Fixes the classes and their order: AudioSet's class_labels_indices.csv, or a name in each line."""
     follow_links: bool = True
     """Read links that lead out of SRC, as training does; with --no-follow-links they are left out, with the reason."""
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = field(default_factory=usable_cores)
     """Processes; default: one for each core."""
     shard: str = "0/1"
     """i/n: only part i of n, from 0; for n machines that see the same folders."""
@@ -112,7 +112,7 @@ def prepare(options: Options, console: Console) -> None:
     Raises:
         ValueError: the options do not fit what is there.
         CannotWrite: OUT cannot be written.
-        RunError: another process prepares the same part, its files are gone, or no clip could be used.
+        RunError: another process prepares shards of this part, its files are gone, or no clip could be used.
     """
     assert options.src is not None
     assert options.out is not None

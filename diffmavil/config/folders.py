@@ -6,7 +6,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,16 +50,11 @@ def writing(name: str, path: str | Path) -> Iterator[None]:
 def check_writable(name: str, folder: Path) -> bool:
     """True, or `ValueError` naming the setting: the folder cannot be made, or no file in it. Leaves nothing behind."""
     with writing(name, folder):
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
-        if not made and not folder.is_dir():
+        # A folder is not made and removed for that: another process may just begin to write there.
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Permissions tell too little: root passes them all, and a mount may be read-only.
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        finally:
-            for path in made:
-                with suppress(OSError):
-                    path.rmdir()
+        # Permissions tell too little: root passes them all, and a mount may be read-only.
+        with tempfile.TemporaryFile(dir=there):
+            pass
     return True

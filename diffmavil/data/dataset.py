@@ -18,6 +18,7 @@ from diffmavil.config.folders import expand
 from diffmavil.data.clips import Clip, ClipSet
 from diffmavil.data.decode import BadClip, Decoded, decode_clip
 from diffmavil.data.decoders import Later
+from diffmavil.data.in_hand import InHand
 from diffmavil.data.kept import kept_crops
 from diffmavil.data.shards.store import Reader, StoreError
 from diffmavil.data.stream import ClipStream
@@ -180,6 +181,8 @@ class TrainClips(Dataset):
         """Set when nobody waits for the batch any more."""
         self.shared = False
         """Whether batches are made in shared memory, for another process."""
+        self.in_hand = InHand(0)
+        """Where decoding processes say which clip they are at."""
         require(
             decoder != "dali" or not config.data.crops_kept,
             "data.crops_kept",
@@ -192,6 +195,10 @@ class TrainClips(Dataset):
         return len(self.clips)
 
     def __getitem__(self, positions: range) -> Batch | NothingUsable:
+        with self.in_hand.batch():
+            return self._batch(positions)
+
+    def _batch(self, positions: range) -> Batch | NothingUsable:
         opened = Opened()
         rows: list[_Row] = []
         canvas = _Canvas(self.config, len(positions), shared=self.shared, later=self.decoder == "dali")
@@ -211,6 +218,7 @@ class TrainClips(Dataset):
         for attempt, index in enumerate(self.stream.candidates(position)):
             clip = self.clips[index]
             opened.tried.append(index)
+            self.in_hand.take(index)
             crop = self.stream.kept_crop(position, self.kept.crops) if self.kept else 0
             valid = self.kept.get(index, crop, video, wave) if self.kept else None
             if valid is not None:
@@ -267,11 +275,16 @@ class EvalClips(Dataset):
         self.reader = make_reader(config)
         self.stop = stop
         self.shared = False
+        self.in_hand = InHand(0)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, rows: range) -> Batch | NothingUsable:
+        with self.in_hand.batch():
+            return self._batch(rows)
+
+    def _batch(self, rows: range) -> Batch | NothingUsable:
         model = self.config.model
         opened = Opened()
         done: list[_Row] = []
@@ -282,6 +295,7 @@ class EvalClips(Dataset):
             index, crop = divmod(row, self.crops)
             clip = self.clips[index]
             opened.tried.append(index)
+            self.in_hand.take(index)
             try:
                 decoded = decode_clip(
                     self.reader(clip),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def draft_of(path: Path) -> Path:
+    """A name beside `path` for what is to be renamed to it, which no other process takes, on any machine.
+
+    The number of the process would not do: in a container it is 1.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write, make durable, rename: after a kill or a power cut at any instant the file is there whole or not at all.
 
@@ -41,7 +50,7 @@ def write_whole(path: Path, data: bytes) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """The same for what is written in the block to the path it gets, by whatever library; errors as `write_whole`."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = draft_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
@@ -53,7 +62,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         draft.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
         raise CannotWrite(f"{path}: {error.strerror or error}") from error
 
 

@@ -16,6 +16,10 @@ from diffmavil.data.windows import Span
 
 _ANEW = 1.0
 """Seconds by which time stamps fall when another recording begins."""
+_LEAP = 1.0
+"""Seconds from the packets before and after it at which a packet's time stamp is not believed."""
+_DECODE_TIMES = ("avi", "flv", "mov,mp4,m4a,3gp,3g2,mj2", "mpeg", "mpegts")
+"""Formats that store when a picture is decoded; libav guesses it for others, and wrong for few pictures a second."""
 
 
 def tick_of(stream: Stream) -> float:
@@ -48,10 +52,12 @@ def since(begin: float, packets: list[Packet], tick: float) -> list[Packet]:
 
 def one_recording(packets: Iterable[Packet], streams: Iterable[Stream]) -> Iterator[Packet]:
     """The packets of `streams`; where time stamps start anew, another recording begins, and the stream ends."""
+    streams = list(streams)
     ticks = {stream.index: tick_of(stream) for stream in streams}
+    sure = {stream.index: ticks[stream.index] for stream in streams if _has_order(stream)}
     newest: dict[int, float] = {}
     ended: set[int] = set()
-    for packet in packets:
+    for packet in _put_right(packets, sure):
         index = packet.stream_index
         if index in ended:
             continue
@@ -66,6 +72,49 @@ def one_recording(packets: Iterable[Packet], streams: Iterable[Stream]) -> Itera
                 continue
             newest[index] = max(when, newest.get(index, when))
         yield packet
+
+
+def _has_order(stream: Stream) -> bool:
+    """Whether the stamps by `_stamp` of a stream rise."""
+    return not stream.codec_context.codec.reorder or stream.container.format.name in _DECODE_TIMES
+
+
+def _put_right(packets: Iterable[Packet], ticks: dict[int, float]) -> Iterator[Packet]:
+    """The packets, each stream's in order; a single one stamped far from those around it gets the time between them.
+
+    It is held back until the next of its stream: when that one goes on from there, the time stamps are true. `ticks`:
+    of the streams that have an order; others are passed on.
+    """
+    before: dict[int, int] = {}
+    held: dict[int, Packet] = {}
+    for packet in packets:
+        index = packet.stream_index
+        stamp = _stamp(packet) if index in ticks else None
+        odd = held.pop(index, None)
+        if odd is not None:
+            if stamp is not None and abs(stamp - before[index]) * ticks[index] <= _LEAP:
+                _move(odd, (before[index] + stamp) // 2)
+            before[index] = _stamp(odd) or 0
+            yield odd
+        if stamp is not None:
+            if abs(stamp - before.get(index, stamp)) * ticks[index] > _LEAP:
+                held[index] = packet
+                continue
+            before[index] = stamp
+        yield packet
+    yield from held.values()
+
+
+def _stamp(packet: Packet) -> int | None:
+    """When a packet is decoded, which rises from one to the next even where pictures are shown in another order."""
+    return packet.pts if packet.dts is None else packet.dts
+
+
+def _move(packet: Packet, stamp: int) -> None:
+    """Put a packet's time stamps off together, so that it is decoded at `stamp`."""
+    by = stamp - (_stamp(packet) or 0)
+    packet.pts = None if packet.pts is None else packet.pts + by
+    packet.dts = None if packet.dts is None else packet.dts + by
 
 
 def span_of(stream: Stream, packets: list[Packet]) -> Span:
@@ -104,6 +153,11 @@ class Extent:
         last = max(self._times, default=float("-inf"))
         longest = max([self._usual, *np.diff(np.sort(self._times))])
         return Span(self._start, said if last < said <= last + 2 * longest else self._end)
+
+    def shown(self, end: float) -> Iterator[Span]:
+        """When each picture is on screen: until the next one comes, the last until second `end`."""
+        times = sorted(self._times)
+        return (Span(*pair) for pair in zip(times, [*times[1:], end], strict=bool(times)))
 
     def add(self, packet: Packet) -> Span | None:
         """The packet's own span, if it counts."""

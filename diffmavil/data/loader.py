@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import time
 import weakref
 from collections.abc import Iterable, Iterator
@@ -15,10 +16,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from diffmavil.config import Config, require
-from diffmavil.config.errors import TooManyBadClips
+from diffmavil.config.errors import RunError, TooManyBadClips
+from diffmavil.data.awake import awake_seconds
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.dataset import Batch, EvalClips, NothingUsable, TrainClips
 from diffmavil.data.decoders import Later, choose_decoder
+from diffmavil.data.in_hand import InHand
 from diffmavil.data.kept import crop_bytes
 from diffmavil.data.stream import batches
 from diffmavil.data.tally import Tally
@@ -35,6 +38,15 @@ from diffmavil.data.workers import (
 )
 
 _NAMED = 10
+_LOOK = 5.0
+"""Seconds after which a wait for a batch is broken off, to see whether a decoding process died or hangs."""
+_PATIENCE = 5, 300.0
+"""Deadlines of a clip, and seconds beside them for a remote store that is slow, in which a process takes its next."""
+
+_PIPES = (
+    "/dev/shm has too little free memory for the batches, which go through slower pipes: give it more (docker run "
+    "--shm-size or --ipc=host), or lower data.workers or data.prefetch"
+)
 
 
 class Loader:
@@ -45,6 +57,7 @@ class Loader:
     Attributes:
         tally: the clips opened so far, and those that could not be used.
         data_wait: seconds spent waiting for batches so far.
+        note: what makes it slower than it could be here; "" for nothing.
     """
 
     def __init__(
@@ -63,11 +76,14 @@ class Loader:
         self._good, self._tried = 0, 0  # by this loader alone; a run's tally knows those before a resume too
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._loader = _data_loader(dataset, orders, config, batch_size, pinned=self._side is not None)
+        self.note = "" if dataset.shared or not config.data.workers else _PIPES
         self._dali: Any = None
         self._video = config.model.video
         self._batch_size = batch_size
         self._live: list[Any] = []
         self._stop = dataset.stop
+        self._clips, self._in_hand = dataset.clips, dataset.in_hand
+        self._patience = _PATIENCE[0] * config.data.deadline + _PATIENCE[1]
         weakref.finalize(self, end_processes, self._live, self._stop)
 
     @property
@@ -77,6 +93,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
+        self._in_hand.clear()
         if self._stop is not None:
             self._stop.clear()
         with without_advice():
@@ -95,14 +112,7 @@ class Loader:
         """The next batch, counted; None at the end."""
         begin = time.perf_counter()
         try:
-            batch = next(incoming, None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise RuntimeError(
-                f"a decoding process ended unexpectedly ({error}). Most often memory ran out: lower data.workers, "
-                "data.prefetch or train.batch_size; data.workers=0 decodes in the training process"
-            ) from error
+            batch = self._wait(incoming)
         finally:
             self.data_wait += time.perf_counter() - begin
         if isinstance(batch, Unshared):
@@ -112,6 +122,40 @@ class Loader:
         if isinstance(batch, NothingUsable):
             raise TooManyBadClips(batch.failure or self._complaint("no clip could be used"))
         return batch
+
+    def _wait(self, incoming: Iterator[Batch | NothingUsable | Unshared]) -> Batch | NothingUsable | Unshared | None:
+        """What comes next, or None; raises `RunError` for a process that died, or when nothing moves any more."""
+        seen: list[int] = []
+        since = 0.0
+        while True:
+            try:
+                return next(incoming, None)
+            except RuntimeError as error:
+                if "DataLoader worker" in str(error):
+                    raise RunError(self._ended(str(error))) from error
+                if "DataLoader timed out" not in str(error):
+                    raise
+            now = self._in_hand.state()
+            if now != seen:
+                seen, since = now, awake_seconds()
+            elif awake_seconds() - since > self._patience:
+                raise RunError(
+                    f"no decoding process has taken a new clip for {self._patience:g} s{self._at(None)}: it hangs, or "
+                    "its storage does"
+                )
+
+    def _ended(self, why: str) -> str:
+        at = self._at({int(number) for number in re.findall(r"\d+", why)})
+        return (
+            f"a decoding process ended unexpectedly ({why}){at}. Most often memory ran out: lower data.workers, "
+            "data.prefetch or train.batch_size; data.workers=0 decodes in the training process. A file at which it "
+            "ends again and again crashes the decoder: leave it out"
+        )
+
+    def _at(self, processes: set[int] | None) -> str:
+        """The files that decoding processes of these ids have in hand, as part of a message; None: that all have."""
+        files = [self._clips[index].path for index in self._in_hand.clips(processes)]
+        return f" at {', '.join(files)}" if files else ""
 
     def _count(self, batch: Batch | NothingUsable) -> None:
         """Count what was tried and what was bad; stop when it is too much."""
@@ -130,7 +174,14 @@ class Loader:
     def _move(self, batch: Batch) -> Batch:
         """To the device. On CUDA on a stream of its own: the copy runs beside the step still in flight."""
         if batch.later:
-            batch = replace(batch, video=self._decode_later(batch.later), later=[])
+            try:
+                batch = replace(batch, video=self._decode_later(batch.later), later=[])
+            except RuntimeError as error:  # DALI does not say which
+                named = ", ".join(batch.paths[:_NAMED])
+                raise RunError(
+                    f"DALI cannot decode one of {len(batch)} clips ({named}{', ...' if len(batch) > _NAMED else ''}): "
+                    f"{error}; data.decoder=pyav names clips that are bad and goes on"
+                ) from error
         if self._side is None:
             return batch
         current = torch.cuda.current_stream(self.device)
@@ -150,10 +201,12 @@ class Loader:
         if self._side is None:
             return self._dali(clips)
         with torch.cuda.stream(self._side):
-            video = self._dali(clips).clone()
+            decoded = self._dali(clips)
+            video = decoded.clone()
         # DALI takes its buffer back as soon as Python lets go of it, which knows nothing of the step that reads it: the
-        # copy is torch's own memory, and the buffer must be held until it is made.
+        # copy is torch's own memory, and the buffer is held until it is made.
         self._side.synchronize()
+        del decoded
         return video
 
     def close(self) -> None:
@@ -192,7 +245,7 @@ def make_loader(
 
     Raises (while iterating):
         TooManyBadClips: more than `data.max_bad_share` of the clips tried are bad, or no clip is usable.
-        RuntimeError: a decoding process died.
+        RunError: a decoding process died, or all of them hang.
     """
     orders = orders or _Orders(start_position, config.train.batch_size, rank, world, steps)
     decoder = choose_decoder(config.data.decoder, clipset.clips, torch.device(device), config.model.modalities)
@@ -249,6 +302,7 @@ def _data_loader(
     fits = fits_shared_memory(needed)
     hand_over: Any = as_is if not workers or fits else unshared
     dataset.shared = bool(workers) and fits
+    dataset.in_hand = InHand(workers)
     with without_advice():
         return DataLoader(
             dataset,
@@ -258,6 +312,7 @@ def _data_loader(
             collate_fn=hand_over,
             pin_memory=pinned,
             prefetch_factor=prefetch if workers else None,
+            timeout=_LOOK if workers else 0,
             multiprocessing_context=process_context() if workers else None,
             worker_init_fn=start_worker if workers else None,
         )

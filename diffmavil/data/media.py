@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import av
 from av.audio.stream import AudioStream
@@ -19,12 +20,12 @@ from av.stream import Stream
 from av.video.stream import VideoStream
 
 from diffmavil.config import Modalities
-from diffmavil.data.awake import awake_seconds
 from diffmavil.data.extent import Extent, Slots, due, one_recording, since, tick_of
-from diffmavil.data.library import BadClip, library_errors, open_container, packets_of
+from diffmavil.data.library import BadClip, Deadline, Paused, library_errors, open_container, packets_of
 from diffmavil.data.tracks import choose_tracks
 from diffmavil.data.windows import Span, Windows
 
+T = TypeVar("T")
 PREROLL = 0.1
 """Seconds of sound decoded before the window: codecs overlap their blocks, the first after a seek is not exact."""
 _PREROLL_MP3 = 1.0
@@ -50,7 +51,7 @@ _NEAR = 1.0
 _NEAR_COUNTED = 60.0
 """The same for a program stream, in which libav must count pictures, and miscounts after a seek."""
 _LONGEST = 60.0
-"""Seconds that a packet of sound can be believed to last."""
+"""Seconds that a packet of sound, or a picture on screen, can be believed to last."""
 
 
 class UnknownLength(Exception):
@@ -64,25 +65,13 @@ class Packets(NamedTuple):
     audio: list[Packet]
 
 
-class Deadline:
-    """Seconds that a clip may take, while the process runs; looked at between packets and between frames."""
-
-    def __init__(self, seconds: float, name: str) -> None:
-        self.seconds = seconds
-        self.name = name
-        self._end = awake_seconds() + seconds
-
-    def check(self) -> None:
-        if awake_seconds() > self._end:
-            raise BadClip(self.name, f"not decoded within the deadline of {self.seconds:g} s")
-
-
 class Media:
     """A file with its picture and its sound, as `choose_tracks` finds them, or with one alone; a context manager.
 
     Attributes:
         tracks: those that are wanted.
-        sounding: once `measured` was called: whole seconds of the clock in which there is sound.
+        filled: once `measured` was called: whole seconds of the clock in which there is sound; of a picture alone, in
+            which one is shown.
 
     Raises:
         BadClip: it cannot be opened, a track that is wanted is missing or has no decoder, or it is not a regular file
@@ -98,7 +87,7 @@ class Media:
         if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
             raise BadClip(path, "not a regular file")
         self.path = path
-        self.container: InputContainer = open_container(path, deadline.name)
+        self.container: InputContainer = open_container(path, deadline)
         try:
             self.tracks = choose_tracks(self.container, deadline.name, modalities)
         except BaseException:
@@ -156,17 +145,23 @@ class Media:
 
     def measured(self) -> tuple[Span, Span]:
         """What the packets cover. Reads the whole of a file just opened, decodes nothing."""
-        self.sounding: set[int] = set()
+        return self._unpaused(self._measured)
+
+    def _measured(self) -> tuple[Span, Span]:
+        self.filled: set[int] = set()
         extents = [Extent(stream) for stream in self.tracks.wanted]
         picture, sound = extents[0], extents[-1]
         for packet in self._packets():
             if packet.stream is self.tracks.video:
                 picture.add(packet)
             elif heard := sound.add(packet):
-                self.sounding.update(range(int(heard.start), int(min(heard.end, heard.start + _LONGEST)) + 1))
+                self.filled.update(_seconds_in(heard))
         if self.tracks.video is None:
             return sound.span, sound.span
         seen = picture.held_until(self._said_end(picture.span, sound.span))
+        if self.tracks.audio is None:
+            for shown in picture.shown(seen.end):
+                self.filled.update(_seconds_in(shown))
         return seen, seen if self.tracks.audio is None else sound.span
 
     def _said_end(self, picture: Span, sound: Span) -> float:
@@ -188,7 +183,8 @@ class Media:
         best, most = Packets([], []), (0, 0)
         for back in _STEPS_BACK:
             from_start = begin - back < near or not self._seekable
-            found = self._read_from(None if from_start else begin - back, windows)
+            place = None if from_start else begin - back
+            found = self._unpaused(partial(self._read_from, place, windows))
             covered = self._covered(found, windows)
             rank = covered, bool(found.video) + bool(found.audio)
             if rank >= most:
@@ -272,15 +268,26 @@ class Media:
     def _rewind(self) -> None:
         """Go to the first packet: opened anew, since a seek finds no keyframe decoded before the start time."""
         if self._moved:
-            self.container.close()
-            self.container = open_container(self.path, self.deadline.name)
-            self.tracks = choose_tracks(self.container, self.deadline.name, self.modalities)
+            self._open_anew()
         self._moved, self._sought = True, False
+
+    def _open_anew(self) -> None:
+        self.container.close()
+        self.container = open_container(self.path, self.deadline)
+        self.tracks = choose_tracks(self.container, self.deadline.name, self.modalities)
+
+    def _unpaused(self, read: Callable[[], T]) -> T:
+        """What `read` gives of the file, which is opened anew for it when the process was suspended meanwhile."""
+        while True:
+            try:
+                return read()
+            except Paused:
+                self._open_anew()
 
     def _packets(self) -> Iterator[Packet]:
         """Packets of the streams until the end of the file, or until where it is cut off or damaged."""
         wanted = self.tracks.wanted
-        yield from one_recording(self._placed(self._demux(self.container, *wanted)), wanted)
+        yield from one_recording(self._placed(packets_of(self.container, self.deadline, *wanted)), wanted)
 
     @property
     def _preroll(self) -> float:
@@ -301,11 +308,6 @@ class Media:
         by_libav = self._sought and self.video.codec_context.name in ("mpeg1video", "mpeg2video")
         return None if by_libav else Slots(self.video)
 
-    def _demux(self, container: InputContainer, *streams: Stream) -> Iterator[Packet]:
-        for packet in packets_of(container, *streams):
-            self.deadline.check()
-            yield packet
-
     def _placed(self, packets: Iterator[Packet]) -> Iterator[Packet]:
         """The packets; those of pictures that are counted with the times that their numbers give, or none."""
         slots = self._slots()
@@ -317,3 +319,8 @@ class Media:
                 if numbered:
                     packet.pts = None
             yield packet
+
+
+def _seconds_in(span: Span) -> range:
+    """The whole seconds that a packet or a picture lies in; one that lasts for years does not."""
+    return range(int(span.start), int(min(span.end, span.start + _LONGEST)) + 1)

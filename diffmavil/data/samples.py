@@ -14,7 +14,7 @@ from av.stream import Stream
 from diffmavil.config import Modalities
 from diffmavil.config.model import hears, sees
 from diffmavil.data.extent import since, tick_of
-from diffmavil.data.library import library_errors, open_container
+from diffmavil.data.library import library_errors, open_container, packets_of
 from diffmavil.data.media import PREROLL, Deadline, Media, Packets, UnknownLength
 from diffmavil.data.tracks import Tracks
 from diffmavil.data.windows import Span, Windows
@@ -52,9 +52,9 @@ class SampleMedia(Media):
         self.containers: list[InputContainer] = []
         try:
             if sees(modalities):
-                self.containers.append(open_container(io.BytesIO(sample.mp4), deadline.name, "mp4"))
+                self.containers.append(open_container(io.BytesIO(sample.mp4), deadline, "mp4"))
             if hears(modalities):
-                self.containers.append(open_container(io.BytesIO(sample.flac), deadline.name, "flac"))
+                self.containers.append(open_container(io.BytesIO(sample.flac), deadline, "flac"))
         except BaseException:
             self._close()
             raise
@@ -103,7 +103,7 @@ class SampleMedia(Media):
     def _until(self, end: float, container: InputContainer, stream: Stream) -> list[Packet]:
         packets: list[Packet] = []
         tick = tick_of(stream)
-        for packet in self._demux(container, stream):
+        for packet in packets_of(container, self.deadline, stream):
             if packet.dts is not None and packet.dts * tick > end:
                 break
             packets.append(packet)
@@ -111,4 +111,4 @@ class SampleMedia(Media):
 
     def _packets(self) -> Iterator[Packet]:
         for container, stream in zip(self.containers, self.tracks.wanted, strict=True):
-            yield from self._demux(container, stream)
+            yield from packets_of(container, self.deadline, stream)

@@ -134,6 +134,9 @@ def end_processes(live: list[Any], stop: Event | None) -> None:
         stop.set()
     while live:
         # The public way is to drop the last reference, which a traceback may hold.
-        shutdown = getattr(live.pop(), "_shutdown_workers", None)
+        iterator = live.pop()
+        shutdown = getattr(iterator, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()
+        for process in getattr(iterator, "_workers", ()):
+            process.kill()  # one that hangs in the decoder hears nothing else, and the interpreter would wait for it

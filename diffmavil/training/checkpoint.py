@@ -8,8 +8,7 @@ A checkpoint `step-XXXXXXXX` holds
     checksums.json        size and SHA-256 of each of these files
 
 Everything else (data order, masks, noise, schedules) is a function of the config and the step, so resuming needs
-nothing more. Nothing that is read is unpickled: torch's default format, in which a checkpoint's metadata can hold code,
-is read by `diffmavil.training.old_checkpoints` with nothing but the types that belong into it.
+nothing more. Nothing that is read is unpickled, as it would be in torch's default format, whose metadata can hold code.
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ from diffmavil.config.files import CONFIG_FILE, config_to_yaml
 from diffmavil.data.durable import digest_of, sync_folder, write_whole
 from diffmavil.model.weights import unshared
 from diffmavil.training.distributed import World
-from diffmavil.training.old_checkpoints import complaint_about_old, is_old, load_old
 from diffmavil.training.optim import LR_SCALE
 
 _NAME = re.compile(r"step-(\d{8,})")
@@ -71,12 +69,12 @@ class Progress:
 
     Attributes:
         step: steps done.
-        position: samples seen: the place in the stream of the next one. None: an old checkpoint, which does not say.
+        position: samples seen: the place in the stream of the next one.
         clips: `Tally.as_json`: the clips tried so far, and which of them were bad.
     """
 
     step: int = 0
-    position: int | None = 0
+    position: int = 0
     clips: dict[str, Any] = field(default_factory=dict)
 
 
@@ -130,8 +128,6 @@ def save_checkpoint(run_dir: Path, progress: Progress, state: TrainState, config
 
 def complaint(path: Path) -> str | None:
     """What is wrong with a checkpoint, in words; None: every byte is what was written."""
-    if is_old(path):
-        return complaint_about_old(path)
     try:
         sums = json.loads((path / _CHECKSUMS_FILE).read_bytes())
         for name, (size, digest) in sums.items():
@@ -167,8 +163,6 @@ def newest_whole(run_dir: Path) -> tuple[Path | None, list[str]]:
 
 def read_progress(path: Path) -> Progress:
     """Where the run was at a checkpoint that `complaint` finds nothing wrong with."""
-    if is_old(path):
-        return Progress(checkpoint_step(path), position=None)
     found = json.loads((path / _STATE_FILE).read_bytes())
     return Progress(found["step"], found["position"], found["clips"])
 
@@ -181,18 +175,14 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
     """
     tree = state.tree()
     try:
-        if is_old(path):
-            with _quietly():
-                load_old(tree, path)
-        else:
-            tensors, others = _split(tree)
-            saved = json.loads((path / _STATE_FILE).read_bytes())["others"]
-            more = {name for name in saved.keys() - others.keys() if name.rpartition("/")[2] not in _TORCHS_MUON}
-            if differ := more | (others.keys() - saved.keys()):
-                raise ValueError(f"other optimisers: {', '.join(sorted(differ))}")
-            with _quietly():
-                load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
-            _fill(tree, tensors, saved)
+        tensors, others = _split(tree)
+        saved = json.loads((path / _STATE_FILE).read_bytes())["others"]
+        more = {name for name in saved.keys() - others.keys() if name.rpartition("/")[2] not in _TORCHS_MUON}
+        if differ := more | (others.keys() - saved.keys()):
+            raise ValueError(f"other optimisers: {', '.join(sorted(differ))}")
+        with _quietly():
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
+        _fill(tree, tensors, saved)
     except (CheckpointException, SafetensorError, RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
         raise RunError(f"{path}: cannot be loaded into this model: {error}") from error
     groups = [group for optimizer in state.optimizers for group in optimizer.param_groups]
@@ -213,13 +203,10 @@ def load_model(path: Path, model: nn.Module) -> None:
     """
     tree = {"model": model.state_dict()}
     try:
+        tensors, _ = _split(tree)
         with _quietly():
-            if is_old(path):
-                load_old(tree, path)
-            else:
-                tensors, _ = _split(tree)
-                load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
-                _fill(tree, tensors, {})
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
+        _fill(tree, tensors, {})
     except (CheckpointException, SafetensorError, RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
         raise RunError(f"{path}: cannot be loaded into this model: {error}") from error
     model.load_state_dict(tree["model"])

@@ -37,6 +37,7 @@ def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World, moni
     with usage_errors():
         loader = make_loader(config, clips, orders=orders, batch_size=orders.largest, device=peers.device)
     loader.tally.add(run.progress.clips)
+    run = run.noting(loader.note) if loader.note else run
     if config.train.compile or config.train.cuda_graph:
         run = run.noting(step.warm_up())
     with StopSignals() as stop, Telemetry(run, config, peers, step, loader, done, monitor) as telemetry, loader:

@@ -173,8 +173,8 @@ def test_other_metrics_stand_in_a_table_of_their_own():
     rows[0]["scores"]["probe/video"], rows[0]["untrained"]["probe/video"] = 0.3, 0.2
     rows[0]["chance"]["probe/video"] = 0.05
     *_, grid = View(rows, "grid").grids()
-    assert grid.heads == ["setting", "×", "probe, picture"]
-    assert column(grid, "probe, picture") == ["20.0", "30.0", "5.0"]
+    assert grid.heads == ["setting", "×", "probe, video"]
+    assert column(grid, "probe, video") == ["20.0", "30.0", "5.0"]
 
 
 def test_table_plot_and_board_are_made_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -105,6 +105,16 @@ def test_what_cannot_be_written(tmp_path: Path, where: str) -> None:
     assert contents(tmp_path) == [tmp_path / "file"]
 
 
+def test_no_folder_is_made_to_see_whether_it_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that was started at once would miss it when it is removed again."""
+
+    def forbidden(path: Path, **how: object) -> None:
+        raise AssertionError(path)
+
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    assert check_writable("OUT", tmp_path / "a" / "b")
+
+
 def test_what_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
     assert check_writable("OUT", tmp_path / "a" / "b" / "c")
     assert check_writable("OUT", tmp_path)
@@ -149,5 +159,5 @@ def test_features_are_refused_before_they_are_computed(home: Path) -> None:
 
 def test_the_doctor_says_so(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setenv("HOME", "/proc/x")
-    text = said(doctor.main, ["synthetic"], capsys, monkeypatch)
+    text = said(doctor.main, ["--data", "synthetic"], capsys, monkeypatch)
     assert "data.cache='~/.cache/diffmavil': cannot be written: No such file or directory" in text

@@ -26,8 +26,8 @@ def layout_of(src: Path, out: Path, *, table: Path | None = None, **settings) ->
 
 def work_through(layout: Layout) -> Description:
     """What the command does, one item after the other."""
+    worker = Worker(layout.settings, layout.state, DEADLINE)
     for shard in list(unfinished(layout, 0, 1)):
-        worker = Worker(layout.settings, layout.staging(shard), DEADLINE)
         for item in layout.items(shard):
             if not worker.done(item).exists():
                 worker(item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing.forkserver
 import os
 import signal
@@ -12,16 +13,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import av
+import av.error
 import numpy as np
 import pytest
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Stream
 from clip_files import cut_off, numbered, rotate_clockwise, write_clip
 from prepared_sets import DEADLINE, layout_of, work_through
 
 from diffmavil.config import AudioConfig, VideoConfig
 from diffmavil.data.decode import BadClip, decode_clip
+from diffmavil.data.library import open_container, packets_of
+from diffmavil.data.media import Deadline, Media
 from diffmavil.data.prepare.crew import Crew
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.settings import Settings
@@ -223,6 +232,116 @@ def test_a_deadline_for_each_clip(tmp_path: Path) -> None:
     (found,) = transcode(Item(0, str(path), "a"), Settings(), 1e-6)
     assert isinstance(found, BadClip)
     assert found.reason == reason
+
+
+class FailingDisk:
+    """A container whose file cannot be read any further after 60 packets; `name` is that of its file."""
+
+    def __init__(self, container: InputContainer, error: Exception, name: str) -> None:
+        self.container, self.error, self.name = container, error, name
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.container, name)
+
+    def demux(self, *streams: Stream) -> Iterator[Packet]:
+        yield from islice(self.container.demux(*streams), 60)
+        raise self.error
+
+
+UNREADABLE = "/proc/self/mem"
+"""A regular file whose first byte gives EIO."""
+needs_unreadable = pytest.mark.skipif(not Path(UNREADABLE).exists(), reason=f"no {UNREADABLE}")
+FAILURES = {
+    "server-gone": (errno.ESTALE, "", "cannot be read: Stale file handle"),
+    "mount-gone": (errno.ENOTCONN, "", "cannot be read: Transport endpoint"),
+    "bad-sector": pytest.param(errno.EIO, UNREADABLE, "cannot be read: Input/output error", marks=needs_unreadable),
+    "libav-says-so-of-damage": (errno.EIO, "", ""),
+}
+
+
+@pytest.mark.parametrize(("code", "name", "reason"), FAILURES.values(), ids=FAILURES)
+def test_a_disk_that_fails_in_the_middle_is_not_the_end_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, name: str, reason: str
+) -> None:
+    path = write_clip(tmp_path / "a.mkv", seconds=4.0, codecs=("libx264", "flac"))
+    real: Any = av.open
+
+    def opened(file: object, mode: str, **how) -> object:
+        container = real(file, mode, **how)
+        error = av.error.OSError(code, os.strerror(code))
+        return FailingDisk(container, error, name or file) if isinstance(file, str) else container
+
+    monkeypatch.setattr(av, "open", opened)
+    (found,) = prepared(path)
+    if not reason:
+        assert isinstance(found, Piece)
+        assert 1.0 < found.seconds < 3.0  # as far as it could be read
+        return
+    assert isinstance(found, BadClip)
+    assert found.reason.startswith(reason)
+    with pytest.raises(BadClip, match=reason) as caught:
+        decode_clip(str(path), VIDEO, AUDIO, crop=(4, 5))
+    assert caught.value.path == str(path)
+
+
+@needs_unreadable
+def test_a_file_that_cannot_be_read_from_its_start() -> None:
+    (found,) = prepared(Path(UNREADABLE))
+    assert isinstance(found, BadClip)
+    assert found.reason == "cannot be read: Input/output error"
+
+
+def test_a_file_cut_off_in_its_header_can_be_read(tmp_path: Path) -> None:
+    """libav says of some of these what it says of a disk that fails."""
+    whole = write_clip(tmp_path / "a.mkv", seconds=1.0).read_bytes()
+    path = tmp_path / "b.mkv"
+    for size in range(100, 800, 9):
+        path.write_bytes(whole[:size])
+        with pytest.raises(BadClip) as caught:
+            decode_clip(str(path), VIDEO, AUDIO)
+        assert not caught.value.reason.startswith("cannot be read"), size
+
+
+def bytes_read() -> int:
+    """By this process so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="reads /proc")
+def test_a_deadline_ends_a_search_inside_the_library(tmp_path: Path) -> None:
+    """Through a gigabyte without a packet, which takes no place on the disk."""
+    path = write_clip(tmp_path / "a.mkv", seconds=1.0)
+    os.truncate(path, 1 << 30)
+    deadline, before = Deadline(0.1, "clip"), bytes_read()
+    with open_container(str(path), deadline) as container, pytest.raises(BadClip) as caught:
+        list(packets_of(container, deadline, *container.streams))
+    assert str(caught.value) == "clip: not decoded within the deadline of 0.1 s"
+    assert bytes_read() - before < 1 << 30
+
+
+@pytest.mark.parametrize("patience", [(0.0, 60.0), (60.0, 0.0)], ids=["opening", "reading"])
+def test_a_process_suspended_inside_the_library_reads_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: tuple[float, float]
+) -> None:
+    """The library's clock went on; the deadline's did not."""
+    rng = np.random.default_rng(0)
+    path = write_clip(tmp_path / "a.mp4", paint=lambda i: rng.integers(0, 255, (64, 64, 3), np.uint8))
+    real: Any = av.open
+    opened: list[str] = []
+
+    def hurried(file: str, mode: str, **how) -> InputContainer:
+        opened.append(file)
+        return real(file, mode, **(how | {"timeout": patience} if len(opened) == 1 else how))
+
+    with Media(str(path), Deadline(60.0, "clip")) as media:
+        whole = media.measured()
+    monkeypatch.setattr(av, "open", hurried)
+    with Media(str(path), Deadline(60.0, "clip")) as media:
+        assert media.measured() == whole
+    assert len(opened) == 2
+    opened.clear()
+    assert decode_clip(str(path), VIDEO, AUDIO).wave_valid == AUDIO.samples
+    assert len(opened) == 2
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:

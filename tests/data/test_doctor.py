@@ -91,12 +91,3 @@ def test_plain_files_with_bad_ones(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"data\.root=.*does not exist"):
         main(["--data", str(tmp_path / "absent")])
-
-
-def test_the_old_spelling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Clips in place of a run are measured, and the new spelling is told."""
-    root = write_clips(tmp_path / "clips", 4)
-    main([str(root), "--preset", "diffmavil-tiny", "--seconds", "0.1", "--workers", "1", "--no-step", "--json"])
-    told = capsys.readouterr()
-    assert json.loads(told.out)["decode"] > 0
-    assert "is called python -m diffmavil.doctor --data CLIPS now" in told.err

@@ -18,11 +18,13 @@ import torch
 from clip_files import Painter, numbered, write_clip
 
 from diffmavil.config import AudioConfig, Config, DataConfig, ModelConfig, TrainConfig, VideoConfig
-from diffmavil.config.errors import TooManyBadClips
+from diffmavil.config.errors import RunError, TooManyBadClips
 from diffmavil.data import loader as loader_module
-from diffmavil.data.clips import ClipSet
-from diffmavil.data.dataset import Batch
-from diffmavil.data.loader import eval_batches, make_loader
+from diffmavil.data.clips import Clip, ClipSet
+from diffmavil.data.dataset import Batch, EvalClips
+from diffmavil.data.loader import Loader, eval_batches, make_loader
+from diffmavil.data.samples import Sample
+from diffmavil.data.shards.store import Reader
 from diffmavil.data.sources import open_source
 
 CLIPS = 12
@@ -227,19 +229,77 @@ def test_workers_change_nothing(mixed: ClipSet, shared: bool, monkeypatch: pytes
     alone = make_loader(config(0, max_bad_share=1.0), mixed, start_position=8)
     helped = make_loader(config(2, max_bad_share=1.0), mixed, start_position=8)
     assert_same(take(alone, 5), take(helped, 5))
+    assert ("--shm-size" in helped.note) == (not shared)
+    assert not alone.note
     assert helped.bad == alone.bad
     assert helped.tally.tried == alone.tally.tried
     assert not multiprocessing.active_children()
 
 
-def test_a_dead_worker_is_an_error(good: ClipSet) -> None:
+def test_a_dead_worker_is_an_error(good: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_module, "_LOOK", 0.1)
     batches = iter(make_loader(config(1), good))
     next(batches)
     for child in multiprocessing.active_children():
         os.kill(child.pid or 0, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r"decoding process ended unexpectedly.*data\.workers"):
+    with pytest.raises(RunError, match=r"decoding process ended unexpectedly.*data\.workers"):
         list(islice(batches, 20))
     assert not multiprocessing.active_children()
+
+
+class Treacherous(Reader):
+    """Crashes, hangs or takes its time at files of these names, as decoders and disks do."""
+
+    def __call__(self, clip: Clip) -> str | Sample:
+        name = Path(clip.path).stem
+        if name == "dies":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if name == "hangs":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # as in a library, where Python hears none
+            time.sleep(600)
+        if name == "waits":
+            time.sleep(1.0)
+        return super().__call__(clip)
+
+
+def treacherous(good: ClipSet, name: str, monkeypatch: pytest.MonkeyPatch) -> Loader:
+    """Two good clips, then one of that name, each a batch."""
+    monkeypatch.setattr(loader_module, "_LOOK", 0.1)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    clips = [*good.clips[:2], replace(good.clips[2], path=f"/somewhere/{name}.mkv")]
+    settings = config(1)
+    dataset = EvalClips(settings, ClipSet(clips, good.classes), 1, loader_module._stop_event(settings))
+    dataset.reader = Treacherous(Path("/nowhere"), 0)
+    return Loader(dataset, [range(i, i + 1) for i in range(3)], settings, 1, "cpu", 1.0)
+
+
+ENDS = {
+    "dies": r"a decoding process ended unexpectedly \(.*\) at /somewhere/dies\.mkv\. Most often memory ran out",
+    "hangs": r"no decoding process has taken a new clip for 0\.5 s at /somewhere/hangs\.mkv: it hangs",
+}
+
+
+@pytest.mark.parametrize(("name", "message"), ENDS.items(), ids=ENDS)
+def test_the_clip_is_named_at_which_a_process_dies_or_hangs(
+    good: ClipSet, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    loader = treacherous(good, name, monkeypatch)
+    batches = iter(loader)
+    assert [len(next(batches)) for _ in range(2)] == [1, 1]
+    loader._patience = 0.5
+    with pytest.raises(RunError, match=message):
+        next(batches)
+    for child in multiprocessing.active_children():
+        child.join(10)
+    assert not multiprocessing.active_children()
+
+
+def test_the_time_that_the_run_was_suspended_is_no_hang(good: ClipSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = treacherous(good, "waits", monkeypatch)
+    loader._patience = 0.2
+    monkeypatch.setattr(loader_module, "awake_seconds", lambda: 7.0)
+    assert [len(batch) for batch in loader] == [1, 1]
+    assert list(loader.bad) == ["/somewhere/waits.mkv"]
 
 
 def test_workers_outlive_a_schedulers_sigterm(good: ClipSet) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from av.codec import codecs_available
 from clip_files import cut_off, number_shown, numbered, write_clip
-from prepared_sets import layout_of, prepare_here
+from prepared_sets import prepare_here
 from sound_files import rising, sound_of_file, write_sound
 
 from diffmavil.config import AudioConfig, Config, DataConfig, Modalities, ModelConfig, TrainConfig, VideoConfig
@@ -23,8 +24,10 @@ from diffmavil.data.dataset import Batch
 from diffmavil.data.decode import BadClip, Decoded, decode_clip, decode_sound
 from diffmavil.data.decoders import choose_decoder
 from diffmavil.data.loader import eval_batches, make_loader
+from diffmavil.data.prepare.items import Item
+from diffmavil.data.prepare.settings import Settings
+from diffmavil.data.prepare.transcode import Piece, transcode
 from diffmavil.data.prepare.verify import verify
-from diffmavil.data.shards.index import Description
 from diffmavil.data.sources import open_source, split_source
 from diffmavil.data.stats import open_data
 from diffmavil.doctor import main as doctor_command
@@ -339,6 +342,24 @@ def test_a_long_sound_is_cut_into_pieces(tmp_path: Path) -> None:
     assert found.facts["seconds"] == pytest.approx(10.0, abs=0.01)
 
 
+def test_years_without_a_picture_are_no_pieces(tmp_path: Path) -> None:
+    """One damaged time stamp makes them."""
+    times = [*np.arange(50) / 25, *(1e6 + np.arange(10) / 25)]
+    path = write_clip(tmp_path / "a.mkv", times=times, codecs=("libx264", None))
+    found = list(islice(transcode(Item(0, str(path), "a"), Settings(modalities="video"), 60.0), 20))
+    bad, *pieces = found
+    assert isinstance(bad, BadClip)
+    assert bad.reason == "33330 pieces without any picture, where its time stamps jump"
+    # What is seen before the jump stays for a minute at most.
+    assert [round(piece.start, -1) for piece in pieces if isinstance(piece, Piece)] == [0, 30, 60, 999_970]
+
+
+def test_pictures_that_stay_are_pieces(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", times=[0.0, 0.04, 40.0, 80.0, 80.5], codecs=("libx264", None))
+    found = list(transcode(Item(0, str(path), "a"), Settings(modalities="video", cut=10.0), 60.0))
+    assert [round(piece.start) for piece in found if isinstance(piece, Piece)] == [0, 10, 20, 30, 40, 50, 60, 70]
+
+
 def test_prepared_muted_videos(mixed: Path, tmp_path: Path) -> None:
     found = prepare_here(mixed, tmp_path / "out", modalities="video")
     assert (found.facts["clips"], found.audio) == (2, {})
@@ -383,19 +404,6 @@ def test_a_prepared_set_without_what_is_wanted(tmp_path: Path) -> None:
         split_source(data, "video")
 
 
-def test_a_preparation_of_an_older_version_goes_on(mixed: Path, tmp_path: Path) -> None:
-    """It knew no --modalities; its sets are of both."""
-    layout_of(mixed, tmp_path / "out")
-    plan = tmp_path / "out/.prepare/plan.json"
-    plain = json.loads(plan.read_bytes())
-    del plain["settings"]["modalities"]
-    plan.write_text(json.dumps(plain))
-    layout_of(mixed, tmp_path / "out")
-    with pytest.raises(ValueError, match="holds other settings"):
-        layout_of(mixed, tmp_path / "out", modalities="video")
-    assert Description([], [], {}, {}).modalities == "av"
-
-
 def test_the_doctor_looks_at_video_alone(mixed: Path) -> None:
     found = diagnose(config(mixed, "video"), 0.01)
     assert min(found.decode, found.transform, found.together) > 0
@@ -423,7 +431,7 @@ def test_the_commands(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "2 videos, 2 sound files; not looked at: 1 .txt" in said
     assert "skipped 1: no audio stream" in said
     wanted = ["--preset", "diffmavil-tiny", "--seconds", "0.05", "--workers", "1", "--no-step", "--json"]
-    doctor_command([out, "--modalities", "audio", *wanted])
+    doctor_command(["--data", out, "--modalities", "audio", *wanted])
     assert json.loads(capsys.readouterr().out)["together"] > 0
     with pytest.raises(UsageError, match="prepared with sound alone"):
-        doctor_command([out, *wanted])
+        doctor_command(["--data", out, *wanted])

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,8 +27,11 @@ from telling_clips import frames_of
 
 from diffmavil.config.errors import CannotWrite, UsageError
 from diffmavil.data.library import BadClip
+from diffmavil.data.prepare import job as job_module
 from diffmavil.data.prepare import work as work_module
 from diffmavil.data.prepare.items import Item
+from diffmavil.data.prepare.job import Job
+from diffmavil.data.prepare.layout import Layout
 from diffmavil.data.prepare.pack import pack_shard
 from diffmavil.data.prepare.settings import Settings
 from diffmavil.data.prepare.transcode import Piece, transcode
@@ -249,7 +253,7 @@ def test_a_full_disk_loses_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     for item in layout.items(0):
-        Worker(layout.settings, layout.staging(0), DEADLINE)(item)
+        Worker(layout.settings, layout.state, DEADLINE)(item)
     for attempt in (lambda: pack_shard(layout, 0), lambda: work_through(layout)):
         before = contents(out)
         with monkeypatch.context() as patch:
@@ -259,6 +263,59 @@ def test_a_full_disk_loses_nothing(
         assert contents(out) == before
     work_through(layout)
     assert contents(out) == contents(whole)
+
+
+def test_drafts_of_killed_processes_go_when_the_set_is_finished(
+    clips: Path, whole: Path, tmp_path: Path, remembered: None
+) -> None:
+    layout = layout_of(clips, tmp_path / "out", per_shard=3)
+    for name in (".shard-000000.tar.tmp", ".shard-000001.tar.0123abcd.tmp"):  # an older version's, and ours
+        (layout.out / name).write_bytes(b"half of it")
+    work_through(layout)
+    assert contents(layout.out) == contents(whole)
+
+
+class Backwards:
+    """In place of a `Crew`: takes all items, and does the last one first."""
+
+    made = 0
+
+    def __init__(self, worker: Worker, count: int) -> None:
+        Backwards.made += 1
+        self.worker = worker
+
+    def __enter__(self) -> Backwards:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def run(self, items: Iterable[Item]) -> Iterator[Item]:
+        for item in reversed(list(items)):
+            self.worker(item)
+            yield item
+
+
+def test_one_crew_does_all_shards_and_each_is_packed_when_it_is_complete(
+    clips: Path, whole: Path, tmp_path: Path, remembered: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes do not wait for the last clip of a shard. Of the seven clips a killed run has done two."""
+    layout = layout_of(clips, tmp_path / "out", per_shard=3)
+    worker, items = Worker(layout.settings, layout.state, DEADLINE), layout.catalog.items
+    for item in (items[0], items[6]):  # the second one is all of its shard
+        worker(item)
+    packed: list[tuple[int, int]] = []
+
+    def counted(layout: Layout, shard: int) -> None:
+        packed.append((shard, sum(worker.done(item).exists() for item in items)))
+        pack_shard(layout, shard)
+
+    monkeypatch.setattr(job_module, "Crew", Backwards)
+    monkeypatch.setattr(job_module, "pack_shard", counted)
+    Job(layout, 0, 1, workers=2, deadline=DEADLINE).run(None)
+    assert Backwards.made == 1
+    assert packed == [(2, 2), (1, 4), (0, 3)]  # and the results that lay there then
+    assert contents(layout.out) == contents(whole)
 
 
 def command(*arguments: object) -> list[str]:

@@ -19,6 +19,7 @@ from diffmavil.data.prepare import job as job_module
 from diffmavil.data.prepare.again import forget_failed
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.settings import Settings
+from diffmavil.data.prepare.storage import Storage
 from diffmavil.data.prepare.transcode import transcode
 from diffmavil.data.shards.index import DATASET_FILE
 from diffmavil.prepare import main
@@ -52,20 +53,6 @@ def broken(clips: Path, tmp_path: Path) -> Path:
 def mend(broken: Path, clips: Path) -> None:
     for name in BROKEN:
         shutil.copy(clips / name, broken / name)
-
-
-def test_a_preparation_begun_by_an_older_version_gets_its_files_too(clips: Path, tmp_path: Path) -> None:
-    """It knew segments by their files."""
-    src, out, table = tmp_path / "src", tmp_path / "out", tmp_path / "table.csv"
-    src.mkdir()
-    shutil.copy(clips / "class0" / "00.mkv", src / "first.mkv")
-    table.write_text("first,0,music,train\nsecond,0,music,train\n")
-    layout = layout_of(src, out, table=table, per_shard=PER_SHARD)
-    plan = json.loads(layout.plan.read_bytes())
-    layout.plan.write_text(json.dumps({**plan, "list": layout._digest(by_file=True)}))
-    layout_of(src, out, table=table, per_shard=PER_SHARD)
-    shutil.copy(clips / "class1" / "01.mkv", src / "second_0.mkv")
-    layout_of(src, out, table=table, per_shard=PER_SHARD)
 
 
 def without_sizes(out: Path) -> dict[str, bytes]:
@@ -254,6 +241,42 @@ def test_a_lost_disk_is_no_fault_of_its_files(
     assert (out / DATASET_FILE).exists()
     assert len(list(out.glob("*.tar"))) == len(list(whole.glob("*.tar")))
     assert '"clips": 6' in (out / DATASET_FILE).read_text()
+
+
+def test_a_disk_that_fails_ends_the_run(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its files are there, and none can be read; when they can, the set is whole."""
+    if not Path("/proc/self/mem").exists():
+        pytest.skip("no file that gives EIO")
+    src, out, table = tmp_path / "src", tmp_path / "out", tmp_path / "table.csv"
+    src.mkdir()
+    files = [src / f"{number:02}.mkv" for number in range(12)]
+    whole = clips / "class0" / "00.mkv"
+    for number, file in enumerate(files):
+        file.symlink_to(whole if number < 2 else "/proc/self/mem")
+    table.write_text("path\n" + "".join(f"{file}\n" for file in files))
+    with pytest.raises(RunError, match=r"8 files in a row cannot be read, the last of them .*09\.mkv .*Input/output"):
+        main(command(table, out))
+    assert not (out / DATASET_FILE).exists()
+    for file in files[2:]:
+        file.unlink()
+        file.symlink_to(whole)
+    main(command(table, out, "--retry-bad"))
+    said = capsys.readouterr().out
+    assert "rows that failed and are tried again: 8" in said
+    assert "12, from 12 of 12 rows" in said
+
+
+def test_files_here_and_there_that_cannot_be_read_do_not_end_a_run(tmp_path: Path) -> None:
+    """Nor do many parts of one such file."""
+    storage, outcome = Storage(), tmp_path / "00000000.json"
+    for number in range(40):
+        outcome.write_text(json.dumps({"bad": [] if number % 8 == 7 else ["cannot be read: Input/output error"]}))
+        storage.look(f"{number}.mkv", outcome)
+    for _ in range(40):
+        storage.look("one.mkv", outcome)
+    outcome.write_text(json.dumps({"bad": ["cannot be decoded: Invalid data"]}))
+    for number in range(40):
+        storage.look(f"{number}.mkv", outcome)
 
 
 def test_a_table_of_which_little_is_there_is_no_lost_disk(

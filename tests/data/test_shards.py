@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import Counter
@@ -9,6 +10,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from clip_files import number_shown
@@ -18,6 +20,8 @@ from diffmavil.config import AudioConfig, Config, DataConfig, ModelConfig, Train
 from diffmavil.config.errors import TooManyBadClips
 from diffmavil.data.clips import ClipSet
 from diffmavil.data.loader import eval_batches, make_loader
+from diffmavil.data.prepare.verify import verify
+from diffmavil.data.shards.index import DATASET_FILE, INDEX_FILE, Index
 from diffmavil.data.sources import open_source, split_source
 from diffmavil.data.stats import measure_audio_stats, resolve_audio_stats
 from diffmavil.data.stream import MIX_BLOCK, ClipStream
@@ -189,6 +193,46 @@ def test_a_missing_or_cut_off_shard_is_said_at_once(copy: Path) -> None:
     (copy / "dataset.json").write_text("{}")
     with pytest.raises(ValueError, match=r"data\.root=.*not a prepared set"):
         open_source(DataConfig(root=str(copy)))
+
+
+def change_index(copy: Path, change) -> None:
+    index = Index.from_bytes((copy / INDEX_FILE).read_bytes())
+    (copy / INDEX_FILE).write_bytes(replace(index, entries=change(index.entries)).to_bytes())
+
+
+def later(entries: np.ndarray) -> np.ndarray:
+    changed = entries.copy()
+    changed["start"] += 1
+    return changed
+
+
+def of_more_shards(entries: np.ndarray) -> np.ndarray:
+    changed = entries.copy()
+    changed["shard"] += 1
+    return changed
+
+
+STALE = {
+    "other-times": (later, False),
+    "fewer-clips": (lambda entries: entries[:10], False),
+    "fewer-clips-older-version": (lambda entries: entries[:10], True),
+    "more-shards-older-version": (of_more_shards, True),
+}
+
+
+@pytest.mark.parametrize(("change", "older"), STALE.values(), ids=list(STALE))
+def test_an_index_of_another_set_is_said_at_once(copy: Path, change, older: bool) -> None:
+    """As a copy leaves it that was cut off between the two files. An older version kept no checksum of the index."""
+    description = json.loads((copy / DATASET_FILE).read_text())
+    if older:
+        del description["index_sha256"]
+        (copy / DATASET_FILE).write_text(json.dumps(description))
+        assert len(whole(copy)) == COUNT
+    change_index(copy, change)
+    with pytest.raises(ValueError, match=rf"data\.root='{copy}': not the index that .*: copy index\.npz and"):
+        open_source(DataConfig(root=str(copy)))
+    (problem,) = verify(copy)
+    assert problem.startswith("index.npz: not the index that dataset.json was written with")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import threading
@@ -195,6 +196,31 @@ def test_the_cache_keeps_its_limit_and_what_was_used_last(tmp_path: Path) -> Non
     assert size_of(tmp_path) > 60_000
 
 
+def refuse(reason: int):
+    """A system call that fails."""
+
+    def call(*arguments: object, **named: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    return call
+
+
+def test_a_range_of_another_owner_is_read_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only an owner may set a file's times."""
+    cache = RangeCache(tmp_path, 100_000)
+    cache.put("a", b"1")
+    monkeypatch.setattr(os, "utime", refuse(errno.EPERM))
+    assert cache.get("a") == b"1"
+
+
+def test_the_cache_keeps_its_limit_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", refuse(errno.ENOSYS))
+    cache = RangeCache(tmp_path, 100_000)
+    for index in range(60):
+        cache.put(str(index), bytes(5000))
+    assert size_of(tmp_path) <= 100_000
+
+
 def test_the_cache_survives_a_disk_that_takes_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     cache = RangeCache(tmp_path / "ok", 100_000)
@@ -216,3 +242,47 @@ def test_a_local_store_keeps_few_files_open(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) - before <= 128
     with pytest.raises(StoreError, match="cut off: no 2 bytes at 2"):
         store.read("7", 2, 2)
+
+
+@pytest.mark.parametrize("reason", [errno.ESTALE, errno.EIO], ids=["stale-handle", "input-output"])
+def test_a_file_server_that_comes_back_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int
+) -> None:
+    """The file is opened anew for each try: the old handle stays useless."""
+    (tmp_path / "shard").write_bytes(b"0123456789")
+    waits: list[float] = []
+    opened: list[int] = []
+    real_open, real_pread = os.open, os.pread
+
+    def counted(path: str, flags: int) -> int:
+        opened.append(real_open(path, flags))
+        return opened[-1]
+
+    def served(handle: int, size: int, offset: int) -> bytes:
+        return real_pread(handle, size, offset) if len(waits) == 2 else refuse(reason)()  # type: ignore[return-value]
+
+    store = LocalStore(str(tmp_path), waits.append)
+    assert store.read_all("shard") == b"0123456789"
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", counted)
+        patch.setattr(os, "pread", served)
+        assert store.read("shard", 3, 4) == b"3456"
+    assert (len(opened), len(waits)) == (3, 2)
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+
+
+def test_a_file_server_that_does_not_come_back_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shard").touch()
+    waits: list[float] = []
+    store = LocalStore(str(tmp_path), waits.append)
+    with pytest.raises(StoreError, match="absent: No such file or directory; copy the shard again"):
+        store.read("absent", 0, 1)
+    assert waits == [], "what is not there does not come by waiting"
+    monkeypatch.setattr(os, "pread", refuse(errno.EIO))
+    with pytest.raises(StoreError, match=f"shard: tried {TRIES} times: Input/output error"):
+        store.read("shard", 0, 1)
+    assert len(waits) == TRIES - 1
+    monkeypatch.setattr(Path, "read_bytes", refuse(errno.ESTALE))
+    with pytest.raises(StoreError, match=f"shard: tried {TRIES} times: Stale file handle"):
+        store.read_all("shard")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from telling_clips import (
 )
 
 from diffmavil.data.decode import decode_clip
+from diffmavil.data.extent import one_recording
 from diffmavil.data.media import Deadline, Media
 from diffmavil.data.windows import Span, Windows
 
@@ -250,6 +252,58 @@ def test_frames_that_do_not_change_left_out(tmp_path: Path, name: str) -> None:
     for whole in (raw(path, 1 / 2), prepared(path, 1 / 2, pieces=[piece], every=0.2)):
         told = whole.before(shift + 20.9)  # AAC's last block ends in silence
         assert_together(told, 0.06, shift=shift, frame=4.0)
+
+
+def stamped(path: Path, kind: int, number: int, by: float) -> Path:
+    """One packet of an FLV, of sound (8) or picture (9), moved by seconds; the first of each is what its decoder needs.
+
+    A tag: its kind, 3 bytes of length, 3 of milliseconds and their highest byte, 3 of zero; data; 4 of length.
+    """
+    data, at = bytearray(path.read_bytes()), 13
+    places: list[int] = []
+    while at < len(data):
+        if data[at] == kind:
+            places.append(at)
+        at += 15 + int.from_bytes(data[at + 1 : at + 4], "big")
+    begin = places[number] + 4
+    time = int.from_bytes(data[begin : begin + 3], "big") + round(1000 * by)
+    data[begin : begin + 4] = (time & 0xFFFFFF).to_bytes(3, "big") + (time >> 24).to_bytes(1, "big")
+    path.write_bytes(data)
+    return path
+
+
+ASTRAY = {
+    "sound-3-s-ahead": (8, 45, 3.0),
+    "sound-100-s-ahead": (8, 45, 100.0),
+    "sound-2-s-behind": (8, 45, -2.0),
+    "picture-3-s-ahead": (9, 70, 3.0),
+    "picture-100-s-ahead": (9, 70, 100.0),
+}
+
+
+@pytest.mark.parametrize(("kind", "number", "by"), ASTRAY.values(), ids=ASTRAY)
+def test_a_single_packet_stamped_far_away_loses_nothing(tmp_path: Path, kind: int, number: int, by: float) -> None:
+    whole = write_telling(tmp_path / "a.flv", SECONDS)
+    path = stamped(Path(shutil.copy(whole, tmp_path / "b.flv")), kind, number, by)
+    assert_together(raw(path), 0.03, shift=shift_of(path))
+    (piece,), (true,) = pieces_of(path), pieces_of(whole)
+    assert (piece.seconds, piece.frames, piece.samples) == (true.seconds, true.frames, true.samples)
+    assert piece.heard == true.heard
+    assert np.array_equal(sound_of(piece), sound_of(true))
+    assert np.array_equal(frames_of(piece)[1], frames_of(true)[1])
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.ts", "a.nut"])
+@pytest.mark.parametrize("seconds", [0.7, 1.5, 3.0])
+def test_pictures_far_apart_are_stored_in_another_order_than_shown(tmp_path: Path, name: str, seconds: float) -> None:
+    """One decoded before those that it follows on screen is no packet gone astray."""
+    path = write_clip(tmp_path / name, times=list(seconds * np.arange(40.0)), codecs=("libx264", None))
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        stored = [(packet.pts, packet.dts) for packet in packets]
+        assert any(pts != dts for pts, dts in stored)
+        kept = one_recording(packets, container.streams.video)
+        assert [(packet.pts, packet.dts) for packet in kept] == stored
 
 
 def joined(first: Path, second: Path, path: Path) -> Path:

@@ -12,7 +12,9 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -28,14 +30,31 @@ _START_SECONDS = 120.0
 """What the first item of a process may take longer: imports."""
 _SLACK = 5.0
 """The process looks at the deadline itself; it is killed this many seconds later."""
+_KILLED = (
+    "the decoder was killed twice (SIGKILL), the second time with no other beside it: memory ran out; --retry-bad with "
+    "fewer --workers, or with more memory, tries it again"
+)
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of all cores together, or "max", and in how many."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: those it is bound to, or fewer by the quota of its container."""
+    bound = len(os.sched_getaffinity(0))
+    try:
+        quota, period = map(int, _QUOTA.read_text().split())
+    except (OSError, ValueError):  # no container, or no quota
+        return bound
+    return min(bound, max(1, -(-quota // period)))
 
 
 class Crew:
-    """`count` processes that call `worker`; a context manager, which ends them."""
+    """Up to `count` processes that call `worker`; a context manager, which ends them."""
 
     def __init__(self, worker: Worker, count: int) -> None:
         self.worker = worker
-        self.members = [_Member(worker) for _ in range(count)]
+        self.count = count
+        self.members: list[_Member] = []
 
     def __enter__(self) -> Crew:
         return self
@@ -43,31 +62,52 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for member in self.members:
-            member.kill()
+        self._end()
+
+    def _end(self) -> None:
+        while self.members:
+            self.members.pop().kill()
 
     def run(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Do all items; gives each when it is done, in any order.
+        """Do all items; gives each when it is done, in any order. The next one is taken when a process is free for it.
 
-        An item whose process hangs or dies gets that as its result.
+        An item whose process hangs or dies gets that as its result. When somebody else kills the process, as the kernel
+        does when memory runs out, the item is done once more after all others, with no other beside it.
 
         Raises:
             CannotWrite: the output cannot be written.
         """
-        waiting = iter(items)
-        for member in self.members:
-            member.give(next(waiting, None))
+        killed: list[Item] = []
+        yield from self._run(iter(items), killed)
+        for item in killed:
+            again: list[Item] = []
+            yield from self._run(iter([item]), again)
+            if again:
+                self.worker.leave(item, [], [_KILLED])
+                yield item
+
+    def _run(self, waiting: Iterator[Item], killed: list[Item]) -> Iterator[Item]:
+        """As `run`, but for the items whose processes somebody killed: `killed` gets these."""
+        self._end()  # idle processes take memory too
+        for item in islice(waiting, self.count):
+            self.members.append(_Member(self.worker))
+            self.members[-1].give(item)
         while busy := [member for member in self.members if member.item is not None]:
             wait([member.connection for member in busy], timeout=max(0.0, min(m.due for m in busy) - awake_seconds()))
             for index, member in enumerate(self.members):
                 done = member.look()
                 if done is None:
                     continue
-                if member.lost:
-                    self.worker.leave(done, [], [member.lost])
+                if member.killed:
+                    killed.append(done)
+                else:
+                    if member.lost:
+                        self.worker.leave(done, [], [member.lost])
+                    yield done
+                following = next(waiting, None)
+                if member.lost and following is not None:
                     member = self.members[index] = _Member(self.worker)
-                yield done
-                member.give(next(waiting, None))
+                member.give(following)
 
 
 class _Member:
@@ -79,6 +119,8 @@ class _Member:
         self.due = float("inf")
         self.lost = ""
         """Why the process is no more."""
+        self.killed = False
+        """By somebody else, as the kernel does when memory runs out."""
         self._extra = _START_SECONDS
         context = process_context()
         self.connection, theirs = context.Pipe()
@@ -115,6 +157,7 @@ class _Member:
         except (EOFError, ConnectionError):
             self.process.join()
             code = self.process.exitcode or 0
+            self.killed = code == -signal.SIGKILL
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             return self._lose(f"the decoder crashed ({how})")
         if awake_seconds() > self.due:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
+import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 from rich.console import Console
 
 from diffmavil.config.errors import RunError
-from diffmavil.config.progress import tracking
+from diffmavil.config.progress import Tracker, tracking
 from diffmavil.data.prepare.again import forget_failed
 from diffmavil.data.prepare.crew import Crew
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.layout import Layout, unfinished
+from diffmavil.data.prepare.locks import Held, hold
 from diffmavil.data.prepare.pack import finish, pack_shard
 from diffmavil.data.prepare.spread import run_on_ray
+from diffmavil.data.prepare.storage import Storage
 from diffmavil.data.prepare.work import Worker
 from diffmavil.data.shards.index import DATASET_FILE, Description
 
@@ -47,10 +50,15 @@ class Job:
         Raises:
             ValueError: the layout does not fit what is there.
             CannotWrite: the folder cannot be written.
-            RunError: another process prepares the same part, or the files are gone.
+            RunError: another process prepares shards of this part, or the files are gone or cannot be read.
         """
         self.layout.claim()
-        with self._alone():
+        with self._alone() as locked:
+            if console and not locked:
+                console.print(
+                    f"{self.layout.out}: its file system knows no locks: no other process may prepare shards of part "
+                    f"{self.part}/{self.parts} meanwhile, or use --retry-bad"
+                )
             if self.retry_bad:
                 with self.layout.alone():
                     again = forget_failed(self.layout, self.part, self.parts)
@@ -64,14 +72,35 @@ class Job:
             return Description.from_bytes(written.read_bytes()) if written.exists() else finish(self.layout)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold the lock of the part; the kernel lets go of it when the process is killed."""
-        with (self.layout.state / f"part-{self.part}-of-{self.parts}.lock").open("w") as lock:
+    def _alone(self) -> Iterator[bool]:
+        """Hold the lock of the part, unless one that shares shards with it is held; False where there are no locks.
+
+        Raises:
+            RunError: another process prepares shards of this part.
+            CannotWrite: a lock cannot be had.
+        """
+        with ExitStack() as held:
+            with self.layout.alone():  # of two that look at once, one would not see the other, or both would give up
+                for lock in self.layout.state.glob("part-*-of-*.lock"):
+                    part, parts = map(int, lock.stem.removeprefix("part-").split("-of-"))
+                    if (part - self.part) % math.gcd(parts, self.parts) == 0:
+                        with self._free(part, parts):
+                            pass
+                locked = held.enter_context(self._free(self.part, self.parts))
+            yield locked
+
+    @contextmanager
+    def _free(self, part: int, parts: int) -> Iterator[bool]:
+        """Hold the lock of a part; errors as `_alone`."""
+        with ExitStack() as held:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(f"{self.layout.out}: another process prepares part {self.part}/{self.parts}") from None
-            yield
+                locked = held.enter_context(hold(self.layout.state / f"part-{part}-of-{parts}.lock", wait=False))
+            except Held as error:
+                raise RunError(
+                    f"{self.layout.out}: another process ({error}) prepares part {part}/{parts}, which has shards of "
+                    f"part {self.part}/{self.parts}: wait until it has ended"
+                ) from None
+            yield locked
 
     def _check_source(self) -> None:
         """Raises `RunError` if the disk is lost that the files lie on: that is no fault of theirs."""
@@ -82,33 +111,59 @@ class Job:
             )
 
     def _work(self, console: Console | None) -> None:
-        """Do every unfinished item, shard by shard, and pack each shard when its last item is done."""
+        """Do every unfinished item, and pack each shard when its last item is done."""
         shards = list(unfinished(self.layout, self.part, self.parts))
-        done, total = 0, sum(len(self.layout.items(shard)) for shard in shards)
-        with tracking(console, "clips", total) as tracker:
-            for shard in shards:
-                worker = Worker(self.layout.settings, self.layout.staging(shard), self.deadline)
-                todo: list[Item] = []
-                for item in self.layout.items(shard):
-                    if worker.done(item).exists():
-                        tracker.found(1)
-                    elif item.reason:
-                        worker.leave(item, [], [item.reason])
-                        tracker.found(1)
-                    else:
-                        todo.append(item)
-                        continue
-                    done += 1
-                for item in self._run(worker, todo):
-                    if not os.path.exists(item.path):
-                        self._check_source()
-                    done += 1
-                    tracker.update(done)
-                pack_shard(self.layout, shard)
+        worker = Worker(self.layout.settings, self.layout.state, self.deadline)
+        with tracking(console, "clips", sum(len(self.layout.items(shard)) for shard in shards)) as tracker:
+            left, storage = _Left(self.layout, worker, tracker), Storage()
+            for item in self._run(worker, map(left.todo, shards)):
+                if not os.path.exists(item.path):
+                    self._check_source()
+                storage.look(item.path, worker.done(item))
+                left.done(item)
 
-    def _run(self, worker: Worker, todo: list[Item]) -> Iterator[Item]:
-        if self.ray is not None and todo:
-            yield from run_on_ray(worker, todo, self.ray)
-        elif todo:
-            with Crew(worker, min(self.workers, len(todo))) as crew:
-                yield from crew.run(todo)
+    def _run(self, worker: Worker, todo: Iterator[list[Item]]) -> Iterator[Item]:
+        """Do the items of each shard; here those of the next one are begun while the last of a shard are done."""
+        if self.ray is None:
+            with Crew(worker, self.workers) as crew:
+                yield from crew.run(chain.from_iterable(todo))
+        else:
+            for items in filter(None, todo):
+                yield from run_on_ray(worker, items, self.ray)
+
+
+class _Left:
+    """How many items of each shard are not done; the shard is packed when none is left."""
+
+    def __init__(self, layout: Layout, worker: Worker, tracker: Tracker) -> None:
+        self.layout = layout
+        self.worker = worker
+        self.tracker = tracker
+        self._done = 0
+        self._left: dict[int, int] = {}
+
+    def todo(self, shard: int) -> list[Item]:
+        """The items of a shard that must be done."""
+        items = self.layout.items(shard)
+        todo = [item for item in items if not self._is_settled(item)]
+        self._left[shard] = len(todo)
+        self._done += len(items) - len(todo)
+        self.tracker.found(len(items) - len(todo))
+        if not todo:
+            pack_shard(self.layout, shard)
+        return todo
+
+    def done(self, item: Item) -> None:
+        self._done += 1
+        self.tracker.update(self._done)
+        shard = item.number // self.layout.settings.per_shard
+        self._left[shard] -= 1
+        if not self._left[shard]:
+            pack_shard(self.layout, shard)
+
+    def _is_settled(self, item: Item) -> bool:
+        if not self.worker.done(item).exists():
+            if not item.reason:
+                return False
+            self.worker.leave(item, [], [item.reason])
+        return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -11,10 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diffmavil.config.errors import CannotWrite
 from diffmavil.data.durable import to_json, write_whole
 from diffmavil.data.prepare.items import Catalog, Item
+from diffmavil.data.prepare.locks import hold
 from diffmavil.data.prepare.settings import Settings
-from diffmavil.data.prepare.work import item_files, number_of, size_of
+from diffmavil.data.prepare.work import item_files, number_of, size_of, staging_of
 from diffmavil.data.shards.index import DATASET_FILE, Description
 
 _LOOKED_AT = 64
@@ -52,7 +53,7 @@ class Layout:
         return self.catalog.items[shard * size : (shard + 1) * size]
 
     def staging(self, shard: int) -> Path:
-        return self.state / f"shard-{shard:06d}"
+        return staging_of(self.state, shard)
 
     def record(self, shard: int) -> Path:
         return self.state / f"shard-{shard:06d}.json"
@@ -77,9 +78,8 @@ class Layout:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Wait for, and hold, the lock of the whole set; the kernel lets go of it when the process is killed."""
-        with (self.state / "set.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        """Wait for, and hold, the lock of the whole set. Raises `CannotWrite`."""
+        with hold(self.state / "set.lock", wait=True):
             yield
 
     def claim(self) -> None:
@@ -89,19 +89,29 @@ class Layout:
             ValueError: another list or other settings are being prepared there, or it holds something else.
             CannotWrite: it cannot be written.
         """
+        self._check_ours()
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CannotWrite(f"{self.state}: {error.strerror}") from error
         wanted = {"settings": _written(self.settings), "rows": len(self.catalog.items), "list": self._digest()}
-        sizes = self._sizes()
+        with self.alone():  # of parts that are started at once, all but one find its plan
+            self._compare(wanted, self._sizes())
+            self._check_finished()
+
+    def _check_ours(self) -> None:
+        """Raises `ValueError` for what is neither new nor being prepared."""
+        # A first start that was killed has left the folder of states alone. The plan comes before all else, so it is
+        # looked for last.
+        others = set(self.out.iterdir()) - {self.state} if self.out.is_dir() else self.out.exists()
+        if others and not self.plan.exists():
+            raise ValueError(f"OUT={str(self.out)!r}: must be a new or empty folder, or one being prepared")
+
+    def _compare(self, wanted: dict[str, Any], sizes: dict[str, int]) -> None:
+        """Raises `ValueError` for another plan than `wanted`, which is written if there is none."""
         if not self.plan.exists():
-            # A first start that was killed has left the folder of states alone.
-            if self.out.exists() and (not self.out.is_dir() or set(self.out.iterdir()) - {self.state}):
-                raise ValueError(f"OUT={str(self.out)!r}: must be a new or empty folder, or one being prepared")
             write_whole(self.plan, to_json({**wanted, "sizes": sizes}))
         found = json.loads(self.plan.read_bytes())
-        # An older version did not know all settings, and did what their defaults say.
-        found["settings"] = {**_written(Settings()), **found.get("settings", {})}
-        if found.get("list") != wanted["list"] and found.get("list") == self._digest(by_file=True):
-            found["list"] = wanted["list"]  # as an older version wrote it: by files, of which more may come
-            write_whole(self.plan, to_json(found))
         for name, value in wanted.items():
             if found.get(name) != value:
                 what = "a list of other rows" if name == "list" else f"other {name}: {found.get(name)}, now {value}"
@@ -111,7 +121,6 @@ class Layout:
             if now != size and not self._has_failed(source):
                 what = f"what was made of other files: {source} had {size:,} bytes, now {now:,}"
                 raise ValueError(f"OUT={str(self.out)!r}: holds {what}: choose another folder, or delete it")
-        self._check_finished()
 
     def _has_failed(self, source: str) -> bool:
         """Whether a file failed and nothing was made of it, so that a mended one may stand in its place."""
@@ -153,12 +162,11 @@ class Layout:
                 how = f"copy it again, or delete {again} and {description}, and it is made again"
                 raise ValueError(f"OUT={str(self.out)!r}: the shard {name} is missing, or not of {size:,} bytes: {how}")
 
-    def _digest(self, *, by_file: bool = False) -> str:
-        """Of the list; of its segments by their ids, for a file may come later, or by the files that there are."""
+    def _digest(self) -> str:
+        """Of the list; of its segments by their ids, for a file may come later."""
         digest = hashlib.sha256(to_json(self.catalog.classes))
         for item in self.catalog.items:
-            files = (item.source, item.start, item.duration)
-            row = files if by_file or item.segment is None else item.segment
+            row = (item.source, item.start, item.duration) if item.segment is None else item.segment
             digest.update(to_json([*row, item.labels]))
         return digest.hexdigest()
 

@@ -8,16 +8,18 @@ done when `dataset.json` is there, which the last one writes.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
 import shutil
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from diffmavil.config.errors import CannotWrite
-from diffmavil.data.durable import sync_folder, to_json, write_whole
+from diffmavil.data.durable import draft_of, sync_folder, to_json, write_whole
 from diffmavil.data.prepare.layout import Layout
 from diffmavil.data.prepare.settings import SAMPLE_RATE
 from diffmavil.data.prepare.work import BLOCK, item_files
@@ -37,7 +39,7 @@ def pack_shard(layout: Layout, shard: int) -> None:
     name = f"shard-{shard:06d}.tar"
     outcomes: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
-    draft = layout.out / f".{name}.tmp"
+    draft = draft_of(layout.out / name)
     try:
         with draft.open("wb") as file:
             for item in layout.items(shard):
@@ -58,7 +60,8 @@ def pack_shard(layout: Layout, shard: int) -> None:
         else:
             draft.unlink()
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
         raise CannotWrite(f"{layout.out / name}: {error.strerror}") from error
     record = {"name": name, "bytes": size if samples else 0, "samples": samples, "outcomes": outcomes}
     write_whole(layout.record(shard), to_json(record))
@@ -92,6 +95,7 @@ def finish(layout: Layout) -> Description:
         "bytes_in": sum({o["source"]: o["bytes_in"] for o in outcomes}.values()),
         "bytes_out": sum(record["bytes"] for record in made),
         "skipped": len(bad),
+        "index_sha256": hashlib.sha256(index).hexdigest(),
         "reasons": dict(sorted(Counter(one.reason for one in bad).items())),
     }
     description = Description(
@@ -99,19 +103,26 @@ def finish(layout: Layout) -> Description:
     )
     write_whole(layout.out / INDEX_FILE, index)
     write_whole(layout.out / QUARANTINE_FILE, _table(bad))
-    for made_of in layout.state.glob("shard-*/"):  # of shards recorded just before a kill
-        shutil.rmtree(made_of, ignore_errors=True)
+    _remove_leftovers(layout)
     text = json.dumps(description.to_plain(), indent=1, sort_keys=True) + "\n"
     write_whole(layout.out / DATASET_FILE, text.encode())
     return description
+
+
+def _remove_leftovers(layout: Layout) -> None:
+    """What kills have left, once all shards are recorded."""
+    for made_of in layout.state.glob("shard-*/"):
+        shutil.rmtree(made_of, ignore_errors=True)
+    for draft in layout.out.glob(".shard-*.tmp"):
+        with suppress(OSError):
+            draft.unlink()
 
 
 def _real(sample: dict[str, Any]) -> float:
     """Seconds that have all that was prepared; what fills the gaps of the sound does not count."""
     if not sample["audio"][1]:
         return sample["seconds"]
-    heard = sample.get("heard", sample["samples"])  # a preparation begun by an older version does not tell
-    return min(sample["seconds"], heard / SAMPLE_RATE)
+    return min(sample["seconds"], sample["heard"] / SAMPLE_RATE)
 
 
 def _statistics(samples: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:

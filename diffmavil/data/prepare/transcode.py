@@ -29,7 +29,7 @@ from diffmavil.data.audio import log_mel, moments
 from diffmavil.data.decode import limited
 from diffmavil.data.extent import seconds_of, tick_of
 from diffmavil.data.frames import Disordered, counted_frames, timed_frames
-from diffmavil.data.library import library_errors
+from diffmavil.data.library import library_errors, reason_of
 from diffmavil.data.media import BadClip, Deadline, Media
 from diffmavil.data.modalities import least_seconds, too_short
 from diffmavil.data.prepare.canvas import Canvas
@@ -88,12 +88,13 @@ def transcode(
         with Media(item.path, Deadline(deadline, item.source), settings.modalities) as media:
             spans = _part(item, media, media.measured())
             origin = media.start
-        windows, empty = _pieces(item, spans, media.sounding, settings)
+        windows, empty = _pieces(item, spans, media.filled, settings)
     except (av.error.FFmpegError, BadClip, OSError) as error:
         yield _bad(item, error)
         return
     if empty:
-        yield BadClip(item.source, f"{empty} pieces without any sound, where its time stamps jump")
+        what = "sound" if hears(settings.modalities) else "picture"
+        yield BadClip(item.source, f"{empty} pieces without any {what}, where its time stamps jump")
     for window in windows:
         begun()
         try:
@@ -106,7 +107,7 @@ def transcode(
 def _bad(item: Item, error: Exception) -> BadClip:
     if isinstance(error, BadClip):
         return BadClip(item.source, error.reason)
-    return BadClip(item.source, f"cannot be decoded: {getattr(error, 'strerror', None) or error}")
+    return BadClip(item.source, reason_of(error, item.path))
 
 
 def _part(item: Item, media: Media, spans: tuple[Span, Span]) -> tuple[Span, Span]:
@@ -118,10 +119,11 @@ def _part(item: Item, media: Media, spans: tuple[Span, Span]) -> tuple[Span, Spa
     return limited(media, spans, item.start, item.duration)
 
 
-def _pieces(item: Item, spans: tuple[Span, Span], sounding: set[int], settings: Settings) -> tuple[list[Span], int]:
-    """Even pieces of the time that has all that is wanted, and how many are left out for want of any sound.
+def _pieces(item: Item, spans: tuple[Span, Span], filled: set[int], settings: Settings) -> tuple[list[Span], int]:
+    """Even pieces of the time that has all that is wanted, and how many are left out since nothing lies in them.
 
-    The last one keeps what is left of either. One damaged time stamp makes years of a file: those are never listed.
+    `filled`: as of `Media`. The last one keeps what is left of either. One damaged time stamp makes years of a file:
+    those are never listed.
     """
     if reason := too_short(settings.modalities, *spans):
         raise BadClip(item.source, reason)
@@ -129,8 +131,8 @@ def _pieces(item: Item, spans: tuple[Span, Span], sounding: set[int], settings: 
     # A tenth too long is no reason to cut in two.
     count = max(1, math.ceil(common.length / settings.cut - 0.1))
     length = common.length / count
-    held = set() if hears(settings.modalities) else set(range(count))
-    for second in sounding:
+    held: set[int] = set()
+    for second in filled:
         first, after = ((edge - common.start) / length for edge in (second, second + 1))
         held.update(range(math.floor(first), math.floor(after) + 1))
     last = min(max(span.end for span in spans), common.start + (count - 1) * length + max(length, settings.cut))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diffmavil.config import require
-from diffmavil.data.shards.index import DATASET_FILE, INDEX_FILE, Description, Index
+from diffmavil.data.shards.index import DATASET_FILE, INDEX_FILE, Description
 
 _MOST = 1000
 """Problems named."""
@@ -26,12 +26,10 @@ def verify(out: Path, progress: Callable[[int, int], None] = lambda done, total:
     require((out / DATASET_FILE).is_file(), "--verify", str(out), f"a prepared folder, with a {DATASET_FILE}")
     description = Description.from_bytes((out / DATASET_FILE).read_bytes())
     try:
-        index = Index.from_bytes((out / INDEX_FILE).read_bytes())
+        index = description.read_index((out / INDEX_FILE).read_bytes())
     except (OSError, ValueError) as error:
         return [f"{INDEX_FILE}: {error}"]
     problems: list[str] = []
-    if len(index) != description.facts["clips"]:
-        problems.append(f"{INDEX_FILE}: {len(index)} clips, {DATASET_FILE} says {description.facts['clips']}")
     for number, (name, size) in enumerate(description.shards):
         entries = index.entries[index.entries["shard"] == number]
         expected = {

@@ -29,8 +29,10 @@ class Worker:
     """What a process needs to do any item; calling it does one."""
 
     settings: Settings
-    staging: Path
+    state: Path
+    """Folder of all staging folders."""
     deadline: float
+    """Seconds that a piece may take."""
 
     def __call__(self, item: Item, begun: Callable[[], None] = lambda: None) -> None:
         """Raises `CannotWrite`; what is wrong with the item is part of the result."""
@@ -54,13 +56,16 @@ class Worker:
             "samples": samples,
             "bad": reasons,
         }
-        files = item_files(self.staging, item)
+        files = self._files(item)
         write_whole(files.tar, tar.getvalue())
         write_whole(files.done, to_json(outcome))
 
     def done(self, item: Item) -> Path:
         """The file whose presence says that the item is done."""
-        return item_files(self.staging, item).done
+        return self._files(item).done
+
+    def _files(self, item: Item) -> ItemFiles:
+        return item_files(staging_of(self.state, item.number // self.settings.per_shard), item)
 
 
 class ItemFiles(NamedTuple):
@@ -73,6 +78,11 @@ class ItemFiles(NamedTuple):
 def number_of(key: str) -> int:
     """Of the item that a sample, or a member of a shard, was made of, by its name."""
     return int(key.split("-")[0])
+
+
+def staging_of(state: Path, shard: int) -> Path:
+    """Where the results of a shard's items are left."""
+    return state / f"shard-{shard:06d}"
 
 
 def item_files(staging: Path, item: Item) -> ItemFiles:

@@ -12,6 +12,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from diffmavil.data.durable import draft_of
+
 _LOOK = 64
 """A process looks at the whole cache each time it has added 1/_LOOK of the limit."""
 _KEEP = 0.75
@@ -30,9 +32,10 @@ class RangeCache:
         path = self._path(key)
         try:
             data = path.read_bytes()
-            os.utime(path)
         except OSError:
             return None
+        with contextlib.suppress(OSError):  # another's file, or a disk that takes nothing
+            os.utime(path)
         return data
 
     def put(self, key: str, data: bytes) -> None:
@@ -44,7 +47,7 @@ class RangeCache:
                 self._make_room()
             self._added = 0
         path = self._path(key)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft = draft_of(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             draft.write_bytes(data)
@@ -71,6 +74,8 @@ class RangeCache:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return  # another process is at it
+            except OSError:
+                pass  # no locks are known there: several at once remove too much at worst
             found: list[tuple[int, int, str]] = []
             for inner in os.scandir(self.folder):
                 if inner.is_dir():

@@ -6,6 +6,7 @@ second. The tars themselves are ordinary WebDataset shards: reading them in orde
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
@@ -121,6 +122,21 @@ class Description:
     @property
     def modalities(self) -> Modalities:
         return self.facts.get("settings", {}).get("modalities", "av")
+
+    def read_index(self, data: bytes) -> Index:
+        """The index of the set from its file. `ValueError` for what is no index, or another set's or an older one."""
+        index = Index.from_bytes(data)
+        digest, shards = self.facts.get("index_sha256"), index.entries["shard"]
+        if digest is not None:
+            ours = hashlib.sha256(data).hexdigest() == digest
+        else:  # an older version did not tell
+            ours = len(index) == self.facts.get("clips") and shards.max(initial=-1) < len(self.shards)
+        if not ours:
+            raise ValueError(
+                f"not the index that {DATASET_FILE} was written with: copy {INDEX_FILE} and {DATASET_FILE} again; "
+                f"where they were prepared, delete {DATASET_FILE}, and the same command writes both anew"
+            )
+        return index
 
     def to_plain(self) -> dict[str, Any]:
         audio = {str(mels): {"mean": mean, "std": std} for mels, (mean, std) in self.audio.items()}

@@ -27,13 +27,13 @@ def read_prepared(root: str, name: str, modalities: Modalities = "av") -> ClipSe
 
     Raises:
         ValueError: it is not whole: a shard is missing or cut off (a folder only; of a URL that shows when it is read),
-            or its index is not one; or it was prepared without what is wanted.
+            or its index is not one, or not its own; or it was prepared without what is wanted.
     """
-    root = root if is_remote(root) else str(expand(root))
+    root = root if is_remote(root) else str(expand(root).absolute())
     store = open_store(root, Path(), 0)
     try:
         description = Description.from_bytes(store.read_all(DATASET_FILE))
-        index = Index.from_bytes(store.read_all(INDEX_FILE))
+        index = description.read_index(store.read_all(INDEX_FILE))
     except (StoreError, ValueError) as error:
         raise ValueError(f"{name}={root!r}: {error}") from error
     if description.modalities not in ("av", modalities):

@@ -7,6 +7,7 @@ is a bad clip like any other.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -25,7 +26,9 @@ from diffmavil.data.shards.cache import RangeCache
 
 TRIES = 6
 BACK_OFF = 0.5
-"""Seconds to wait before a remote read is tried again; doubled each time."""
+"""Seconds to wait before a read is tried again; doubled each time."""
+_LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""What does not get better by itself."""
 _OPEN_FILES = 128
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 """How a URL begins, also one that fsspec chains: simplecache::s3://"""
@@ -53,19 +56,35 @@ class Store(Protocol):
         ...
 
 
-class LocalStore:
-    """A folder on disk; `_OPEN_FILES` shards stay open."""
+def _patiently(read: Callable[[], bytes], sleep: Callable[[float], None]) -> bytes:
+    """What `read` gives, which is tried `TRIES` times; raises its last error, or the first that lasts."""
+    wait = BACK_OFF
+    for left in reversed(range(TRIES)):
+        try:
+            return read()
+        except Exception as error:  # every store has errors of its own
+            if not left or isinstance(error, _LASTING):
+                raise
+        # Processes that failed together do not come back together.
+        sleep(wait * (1 + os.getpid() % 97 / 97))
+        wait *= 2
+    raise AssertionError
 
-    def __init__(self, root: str) -> None:
+
+class LocalStore:
+    """A folder on disk, or on a network's, with retries; `_OPEN_FILES` shards stay open."""
+
+    def __init__(self, root: str, sleep: Callable[[float], None] = time.sleep) -> None:
         self.root = root
+        self.sleep = sleep
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         path = os.path.join(self.root, name)
         try:
-            data = os.pread(self._handle(path), size, offset)
+            data = _patiently(lambda: self._pread(path, offset, size), self.sleep)
         except OSError as error:
-            raise StoreError(f"{path}: {error.strerror}; copy the shard again") from error
+            raise StoreError(f"{path}: {_tries(error)}{error.strerror}; copy the shard again") from error
         if len(data) != size:
             raise StoreError(f"{path}: cut off: no {size} bytes at {offset}; copy the shard again")
         return data
@@ -73,9 +92,18 @@ class LocalStore:
     def read_all(self, name: str) -> bytes:
         path = Path(self.root, name)
         try:
-            return path.read_bytes()
+            return _patiently(path.read_bytes, self.sleep)
         except OSError as error:
-            raise StoreError(f"{path}: {error.strerror}") from error
+            raise StoreError(f"{path}: {_tries(error)}{error.strerror}") from error
+
+    def _pread(self, path: str, offset: int, size: int) -> bytes:
+        try:
+            return os.pread(self._handle(path), size, offset)
+        except OSError:
+            # A handle on a file server that was started anew stays stale: the next try opens the file again.
+            with contextlib.suppress(OSError, KeyError):
+                os.close(self._open.pop(path))
+            raise
 
     def _handle(self, path: str) -> int:
         if path in self._open:
@@ -89,6 +117,10 @@ class LocalStore:
     def __del__(self) -> None:
         for handle in self._open.values():
             os.close(handle)
+
+
+def _tries(error: Exception) -> str:
+    return "" if isinstance(error, _LASTING) else f"tried {TRIES} times: "
 
 
 class RemoteStore:
@@ -123,21 +155,14 @@ class RemoteStore:
         return self._tried(name, None, None)
 
     def _tried(self, name: str, start: int | None, end: int | None) -> bytes:
-        wait = BACK_OFF
-        for left in reversed(range(TRIES)):
-            try:
-                return self._fs.cat_file(f"{self._folder}/{name}", start=start, end=end)
-            except FileNotFoundError as error:
-                raise StoreError(f"{self.url}/{name}: is not there") from error
-            except PermissionError as error:
-                raise StoreError(f"{self.url}/{name}: access is denied: {error}") from error
-            except Exception as error:  # every store has errors of its own
-                if not left:
-                    raise StoreError(f"{self.url}/{name}: tried {TRIES} times: {error!r}") from error
-                # Processes that failed together do not come back together.
-                self.sleep(wait * (1 + os.getpid() % 97 / 97))
-                wait *= 2
-        raise AssertionError
+        try:
+            return _patiently(lambda: self._fs.cat_file(f"{self._folder}/{name}", start=start, end=end), self.sleep)
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.url}/{name}: is not there") from error
+        except PermissionError as error:
+            raise StoreError(f"{self.url}/{name}: access is denied: {error}") from error
+        except Exception as error:
+            raise StoreError(f"{self.url}/{name}: {_tries(error)}{error!r}") from error
 
 
 def _file_system(url: str) -> tuple[Any, str]:
