@@ -8,7 +8,7 @@ DiffMAViL puts diffused patches in place of mask tokens and lets decoders cross-
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -180,11 +180,8 @@ class DiffMAViL(nn.Module):
         """Masks, timesteps and diffused patches of a batch; arguments and errors as of `forward`."""
         self._check_inputs(video, spec, keep_video, keep_audio)
         drawn: dict[str, list[Drawn]] = {"audio": [], "video": []}
-        for span in spans(video.shape[0], offset, keep_audio, keep_video):
-            rows, first = slice(span.first, span.last), offset + span.first
-            for name, branch in self.branches.items():
-                x, keep = (spec, span.keep_audio) if name == "audio" else (video, span.keep_video)
-                drawn[name].append(branch.draw(x[rows], keep, seed, first))
+        for name, branch, x, keep, first in self._by_span(video, spec, offset, keep_video, keep_audio):
+            drawn[name].append(branch.draw(x, keep, seed, first))
         return Draws(tuple(drawn["audio"]), tuple(drawn["video"]))
 
     def features(self, video: Tensor, spec: Tensor, heard: Tensor | None = None) -> Features:
@@ -269,12 +266,9 @@ class DiffMAViL(nn.Module):
         """What the contrast reads of a batch that `forward` would be given with these arguments."""
         self._check_inputs(video, spec, keep_video, keep_audio)
         tokens: dict[str, list[Tensor]] = {name: [] for name in self.branches}
-        for span in spans(video.shape[0], offset, keep_audio, keep_video):
-            rows, first = slice(span.first, span.last), offset + span.first
-            for name, branch, x in self._present(spec[rows], video[rows]):
-                keep = span.keep_audio if name == "audio" else span.keep_video
-                ids = branch.draw_contrasted(len(x), keep, seed, first, x.device)
-                tokens[name].append(branch.encode(x, ids))
+        for name, branch, x, keep, first in self._by_span(video, spec, offset, keep_video, keep_audio):
+            ids = branch.draw_contrasted(len(x), keep, seed, first, x.device)
+            tokens[name].append(branch.encode(x, ids))
         return self._pool(tokens, clips)
 
     def couple(self, passes: Sequence[Pooled]) -> list[Coupled]:
@@ -304,6 +298,15 @@ class DiffMAViL(nn.Module):
     def _present(self, spec: Tensor, video: Tensor) -> list[tuple[str, Branch, Tensor]]:
         """Name, branch and input of each modality that there is."""
         return [(name, branch, spec if name == "audio" else video) for name, branch in self.branches.items()]
+
+    def _by_span(
+        self, video: Tensor, spec: Tensor, offset: int, keep_video: Keep, keep_audio: Keep
+    ) -> Iterator[tuple[str, Branch, Tensor, int, int]]:
+        """Of each span of a batch and modality: name, branch, input, visible patches, number of the first sample."""
+        for span in spans(video.shape[0], offset, keep_audio, keep_video):
+            rows = slice(span.first, span.last)
+            for name, branch, x in self._present(spec[rows], video[rows]):
+                yield name, branch, x, span.keep_audio if name == "audio" else span.keep_video, offset + span.first
 
     def _contrasted(
         self, inputs: dict[str, list[Tensor]], drawn: dict[str, Sequence[Drawn]]

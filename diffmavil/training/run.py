@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TypeVar
@@ -59,18 +60,7 @@ def open_run(preset: str, config: C, options: RunOptions, world: World) -> tuple
     if run.checkpoint is not None:
         old = load_config(run.checkpoint / CONFIG_FILE)
         with usage_errors():
-            begun = f"{old.train.init!r}, or left out, with --resume: the run has begun and goes on from its checkpoint"
-            require(config.train.init == old.train.init, "train.init", config.train.init, begun)
-            stage = f"{old.teacher.stage}, or left out, with --resume: the run has begun"
-            require(config.teacher.stage == old.teacher.stage, "teacher.stage", config.teacher.stage, stage)
-            same = config.teacher.averaged == old.teacher.averaged
-            begun = f"{old.teacher.source!r}, or left out, with --resume: the run has begun with it"
-            require(same, "teacher.source", config.teacher.source, begun)
-            shared = f"{old.model.shared_encoder}, or left out, with --resume: the run has begun"
-            same = config.model.shared_encoder == old.model.shared_encoder
-            require(same, "model.shared_encoder", config.model.shared_encoder, shared)
-            kept = f"{'above 0' if old.train.ema else '0'}, as the run began, or left out, with --resume"
-            require((config.train.ema > 0) == (old.train.ema > 0), "train.ema", config.train.ema, kept)
+            _check_settled(old, config)
             config = continued(old, config, run.progress.step, run.progress.position)
         run = replace(run, begun_at=plan(old, run.progress.step - 1).position)
         for line in differences(old, config):
@@ -78,6 +68,21 @@ def open_run(preset: str, config: C, options: RunOptions, world: World) -> tuple
     with usage_errors():
         check_processes(config, world.size)
     return run, config
+
+
+def _check_settled(old: Config, new: Config) -> None:
+    """Raises `ValueError` for what a run that has begun can no longer change."""
+    settled = (
+        ("train.init", lambda config: config.train.init, None),
+        ("teacher.stage", lambda config: config.teacher.stage, None),
+        ("teacher.source", lambda config: config.teacher.averaged, repr(old.teacher.source)),
+        ("model.shared_encoder", lambda config: config.model.shared_encoder, None),
+        ("train.ema", lambda config: config.train.ema > 0, "above 0" if old.train.ema else "0"),
+    )
+    for name, decides, allowed in settled:
+        value = attrgetter(name)(new)
+        begun = f"{allowed or repr(decides(old))}, or left out, with --resume: the run has begun with it"
+        require(decides(new) == decides(old), name, value, begun)
 
 
 def _new(folder: Path, world: World) -> Run:

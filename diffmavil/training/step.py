@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -88,8 +88,11 @@ class TrainStep:
         What clips of several passes have to do with each other, such as the contrast, is worked out first: how a step
         is cut changes nothing but its memory, and costs one more forward of the encoders.
         """
-        inputs = self.task.inputs(batch)
-        parts = passes(len(batch), now.at_once)
+        return self._in_passes(self.task.inputs(batch), now, offset)
+
+    def _in_passes(self, inputs: tuple[Tensor, ...], now: Plan, offset: int) -> Tensor:
+        clips = len(inputs[0])
+        parts = passes(clips, now.at_once)
         if len(parts) == 1:
             return self.one_pass(inputs, now, offset, 1.0)
         cut = [(tuple(x[rows] for x in inputs), offset + rows.start) for rows in parts]
@@ -97,7 +100,7 @@ class TrainStep:
             coupled = self.task.couple([(part, self.task.arguments(now, first)) for part, first in cut])
         total = torch.zeros((), device=self.device)
         for i, ((part, first), own) in enumerate(zip(cut, coupled, strict=True)):
-            share = len(part[0]) / len(batch)
+            share = len(part[0]) / clips
             with self._syncs(i + 1 == len(parts)):
                 total = total + share * self.one_pass(part, now, first, share, own)
         return total
@@ -136,16 +139,7 @@ class TrainStep:
         begin, found = time.perf_counter(), shapes(self.config)
         for now in found:
             local = now.batch_size // self.world.size
-            parts = passes(local, now.at_once)
-            first = now.position + self.world.rank * local
-            drawn = [(self.task.random_inputs(rows.stop - rows.start), first + rows.start) for rows in parts]
-            coupled: Sequence[Any] = [None]
-            if len(parts) > 1:
-                with torch.no_grad(), self._autocast():
-                    coupled = self.task.couple([(part, self.task.arguments(now, at)) for part, at in drawn])
-            for (part, at), own in zip(drawn, coupled, strict=True):
-                # Graphs are recorded for a share.
-                self.one_pass(part, now, at, len(part[0]) / local, own)
+            self._in_passes(self.task.random_inputs(local), now, now.position + self.world.rank * local)
             self.drop_gradients()
         seconds = time.perf_counter() - begin
         what = f"{graphs_compiled()} graphs compiled, " if self.config.train.compile else ""
