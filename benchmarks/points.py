@@ -34,11 +34,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.digits import Digits, pretrain_and_probe, read_digits
-from benchmarks.frontier import BASE, CHANGES
 from benchmarks.identity import identity
 from benchmarks.kernels import write
 from benchmarks.lines import read
 from benchmarks.processes import python
+from benchmarks.settings import BASE, CHANGES
 from diffmavil.config import Config
 from diffmavil.config.cli import parse_train
 from diffmavil.config.presets import PRESETS

@@ -35,7 +35,7 @@ if not __package__:
 from rich.console import Console
 
 from benchmarks import frontier, quality_earlier
-from benchmarks.frontier import BUDGETS, CHAIN, CHANGES, SETS, Asked, Cell, cell_of, cells, distinct, kept, make_ready
+from benchmarks.frontier import SETS, Asked, Cell, cell_of, cells, distinct, kept, make_ready
 from benchmarks.identity import ROOT, commit
 from benchmarks.kernels import write
 from benchmarks.lines import read
@@ -43,6 +43,7 @@ from benchmarks.processes import Processes, side_by_side
 from benchmarks.quality_board import page
 from benchmarks.quality_view import Grid, part, views
 from benchmarks.recipes import PRESETS
+from benchmarks.settings import BUDGETS, CHAIN, CHANGES
 from diffmavil.config import require
 from diffmavil.config.errors import UsageError
 

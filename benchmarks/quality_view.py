@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from benchmarks.frontier import BASE, CHANGES, FROM_SCRATCH, SETS
+from benchmarks.frontier import FROM_SCRATCH, SETS
+from benchmarks.settings import BASE, CHANGES
 
 Result = dict[str, Any]
 # Student's t at 97.5 % for one to nine degrees of freedom; beyond, the last: a little wider than need be.

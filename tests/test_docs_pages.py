@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,46 @@ def test_decisions_say_what_the_log_says() -> None:
         assert anchor in log
         for number in re.findall(r"(?<![\w@.-])\d[\d,]*(?:\.\d+)?(?![\w@])", row):
             assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", log[anchor]), f"{number} of{row}"
+
+
+def scores(of: str, setting: str, budget: float, key: str) -> str:
+    """Of the study of the lean recipe, as the tables have it: mean and deviation of three seeds, or each score."""
+    lines = map(json.loads, (ROOT / "benchmarks" / "results" / "quality-lean.jsonl").read_text().splitlines())
+    same = [one for one in lines if (one["set"], one["setting"], one["budget"]) == (of, setting, budget)]
+    found = [100 * one["scores"][key] for one in sorted(same, key=lambda one: one["seed"])]
+    if len(found) < 3:
+        return " and ".join(f"{score:.1f}" for score in found)
+    return f"{statistics.mean(found):.1f} ± {statistics.stdev(found):.1f}"
+
+
+def test_results_say_what_the_lines_say() -> None:
+    """Of the recipe that is compared with MAViL: the table's cells, and the README's."""
+    lean, half = "mavil-tiny-lean, twice the learning rate", ("mavil-tiny-lean, twice the learning rate", 0.5)
+    rows = {
+        "GRID words, fused": ("grid", "probe/fused"),
+        "GRID words, audio": ("grid", "probe/audio"),
+        "GRID words, video (lips)": ("grid", "probe/video"),
+        "GRID, audio to video, recall@1 of 1,098": ("grid", "audio_to_video/recall@1"),
+        "Free Spoken Digits": ("fsdd", "probe/audio"),
+        "generated set, fused": ("synthetic", "probe/fused"),
+        "ESC-10, five folds": ("esc10-folds", "probe/audio"),
+        "ESC-10, fold 1": ("esc10", "probe/audio"),
+    }
+    page, readme = (DOCS / "results.md").read_text(), (ROOT / "README.md").read_text()
+    for name, (of, key) in rows.items():
+        (line,) = re.findall(rf"^\| {re.escape(name)} \| (.*) \|$", page, re.MULTILINE)
+        whole = ("mavil-tiny-lean", 1.0) if of == "fsdd" else (lean, 1.0)
+        for cell, (setting, budget) in zip(line.split(" | "), (("mavil-tiny", 1.0), half, whole), strict=False):
+            assert cell.startswith(scores(of, setting, budget, key)), f"{name}: {cell}"
+    (grid,) = re.findall(r"^\| GRID words, .* \|$", readme, re.MULTILINE)
+    (esc,) = re.findall(r"^\| ESC-10, .* \|$", readme, re.MULTILINE)
+    for line, of, key, cells in (
+        (grid, "grid", "probe/fused", [("mavil-tiny", 1.0), (lean, 1.0), half]),
+        (esc, "esc10-folds", "probe/audio", [("mavil-tiny", 1.0), half]),
+    ):
+        for setting, budget in cells:
+            mean = scores(of, setting, budget, key).partition(" ±")[0]
+            assert f"{mean} %" in line, f"{mean} in {line}"
 
 
 def test_the_site_has_every_page() -> None:

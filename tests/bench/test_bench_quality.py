@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import frontier, quality
-from benchmarks.frontier import CHAIN, FROM_SCRATCH, SETS, Asked
+from benchmarks import frontier, quality, settings
+from benchmarks.frontier import FROM_SCRATCH, SETS, Asked
 from benchmarks.lines import read
+from benchmarks.settings import CHAIN
 from diffmavil.config.cli import parse_flags, parse_train
 from diffmavil.config.finetune_cli import parse_finetune
 from diffmavil.config.presets import preset
@@ -185,7 +186,7 @@ def test_the_chain_takes_one_step_of_the_table_of_techniques_at_a_time():
     assert len(same) == 1
 
 
-@pytest.mark.parametrize("name", frontier.CHANGES)
+@pytest.mark.parametrize("name", settings.CHANGES)
 def test_a_named_change_changes_its_preset(name: str):
     asked = Asked("fsdd")
     of_preset = [name.partition(",")[0], "--config", str(frontier.config_of("fsdd", "pretrain"))]
