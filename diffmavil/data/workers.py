@@ -64,10 +64,11 @@ def start_worker(worker: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, leave_if_told)
-    threading.Thread(target=_leave_with_main, daemon=True).start()
+    threading.Thread(target=leave_with_main, daemon=True).start()
 
 
-def _leave_with_main() -> None:
+def leave_with_main() -> None:
+    """In a thread: end this process when the one that started it ends, however it does."""
     main = multiprocessing.parent_process()
     assert main is not None
     main.join()

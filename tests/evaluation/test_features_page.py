@@ -78,7 +78,7 @@ def test_the_page_of_features(place: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_the_readme_s_example(place: Path):
-    run_snippets(ROOT / "README.md", place, lambda code: "diffmavil.load(" in code)
+    assert run_snippets(ROOT / "README.md", place, lambda code: "diffmavil.load(" in code) == 1
 
 
 def test_snippets_are_run_and_may_fail(tmp_path: Path):

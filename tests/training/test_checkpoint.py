@@ -123,7 +123,11 @@ def test_a_checkpoint_before_any_step_that_counted_has_what_muon_needs(tmp_path:
     step.one_pass(step.task.random_inputs(2), plan(of, 0), 0, 1.0)
     step._update(torch.tensor(math.nan))
     path = save_checkpoint(tmp_path, Progress(1, 4), step.state, of, ALONE)
-    load_checkpoint(path, trained(of).state)
+    other = trained(of)
+    load_checkpoint(path, other.state)
+    for name, value in leaves(step.state).items():
+        found = leaves(other.state)[name]
+        assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value, name
 
 
 def flip(file: Path) -> None:

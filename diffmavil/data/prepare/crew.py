@@ -6,7 +6,6 @@ does both.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -24,7 +23,7 @@ from diffmavil.config.errors import CannotWrite
 from diffmavil.data.awake import awake_seconds
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.work import Worker
-from diffmavil.data.workers import process_context
+from diffmavil.data.workers import leave_with_main, process_context
 
 _START_SECONDS = 120.0
 """What the first item of a process may take longer: imports."""
@@ -178,7 +177,7 @@ class _Member:
 def _serve(connection: Connection, worker: Worker) -> None:
     """In the process: do items until nobody gives any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_main, daemon=True).start()
+    threading.Thread(target=leave_with_main, daemon=True).start()
     torch.set_num_threads(1)
 
     def tell(kind: str, what: Any = None) -> None:
@@ -198,10 +197,3 @@ def _serve(connection: Connection, worker: Worker) -> None:
             # Said once with its place: it is a fault of ours, or memory that ran out.
             traceback.print_exc()
             tell("failed", f"unexpected {type(error).__name__}: {error}")
-
-
-def _leave_with_main() -> None:
-    main = multiprocessing.parent_process()
-    assert main is not None
-    main.join()
-    os._exit(1)
