@@ -1,4 +1,4 @@
-"""One op on one case: check every provider, time those that are right, and give a row of results for each."""
+"""One op on one case: check every provider, time the correct ones, and yield a row of results for each."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ KEYS = (
     "versions",
     "date",
 )
-"""Of every row, in this order; what is needed to read them follows."""
+"""The keys of every row, in this order; those needed to interpret them follow."""
 
 Row = dict[str, Any]
 MOST_SETS = 16
 COPY = "copy"
-"""Among the providers that take turns: a copy of the op's bytes."""
+"""Timed in turns with the providers: a copy of as many bytes as the op moves."""
 
 
 def providers(op: str, compiled: bool, native: bool, packages: Sequence[Package]) -> dict[str, Provider]:
-    """Who answers: eager code, base of every speed-up, comes first. native: there is a kernel in C++ to ask for."""
+    """The providers by name; eager code, the baseline of every speed-up, comes first. native: there is a C++ kernel."""
     found: dict[str, Provider] = {"eager": _eager}
     if compiled:
         found["compiled"] = _compiled(_eager if op in ROW_OPS else _reference)
@@ -70,21 +70,21 @@ def _reference(problem: Problem) -> Output:
 def _compiled(run: Provider) -> Provider:
     import torch._functorch.config
 
-    torch.compiler.reset()  # one shape at a time: dynamo gives up after a few versions of one function
-    torch._functorch.config.donated_buffer = False  # or a backward could not be timed twice
+    torch.compiler.reset()  # one shape at a time: dynamo gives up after a few recompilations of a function
+    torch._functorch.config.donated_buffer = False  # otherwise a backward could not be timed twice
     return torch.compile(run, fullgraph=True, dynamic=False)
 
 
 @dataclass
 class Bench:
-    """What all rows of a run share.
+    """The settings and state shared by all rows of a run.
 
     Args:
         identity: the keys of `benchmarks.identity.identity`.
         load: runnable processes of the machine before the run; more than its cores disturb times on a CPU.
-        seconds: of measuring for one op, case and mode, all providers together.
-        report: told in words of each provider that is wrong.
-        packages: of other people, whose row ops stand beside torch's.
+        seconds: measuring time for one op, case and mode, all providers together.
+        report: called with a message for each provider that is wrong.
+        packages: third-party packages, whose row ops are compared with torch's.
     """
 
     device: torch.device
@@ -126,7 +126,7 @@ class Bench:
         for name, run in providers(op, self.compiled, native, self.packages).items():
             try:
                 said = complaint(problem, run, right, draws_its_own=name == "eager")
-            except Exception as error:  # no answer is a wrong answer, and the others are measured all the same
+            except Exception as error:  # a provider that fails counts as wrong; the others are still measured
                 said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             if said is None:
                 good[name] = run
@@ -136,15 +136,15 @@ class Bench:
         return good
 
     def sets_needed(self, work: Count) -> int:
-        """Sets of inputs that together outgrow a GPU's L2 cache twice, as far as a few sets can."""
+        """The number of input sets that together exceed a GPU's L2 cache twice over, as far as a few sets can."""
         if self.device.type != "cuda":
             return 1
         return min(MOST_SETS, math.ceil(2 * self.l2_bytes / max(work.bytes, 1)))
 
     def cache(self, work: Count, sets: int) -> str:
-        """ "cold": a set was driven out of a GPU's L2 cache before it comes again. "warm": it may still lie in a cache.
+        """ "cold": a set is evicted from a GPU's L2 cache before it is used again. "warm": it may still be in a cache.
 
-        Always warm on a CPU, where the same inputs come every time.
+        Always warm on a CPU, where the same inputs are used every time.
         """
         outgrown = self.device.type == "cuda" and sets * work.bytes >= 2 * self.l2_bytes
         return "cold" if outgrown else "warm"
@@ -204,7 +204,7 @@ class Bench:
 
 
 def bind(provider: Provider, problem: Problem, mode: str, right: Expected) -> Call:
-    """The call that is timed: fwd without gradients, bwd alone on a kept graph, or both one after the other."""
+    """The call that is timed: fwd without gradients, bwd alone on a retained graph, or both one after the other."""
     if mode == "fwd":
         return torch.no_grad()(functools.partial(provider, problem))
     leaves, grad_output = leaves_of(problem), right.grad_output

@@ -1,4 +1,4 @@
-"""The shapes that are measured: what the ops see in one training step of well-known masked autoencoders."""
+"""The measured shapes: those of the ops in one training step of well-known masked autoencoders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Kind = Literal["video", "image", "spectrogram"]
 
 @dataclass(frozen=True)
 class Case:
-    """One input and the model around it."""
+    """One input and the dimensions of the model around it."""
 
     name: str
     kind: Kind
@@ -19,24 +19,24 @@ class Case:
     """Video (T, H, W), image (H, W), spectrogram (F, M)."""
     patch: tuple[int, ...]
     width: int
-    """Of the encoder's tokens, which are gathered."""
+    """Width of the encoder's tokens, which are gathered."""
     decoder_width: int
-    """Of the decoder's tokens, among which the visible ones are scattered."""
+    """Width of the decoder's tokens, among which the visible ones are scattered."""
     mask_ratio: float
     cpu_batch: int
     cuda_batch: int
     cpu_pairs: int = 256
     cuda_pairs: int = 4096
-    """Rows of each side in the contrastive loss: it sees the whole step, not one micro-batch."""
+    """Rows of each side of the contrastive loss, which covers the whole step, not one micro-batch."""
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
-        """Of one stored sample: RGB last, a spectrogram without channels."""
+        """Shape of one stored sample: RGB last, a spectrogram without channels."""
         return self.size if self.kind == "spectrogram" else (*self.size, 3)
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """ImageNet's; spectrograms as the model gets them, normalised already."""
+        """ImageNet's; spectrograms are already normalised, as the model receives them."""
         return (0.0,) if self.kind == "spectrogram" else (0.485, 0.456, 0.406)
 
     @property
@@ -45,7 +45,7 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        # A list: dynamo follows no generator here.
+        # A list: dynamo cannot trace a generator here.
         return math.prod([size // p for size, p in zip(self.size, self.patch, strict=True)])
 
     @property
@@ -61,7 +61,7 @@ class Case:
         return self.tokens - self.kept
 
     def batch(self, device_type: str) -> int:
-        """Samples at once: on a GPU enough to fill it, on a CPU few, so that a run takes minutes."""
+        """Samples per batch: on a GPU enough to fill it, on a CPU few, so that a run takes minutes."""
         return self.cuda_batch if device_type == "cuda" else self.cpu_batch
 
     def pairs(self, device_type: str) -> int:

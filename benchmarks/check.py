@@ -1,8 +1,8 @@
-"""Is the answer right? Asked of every provider before it is timed; a wrong one is not timed at all.
+"""Checks the result of every provider before it is timed; a wrong one is not timed at all.
 
-The measure of right is float64: eager code run in float64 where the answer is determined, the torch reference on
-float64 inputs where the noise stream is ours to define. Eager code that draws its own masks and noise is held to their
-distribution. Outputs and gradients are compared by |found - expected| / |expected|; a nan never passes. What is allowed
+The ground truth is float64: eager code run in float64 if the result is deterministic, the torch reference on float64
+inputs if the noise stream is defined by us. Eager code that draws its own masks and noise is checked for their
+distribution. Outputs and gradients are compared by |found - expected| / |expected|; a nan never passes. The tolerance
 is a constant of the dtype, or for ops that are one call of torch a multiple of that call's own error.
 """
 
@@ -19,20 +19,20 @@ from benchmarks.problems import AddNoise, DiffusePatches, Output, Problem, Rando
 Provider = Callable[[Problem], Output]
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
-"""Largest relative error by dtype of the activations: some roundings of inputs that are products of other roundings."""
+"""Largest relative error by dtype of the activations: a few roundings of inputs that are themselves rounded."""
 
 MARGIN = 4
-"""Times the error of torch's own call: other kernels sum in another order, and round once or twice more."""
+"""Multiple of the error of torch's own call: other kernels sum in another order, and round once or twice more."""
 
 LOSS_SCALE = 2.0**14
-"""Gradient that flows into a loss, as in float16 training: the mean over a batch has gradients float16 cannot hold."""
+"""Gradient that flows into a loss, as in float16 training: gradients of a mean over a batch underflow in float16."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """The right outputs, the gradient that flows into them, and the right gradients of `Problem.leaves`.
+    """The correct outputs, the gradient that flows into them, and the correct gradients of `Problem.leaves`.
 
-    allowed: the largest relative error.
+    allowed: the largest relative error that is accepted.
     """
 
     outputs: tuple[Tensor, ...]
@@ -50,7 +50,7 @@ def leaves_of(problem: Problem) -> list[Tensor]:
 
 
 def expected(problem: Problem) -> Expected:
-    """The right answer to `problem`, from float64."""
+    """The correct result of `problem`, computed in float64."""
     twin = problem.in_float64()
     outputs = outputs_of(twin.ours("torch") if problem.random else twin.eager())
     allowed = TOLERANCE[problem.dtype]
@@ -66,15 +66,15 @@ def expected(problem: Problem) -> Expected:
 
 
 def relative_error(found: Tensor, right: Tensor) -> float:
-    """|found - right| / |right|, of all elements together."""
+    """|found - right| / |right|, over all elements together."""
     return float((found.double() - right).norm() / right.norm().clamp(min=1e-30))
 
 
 def complaint(problem: Problem, provider: Provider, right: Expected, draws_its_own: bool = False) -> str | None:
-    """What is wrong with the provider's answer, in words; None when it is right.
+    """What is wrong with the provider's result, as text; None if it is correct.
 
     Args:
-        draws_its_own: masks and noise come from a stream of the provider's own: only their distribution is held.
+        draws_its_own: masks and noise come from the provider's own stream: only their distribution is checked.
     """
     for tensor in (*right.outputs, *right.grads):
         poison(tensor)
@@ -87,14 +87,14 @@ def complaint(problem: Problem, provider: Provider, right: Expected, draws_its_o
     if said or right.grad_output is None:
         return said
     grad_output = right.grad_output.to(found[0].dtype)
-    for _ in range(2):  # twice, as the clock does: a backward may not spoil what it saved
+    for _ in range(2):  # twice, as the clock does: a backward must not corrupt its saved tensors
         grads = torch.autograd.grad(found[0], leaves_of(problem), grad_output, retain_graph=True)
         said = said or _compare("gradient", grads, right.grads, right.allowed, problem.dtype)
     return said
 
 
 def poison(like: Tensor) -> None:
-    """Leave nan (or -1) in freed memory of this size, so that an element never written is likely to show."""
+    """Leave nan (or -1) in freed memory of this size, so that an element that is never written is likely to show."""
     value = float("nan") if like.is_floating_point() else -1
     for dtype in {like.dtype, torch.float32, torch.bfloat16} if like.is_floating_point() else {like.dtype}:
         torch.full(like.shape, value, dtype=dtype, device=like.device)
@@ -117,7 +117,7 @@ def _compare(
 
 
 def distribution_complaint(problem: Problem, found: tuple[Tensor, ...], again: tuple[Tensor, ...]) -> str | None:
-    """Masks are splits of the right size and noise is standard normal, and a second draw is another."""
+    """Checks that masks are splits of the right size, that noise is standard normal, and that a second draw differs."""
     if torch.equal(found[0], again[0]):
         return "two draws are the same"
     if isinstance(problem, RandomMask):
@@ -135,7 +135,7 @@ def distribution_complaint(problem: Problem, found: tuple[Tensor, ...], again: t
 
 
 def _mask_complaint(problem: RandomMask, ids_keep: Tensor, mask: Tensor) -> str | None:
-    """ids_keep `[B, K]` are the positions where mask `[B, N]` is 0, each once."""
+    """Checks that ids_keep `[B, K]` are the positions where mask `[B, N]` is 0, each once."""
     kept = (mask == 0).nonzero()[:, 1].view(problem.batch, -1) if problem.batch else ids_keep
     if kept.shape != (problem.batch, problem.case.kept) or not torch.equal(kept, ids_keep.sort(dim=1).values):
         return "the ids kept are not the positions left unmasked"

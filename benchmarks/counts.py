@@ -1,11 +1,11 @@
-"""The least work of each op: bytes that must move, FLOPs, Philox blocks. The limit of a time follows from it.
+"""The minimum work of each op: bytes that must move, FLOPs, Philox blocks. They determine the limit of its time.
 
     python -m benchmarks.counts        # the table of docs/kernels.md
 
 The counts belong to the op, not to a provider: eager code that moves more is slower at the same counts. Bytes: each
 input read once and each output written once, activations in the dtype of the case, ids int32, pixels in whole 32-byte
 sectors. FLOPs: one for each addition, multiplication, root, exponential, logarithm, sine and cosine. `both` is forward
-and backward together; where the gradient can be made in the same pass (`masked_mse`), that pass.
+and backward together; if the gradient can be computed in the same pass (`masked_mse`), it is that pass.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from benchmarks.cases import CASES, Case
 
 SECTOR = 32
 ID_BYTES = 4
-TARGET_BYTES = 8  # of a class, as torch wants it
+TARGET_BYTES = 8  # of a class index, as torch requires it
 
-# For one element of a patch.
+# FLOPs per element of a patch.
 _NORMALISE = 2  # scale and shift of a channel
 _NORM_PIX = 5  # mean, centre, variance (2), scale
 _NOISE = 8  # Box-Muller: 10 for a pair of normals; mixing with the signal: 3
@@ -34,16 +34,17 @@ class Count:
     bytes: int
     flops: int = 0
     philox_blocks: int = 0
-    """Each makes four uint32."""
+    """Each yields four uint32."""
 
     def __add__(self, other: Count) -> Count:
         return Count(self.bytes + other.bytes, self.flops + other.flops, self.philox_blocks + other.philox_blocks)
 
 
 def pixel_bytes(case: Case, tokens: int) -> int:
-    """Expected bytes of the sectors that hold `tokens` random patches of a sample.
+    """Expected bytes of the sectors that contain `tokens` random patches of a sample.
 
-    A row of a 16x16 RGB patch is 48 bytes: patches share sectors, and a sector is read if any of its patches is chosen.
+    A row of a 16x16 RGB patch is 48 bytes: patches share sectors, and a sector is read if any of its patches is
+    selected.
     """
     item = 4 if case.kind == "spectrogram" else 1
     row = case.patch[-1] * len(case.mean) * item
@@ -57,7 +58,7 @@ def pixel_bytes(case: Case, tokens: int) -> int:
 
 
 def count(op: str, case: Case, batch: int, dtype: torch.dtype, mode: str) -> Count:
-    """The work of `op` on `batch` samples (`info_nce`: rows) in mode 'fwd', 'bwd' or 'both'."""
+    """The work of `op` on `batch` samples (for `info_nce`, rows) in mode 'fwd', 'bwd' or 'both'."""
     fwd, bwd, both = (_COUNTS | _ROW_COUNTS)[op](case, batch, dtype.itemsize)
     found = {"fwd": fwd, "bwd": bwd, "both": both}[mode]
     if found is None:
@@ -89,7 +90,7 @@ def _gather_tokens(case: Case, batch: int, item: int) -> Modes:
 def _scatter_tokens(case: Case, batch: int, item: int) -> Modes:
     row, ids = case.decoder_width * item, case.kept * ID_BYTES
     fwd = Count(batch * ((case.kept + case.tokens) * row + ids) + row)
-    # The gradient of the fill adds up every masked row.
+    # The gradient of the fill sums every masked row.
     bwd = Count(fwd.bytes, batch * case.masked * case.decoder_width)
     return fwd, bwd, fwd + bwd
 
@@ -164,7 +165,7 @@ _ROW_COUNTS: dict[str, Callable[[Case, int, int], Modes]] = {
     "layer_norm": _layer_norm,
     "cross_entropy": _cross_entropy,
 }
-"""Of `row_ops.py`: not ours, and so not in the table."""
+"""The ops of `row_ops.py`: not ours, and so not in the table."""
 
 
 def limit_table(case: Case, dtype: torch.dtype, pairs: int) -> str:

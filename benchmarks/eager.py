@@ -1,15 +1,16 @@
-"""The same work as AudioMAE, VideoMAE and MAE write it: the baseline of every speed-up.
+"""The same work as AudioMAE, VideoMAE and MAE implement it: the baseline of every speed-up.
 
-Their habits, kept on purpose: a mask from two argsorts of uniform noise; gathers with an int64 index `repeat`ed to the
-width of a token; pixels as a float32 clip `[B, C, T, H, W]` that is normalised and cut into patches as a whole before a
-fifth of the patches is chosen; noise drawn and stored; a target of all patches stored in float32 for the loss.
+Their conventions, kept on purpose: a mask from two argsorts of uniform noise; gathers with an int64 index `repeat`ed to
+the width of a token; pixels as a float32 clip `[B, C, T, H, W]` that is normalised and cut into patches as a whole
+before a fifth of the patches is selected; noise drawn and stored; a target of all patches stored in float32 for the
+loss.
 
-What is not timed is in their favour: `patchify` is charged with the conversion from uint8, as ours is, but the
-normalised clip is then at hand for `diffuse_patches` and `masked_mse` (their loaders made it once), and so are int64
-ids (their argsort gives those).
+What is not timed is in their favour: `patchify` includes the conversion from uint8, as ours does, but the normalised
+clip is then available to `diffuse_patches` and `masked_mse` (their loaders compute it once), and so are int64 ids
+(their argsort returns those).
 
-Shapes: B samples, N tokens, K kept, Q chosen, P elements of a patch, D width. A spectrogram has one channel, and an
-image and a spectrogram have no T.
+Shapes: B samples, N tokens, K kept, Q selected, P elements per patch, D width. A spectrogram has one channel; images
+and spectrograms have no T.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
 
 
 def scatter_tokens(values: Tensor, ids_restore: Tensor, mask_token: Tensor) -> Tensor:
-    """Visible tokens `[B, K, D]` back in place among mask tokens `[D]`: `[B, N, D]`; MAE's decoder input."""
+    """Visible tokens `[B, K, D]` restored among mask tokens `[D]`: `[B, N, D]`; MAE's decoder input."""
     missing = ids_restore.shape[1] - values.shape[1]
     mask_tokens = mask_token.repeat(values.shape[0], missing, 1)
     x = torch.cat([values, mask_tokens], dim=1)
@@ -68,7 +69,7 @@ def cut(clip: Tensor, patch: Sequence[int]) -> Tensor:
 
 
 def normalise_patches(patches: Tensor) -> Tensor:
-    """Each patch by its own mean and standard deviation; MAE's `norm_pix_loss`."""
+    """Normalise each patch by its own mean and standard deviation; MAE's `norm_pix_loss`."""
     mean, var = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
     return (patches - mean) / (var + 1.0e-6) ** 0.5
 
@@ -81,19 +82,19 @@ def add_noise(x0: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def diffuse_patches(clip: Tensor, ids: Tensor, patch: Sequence[int], alpha_bar: Tensor, dtype: torch.dtype) -> Tensor:
-    """x_t of the chosen patches `[B, Q, P]`, each patch normalised by itself first."""
+    """x_t of the selected patches `[B, Q, P]`, each patch normalised separately first."""
     patches = normalise_patches(cut(clip, patch))
     return add_noise(gather_tokens(patches, ids), alpha_bar).to(dtype)
 
 
 def masked_mse(pred: Tensor, clip: Tensor, ids: Tensor, patch: Sequence[int]) -> Tensor:
-    """Loss of pred `[B, Q, P]` against the chosen patches, each normalised by itself."""
+    """Loss of pred `[B, Q, P]` against the selected patches, each normalised separately."""
     target = gather_tokens(normalise_patches(cut(clip, patch)), ids)
     return ((pred - target) ** 2).mean(dim=-1).mean()
 
 
 def info_nce(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """Symmetric InfoNCE of a and b `[B, D]` with stored B x B logits; under autocast in half precision, as they run."""
+    """Symmetric InfoNCE of a and b `[B, D]` with stored B x B logits; in half precision under autocast, as they run."""
     with torch.autocast(a.device.type, dtype=torch.bfloat16, enabled=a.dtype == torch.bfloat16):
         logits = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T / temperature
         target = torch.arange(len(a), device=a.device)

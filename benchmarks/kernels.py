@@ -1,12 +1,12 @@
-"""How fast each op of maekernels is: against eager code, against its compiled reference, and against the limit.
+"""Speed of each op of maekernels against eager code, its compiled reference and the limit of the device.
 
     python benchmarks/kernels.py                                    # every op and case on this machine
     python benchmarks/kernels.py --op masked_mse --case tiny --mode both
     python benchmarks/kernels.py --device cuda --compile --case base-16-frames --json results.jsonl
     python benchmarks/kernels.py --device cuda --op softmax --op rms_norm     # Liger's and quack's, for their bandwidth
 
-A provider whose answer is wrong is named, not timed, and the exit code is 1. `README.md` beside this file tells how
-the numbers are made and read.
+A provider whose result is wrong is reported, not timed, and the exit code is 1. `README.md` in this folder explains how
+the numbers are measured and how to read them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:
-    # Run by path: Python puts this folder first, where this file would hide the package `kernels` of the Hub.
+    # Run by path: Python puts this folder first in sys.path, where this file would shadow the Hub's package `kernels`.
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), str(here.parent / "kernels"), *(p for p in sys.path if Path(p).resolve() != here)]
 
@@ -34,7 +34,7 @@ from benchmarks.measure import make_clock, measure_limits
 from benchmarks.row_ops import ROW_OPS, find_packages
 
 LATE = "*"
-"""After the median of a row that is `late`."""
+"""Marks the median of a row that is `late`."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -122,7 +122,7 @@ def heading(bench: Bench) -> str:
 
 
 def write(path: Path, row: Row) -> None:
-    """Append at once: a run that is stopped leaves what it has measured."""
+    """Append immediately, so that an interrupted run keeps what it has measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
     with path.open("a") as file:

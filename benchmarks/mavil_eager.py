@@ -1,10 +1,10 @@
-"""MAViL's step as AudioMAE and VideoMAE write theirs: the baseline of `benchmarks/step.py`.
+"""MAViL's step as AudioMAE and VideoMAE implement theirs: the baseline of `benchmarks/step.py`.
 
-The parameters are those of our own model, so that both do the same job. Their habits, kept on purpose: the clip is
-normalised as a whole to float pixels and every patch is cut and embedded before a fifth of the tokens is gathered with
-repeated int64 indices; masks from two argsorts; attention is written out, with the weights kept; the decoder puts mask
-tokens and visible tokens back in place with another gather and predicts every patch; the target of all patches is
-normalised and stored in float32, and the loss masks it out.
+The parameters are those of our own model, so that both do the same work. Their conventions, kept on purpose: the clip
+is normalised as a whole to float pixels, and every patch is cut and embedded before a fifth of the tokens is gathered
+with repeated int64 indices; masks come from two argsorts; attention is written out, with the weights stored; the
+decoder restores the order of mask tokens and visible tokens with another gather and predicts every patch; the target of
+all patches is normalised and stored in float32, and the loss masks it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 class EagerMAViL(nn.Module):
-    """Losses of MAViL for a batch. config: with mask tokens and decoders that self-attend.
+    """The losses of MAViL for a batch. config: with mask tokens and decoders that self-attend.
 
     Args:
-        gather_first: only the patches that are kept are embedded.
+        gather_first: embed only the kept patches.
     """
 
     def __init__(self, config: ModelConfig, *, gather_first: bool) -> None:
@@ -71,7 +71,7 @@ class EagerMAViL(nn.Module):
         return loss, audio[:, 1:].mean(dim=1), picture[:, 1:].mean(dim=1)
 
     def _encode(self, branch: Branch, x: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Encoded tokens with CLS, the mask, the way back, and every patch as the target."""
+        """Encoded tokens with CLS, the mask, ids_restore, and every patch as the target."""
         mean, std = _constant(branch.mean, x.device), _constant(branch.std, x.device)
         patches = eager.cut(eager.normalise(x, mean, std), branch.patch)
         target = eager.normalise_patches(patches)

@@ -1,4 +1,4 @@
-"""Clocks, and the limits that a measured time is held against."""
+"""Clocks, and the limits that a measured time is compared with."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Call = Callable[[], object]
 
 
 class Clock(Protocol):
-    """Times calls that were warmed up. `region` calls follow one another within one reading, to get above its error."""
+    """Times warmed-up calls. `region`: the number of consecutive calls in a reading, enough to exceed its error."""
 
     late: int
-    """Readings in which the device may have waited for the host to launch: longer than the device needs."""
+    """Readings in which the device may have waited for the host to launch: longer than the device time."""
 
     def region(self, call: Call) -> int: ...
 
     def read(self, calls: Sequence[Call]) -> float:
-        """Seconds for each of `calls`, which are made one after another."""
+        """Seconds per call of `calls`, which run one after another."""
         ...
 
     def peak_mib(self, call: Call, *, recorded: bool = False) -> float | None:
-        """Device memory that the call takes above what was allocated before, in MiB; None where it is not known."""
+        """Device memory that the call takes beyond what was already allocated, in MiB; None if unknown."""
         ...
 
 
@@ -38,7 +38,7 @@ class CpuClock:
     """Wall-clock time with a fixed number of threads."""
 
     shortest = 2e-3
-    """Seconds of one reading."""
+    """Minimum seconds of one reading."""
     late = 0
 
     def __init__(self, threads: int) -> None:
@@ -61,21 +61,21 @@ class CpuClock:
 class CudaClock:
     """Device time between two events, on a device that is kept busy until the host has queued every launch.
 
-    Launches follow back to back: at least `shortest` of them between two events, so five or more of what lasts under
-    100 us, divided by their number. Before each reading the L2 cache is overwritten and a spin kernel started that
-    outlasts the host's queueing, so that Python's launch overhead is not measured. Whether it did is checked; a reading
-    that the host was late for is taken once more, and counted in `late` if it still was.
+    Launches are back to back: at least `shortest` seconds of them between two events, so five or more if one takes less
+    than 100 us, divided by their number. Before each reading, the L2 cache is overwritten and a spin kernel is launched
+    that outlasts the host's queueing, so that Python's launch overhead is not measured. Whether it did is checked; a
+    reading for which the host was late is repeated once, and counted in `late` if it still was.
 
-    What the cache holds: the flush makes the first launch cold. The next ones find their inputs in the cache if all
-    sets of inputs that a reading goes round fit in; the caller knows (`Bench.cache`). Outputs go where the allocator
-    puts them, most often where the last launch's were, so writes of less than the cache may meet there.
+    Cache contents: the flush makes the first launch cold. Later ones find their inputs in the cache if all input sets
+    of a reading fit in it; the caller knows (`Bench.cache`). Outputs go where the allocator puts them, usually where
+    those of the last launch were, so writes smaller than the cache may hit in it.
     """
 
     shortest = 5e-4
-    """Seconds of one reading: a thousand times the half microsecond to which CUDA's manual says events resolve. Not
-    more, for the queue of launches is finite, and a host that waits for a place in it cannot keep ahead."""
+    """Minimum seconds of one reading: a thousand times the half microsecond that CUDA's manual states as the resolution
+    of events. Not longer: the launch queue is finite, and a host that waits for a free slot cannot stay ahead."""
     spin_rate = 2e9
-    """Clock cycles a second, or more than the device makes: the spin is then longer, which does no harm."""
+    """Clock cycles per second, at least those of the device: if it is higher, the spin is longer, which is harmless."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.late = device, 0
@@ -86,7 +86,7 @@ class CudaClock:
         call()
         late = self.late
         calls = math.ceil(self.shortest / max(self.read([call] * 4), 1e-7))
-        self.late = late  # of readings that stand in a row alone
+        self.late = late  # counts only readings that go into a row
         return calls
 
     def read(self, calls: Sequence[Call]) -> float:
@@ -101,7 +101,7 @@ class CudaClock:
         return seconds / len(calls)
 
     def _between_events(self, calls: Sequence[Call], spin: float) -> tuple[float, bool]:
-        """Seconds of all calls, and whether all were queued before the first began."""
+        """Seconds of all calls, and whether all were queued before the first one started."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self.device)
         self.flush.zero_()
@@ -115,8 +115,8 @@ class CudaClock:
         return start.elapsed_time(end) * 1e-3, in_time
 
     def peak_mib(self, call: Call, *, recorded: bool = False) -> float | None:
-        """Memory of a warm call beyond what was allocated; of a graph that the first call records, of that one: a
-        replay allocates nothing.
+        """Memory of a warm call beyond what was already allocated. If the first call records a graph, the memory of
+        that call: a replay allocates nothing.
         """
         peaks = []
         for _ in range(2):
@@ -128,10 +128,10 @@ class CudaClock:
 
 
 class StepClock(CudaClock):
-    """Wall-clock time of calls that follow one another, the device idle before the first and after the last.
+    """Wall-clock time of consecutive calls, with the device idle before the first and after the last.
 
-    What a training loop sees, the host's part included: for whole steps, where launching may be what limits, and which
-    are longer than a warm cache or the wait at the end can matter.
+    This is what a training loop sees, host time included. For whole steps, which may be launch-bound, and which are too
+    long for a warm cache or the final synchronisation to matter.
     """
 
     shortest = 0.2
@@ -159,19 +159,19 @@ class Timing:
     readings: int
     launches: int
     late: int = 0
-    """Readings for which the host was late (`Clock.late`): too long."""
+    """Readings for which the host was late (`Clock.late`), i.e. too long."""
 
 
 def interleave(
     clock: Clock, candidates: Mapping[str, Sequence[Call]], seconds: float, least: int = 5, most: int = 200
 ) -> dict[str, Timing]:
-    """Time the candidates in turns, so that a change of clock rate or load meets all of them alike.
+    """Time the candidates in turns, so that changes of clock rate or load affect all of them equally.
 
-    Each round has another order: what ran just before leaves its marks in caches and the heap.
+    The order is shuffled every round: whatever ran just before affects caches and the heap.
 
     Args:
-        candidates: name -> the same call on each set of inputs; a reading goes round the sets.
-        seconds: about how long to go on, all candidates together; at least `least` rounds, at most `most`.
+        candidates: name -> the same call on each set of inputs; a reading cycles through the sets.
+        seconds: approximate duration, all candidates together; at least `least` rounds, at most `most`.
     """
     rounds: dict[str, list[Call]] = {}
     for name, sets in candidates.items():
@@ -199,26 +199,26 @@ def _summary(times: list[float], launches: int, late: int) -> Timing:
 
 
 def equal_copy(bytes: int, device: torch.device) -> Call:
-    """A copy that moves as many bytes as an op does, read and written together, into new memory as the op's output."""
-    # Written once: memory that nobody has written is the same page of zeros over and over.
+    """A copy that moves as many bytes as an op, read and written together, into new memory like the op's output."""
+    # Written once: memory that was never written maps to one and the same page of zeros.
     source = torch.ones(max(1, bytes // 2), dtype=torch.uint8, device=device)
     return source.clone
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What this device did in this run, in units of 1e9 a second."""
+    """Rates measured on this device in this run, in units of 1e9 per second."""
 
     copy_gbps: float
     """Bytes read plus bytes written by a copy of a tensor far larger than the cache."""
     matmul_gflops: float
-    """2 n^3 over the time of a square matrix product of random numbers, in `matmul_dtype`."""
+    """2 n^3 divided by the time of a square matrix product of random numbers, in `matmul_dtype`."""
     matmul_dtype: str
     philox_gblocks: float | None
-    """Philox4x32-10 blocks made in registers; None on a CPU without a C++ compiler."""
+    """Philox4x32-10 blocks generated in registers; None on a CPU without a C++ compiler."""
 
     def seconds(self, work: Count) -> float:
-        """No version of this work is much faster: the slowest of moving, computing and drawing."""
+        """An approximate lower bound on the time of this work: the slowest of memory traffic, FLOPs and Philox."""
         times = [work.bytes / self.copy_gbps, work.flops / self.matmul_gflops]
         if self.philox_gblocks is not None:
             times.append(work.philox_blocks / self.philox_gblocks)
@@ -226,7 +226,7 @@ class Limits:
 
 
 def measure_limits(device: torch.device, clock: Clock) -> Limits:
-    """Rates of the fastest fifth of the readings: a limit that other load hides is none."""
+    """Rates from the fastest fifth of the readings: a limit reduced by other load would not be a limit."""
     on_gpu = device.type == "cuda"
     size, n, dtype = (2**30, 8192, torch.bfloat16) if on_gpu else (2**26, 1024, torch.float32)
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)

@@ -1,13 +1,13 @@
-"""A whole pretraining step of other people's masked autoencoders, patched and not: time, memory, loss.
+"""A full pretraining step of existing masked autoencoders, patched and unpatched: time, memory, loss.
 
     python benchmarks/peers.py --device cpu                           # ViTMAE and VideoMAE at base size
     python benchmarks/peers.py --device cuda --compile --json results.jsonl
-    python benchmarks/peers.py --size tiny --seconds 1                # whether it works at all
+    python benchmarks/peers.py --size tiny --seconds 1                # a smoke test
 
-Both models of a peer have the same weights, inputs and masks; a step is forward, backward and AdamW. First what the
-patch can save is counted: FLOPs of the embedding of hidden patches, and bytes of what it no longer writes or reads. The
-ratio that this allows is printed beside the measured one. Losses that differ by more than rounding are named, and the
-exit code is 1. `README.md` beside this file tells how the numbers are made and read.
+Both models of a peer have the same weights, inputs and masks; a step is forward, backward and AdamW. What the patch can
+save is counted first: the FLOPs of embedding masked patches, and the bytes that it no longer writes or reads. The
+speed-up that this allows is printed beside the measured one. Losses that differ by more than rounding are reported, and
+the exit code is 1. `README.md` in this folder explains how the numbers are measured and how to read them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 if not __package__:
-    # Run by path: Python puts this folder first, where kernels.py would hide the package `kernels` of the Hub.
+    # Run by path: Python puts this folder first in sys.path, where kernels.py would shadow the Hub's package `kernels`.
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), str(here.parent / "kernels"), *(p for p in sys.path if Path(p).resolve() != here)]
 
@@ -44,14 +44,14 @@ SIZES = {
 }
 TINY_DECODER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 KEYS = ("peer", "version", "ms", "peak_mib", "speed_up", "gflop", "saved_gflop", "saved_mib", "allowed")
-"""Of every line, in this order; device, commit, versions, date and what is needed to read them follow."""
+"""The keys of every line, in this order; device, commit, versions, date and those needed to interpret them follow."""
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-"""By how much of its size the loss may differ."""
+"""Largest relative difference of the losses."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A model of transformers, a batch, and what of it is hidden."""
+    """A transformers model, a batch, and how much of it is masked."""
 
     name: str
     model: Any
@@ -68,15 +68,15 @@ class Peer:
         return len(self.inputs["pixel_values"])
 
     def saved_flops(self) -> float:
-        """Of one sample's step: hidden patches are not embedded, and their weights' gradient is not made of them."""
+        """For one sample's step: masked patches are not embedded, nor do they contribute to the weights' gradient."""
         width = self.model.config.hidden_size
         return 2 * 2.0 * self.masked * self.patch_dim * width
 
     def saved_bytes(self, item: int) -> float:
-        """Of one sample's forward, at least: each written and read once.
+        """For one sample's forward, at least: each written and read once.
 
-        Embeddings of the hidden; the target of every patch and, for ViTMAE, the normalised one, in float32; the square
-        of the difference; for ViTMAE the shuffled tokens before they are put back.
+        Embeddings of the masked patches; the target of every patch and, for ViTMAE, the normalised one, in float32; the
+        squared difference; for ViTMAE the shuffled tokens before they are restored.
         """
         width = self.model.config.hidden_size
         embedded = self.masked * width * item
@@ -122,7 +122,7 @@ def _decoder(settings: dict[str, int]) -> dict[str, int]:
 
 
 def make_step(model: Any, inputs: dict[str, Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
-    """Forward (under autocast for bfloat16), backward and update; returns the loss before it."""
+    """Forward (under autocast for bfloat16), backward and update; returns the loss before the update."""
     device = inputs["pixel_values"].device
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
 
@@ -174,7 +174,7 @@ def _numbers(
     flops: dict[str, float],
     dtype: torch.dtype,
 ) -> tuple[object, ...]:
-    """By KEYS, of one sample but for the time and the memory, which are the batch's."""
+    """The values of KEYS, for one sample except time and memory, which are for the batch."""
     base = timings["as it is"].median_ms
     whole = 3 * flops["as it is"]
     saved = peer.saved_flops()
@@ -184,7 +184,7 @@ def _numbers(
 
 
 def peak_mib(clock: Clock, step: Callable[[], object]) -> float | None:
-    """Of the device; on a CPU the allocations of a step that are alive together, which torch's profiler tells."""
+    """Of the device; on a CPU the peak of a step's live allocations, as reported by torch's profiler."""
     if not isinstance(clock, CpuClock):
         return clock.peak_mib(step)
     activities = [torch.profiler.ProfilerActivity.CPU]

@@ -1,7 +1,7 @@
 """Each op on the inputs of a case, as every provider computes it.
 
-A `Problem` holds one set of inputs and two ways to the answer: `ours`, the public function of maekernels (with
-backend="torch" its plain reference), and `eager`, the baseline. The checks and the clocks see nothing else.
+A `Problem` holds one set of inputs and two implementations: `ours`, the public function of maekernels (with
+backend="torch" its plain reference), and `eager`, the baseline. The checks and the clocks use nothing else.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class Problem:
     """Base: draws inputs for `case`, reproducibly from `seed`.
 
     Args:
-        batch: samples; of `info_nce` the rows of each side.
-        dtype: of activations. Pixels are uint8 (spectrograms float32) whatever it is.
+        batch: samples; for `info_nce` the rows of each side.
+        dtype: of activations. Pixels are always uint8 (spectrograms float32).
     """
 
     leaves: ClassVar[tuple[str, ...]] = ()
-    """Names of the inputs that get a gradient; none: the op has no backward."""
+    """Names of the inputs that get a gradient; if empty, the op has no backward."""
     random: ClassVar[bool] = False
-    """The answer is drawn, and eager code draws another than ours."""
+    """The result is random, and eager code draws other numbers than ours."""
     native: ClassVar[bool] = True
-    """The op has a kernel in C++ for the CPU."""
+    """The op has a C++ kernel for the CPU."""
     rounds_as_torch: ClassVar[bool] = False
-    """Eager code is one call of torch: what it loses to rounding is what any good kernel loses."""
+    """Eager code is one call of torch: its rounding error is that of any good kernel."""
 
     def __init__(self, case: Case, batch: int, device: torch.device, dtype: torch.dtype, seed: int = 0) -> None:
         self.case, self.batch, self.device, self.dtype = case, batch, device, dtype
@@ -51,10 +51,10 @@ class Problem:
         return case.batch(device_type)
 
     def draw(self) -> None:
-        """Make the inputs."""
+        """Create the inputs."""
 
     def prepare(self) -> None:
-        """Make what eager code has at hand before its clock starts."""
+        """Create what eager code already has before its clock starts."""
 
     def ours(self, backend: str | None = None) -> Output:
         raise NotImplementedError
@@ -63,7 +63,7 @@ class Problem:
         raise NotImplementedError
 
     def in_float64(self) -> Problem:
-        """The same problem in float64, for the reference answer. uint8 pixels and float32 alpha_bar stay."""
+        """The same problem in float64, for the reference result. uint8 pixels and float32 alpha_bar are unchanged."""
         twin = copy.copy(self)
         twin.dtype = torch.float64
         for name, value in vars(self).items():
@@ -76,7 +76,7 @@ class Problem:
         return torch.randn(shape, device=self.device, generator=self.generator).to(self.dtype)
 
     def draw_ids(self) -> None:
-        """Random ids_keep `[B, K]` and ids_mask `[B, N - K]`, int32, ascending, as `random_mask` gives them."""
+        """Random ids_keep `[B, K]` and ids_mask `[B, N - K]`, int32, ascending, as `random_mask` returns them."""
         order = torch.rand(self.batch, self.case.tokens, device=self.device, generator=self.generator).argsort(dim=1)
         keep, mask = order.split([self.case.kept, self.case.masked], dim=1)
         self.ids_keep, self.ids_mask = keep.sort(dim=1).values.int(), mask.sort(dim=1).values.int()
@@ -93,7 +93,7 @@ class Problem:
         self.alpha_bar = 0.05 + 0.9 * uniform
 
     def float_clip(self) -> Tensor:
-        """The normalised clip that eager code keeps: float32, or float64 for the reference answer."""
+        """The normalised clip that eager code stores: float32, or float64 for the reference result."""
         return eager.normalise(self.pixels, self.mean, self.std)
 
     @property
@@ -180,7 +180,7 @@ class AddNoise(Problem):
         return eager.add_noise(self.x0, self.alpha_bar)
 
     def signal(self) -> Tensor:
-        """What the noise is added to."""
+        """The signal that the noise is added to."""
         return self.x0
 
 
@@ -244,7 +244,7 @@ class InfoNce(Problem):
 
     def draw(self) -> None:
         self.a = self.normal(self.batch, self.case.width)
-        self.b = self.a + 2 * self.normal(self.batch, self.case.width)  # paired rows resemble one another
+        self.b = self.a + 2 * self.normal(self.batch, self.case.width)  # paired rows are similar
 
     def ours(self, backend: str | None = None) -> Output:
         return maekernels.info_nce(self.a, self.b, self.temperature, backend=backend)

@@ -1,11 +1,12 @@
-"""One full training step, technique by technique: what each saves in FLOPs and in time.
+"""One full training step, technique by technique: the FLOPs and time that each saves.
 
     python benchmarks/step.py --device cpu                      # tiny models, a few minutes
     python benchmarks/step.py --device cuda --json results.jsonl --plot results.png
 
-A step is forward, backward, clipping and AdamW, with the clips on the device. The rows come one upon the other, from
-MAViL as AudioMAE writes it to DiffMAViL's fastest preset. Curriculum rows are the mean over the masking schedule, each
-sample of it counting alike. `README.md` beside this file tells how the numbers are made and read.
+A step is forward, backward, clipping and AdamW, with the clips on the device. Each row adds to the one before, from
+MAViL as AudioMAE implements it to DiffMAViL's fastest preset. Curriculum rows are the mean over the masking schedule,
+with equal weight for each of its samples. `README.md` in this folder explains how the numbers are measured and how to
+read them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 if not __package__:
-    # Run by path: Python puts this folder first, where kernels.py would hide the package `kernels` of the Hub.
+    # Run by path: Python puts this folder first in sys.path, where kernels.py would shadow the Hub's package `kernels`.
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), str(here.parent / "kernels"), *(p for p in sys.path if Path(p).resolve() != here)]
 
@@ -41,12 +42,12 @@ from diffmavil.training.optim import make_optimizers
 from diffmavil.training.precision import use_bf16
 
 KEYS = ("row", "gflop_per_clip", "ms_per_clip", "clips_per_s", "tflops", "mfu", "peak_mib")
-"""Of every row, in this order; device, commit, versions, date and what is needed to read them follow."""
+"""The keys of every row, in this order; device, commit, versions, date and those needed to interpret them follow."""
 FORWARDS = 3
 
 
 def step_calls(bench: Bench, row: Row) -> list[Call]:
-    """Forward, backward, clipping and update of one batch of each part."""
+    """Forward, backward, clipping and update for one batch of each part."""
     passes = row.make(row)
     (optimizer,) = _optimizers(bench, row)
 
@@ -65,7 +66,7 @@ def _optimizers(bench: Bench, row: Row) -> list[torch.optim.Optimizer]:
 
 
 def matmul_tflops(bench: Bench) -> float:
-    """Rate of a square matrix product in the type of the step, the fastest fifth of the readings."""
+    """Rate of a square matrix product in the dtype of the step, from the fastest fifth of the readings."""
     n = 8192 if bench.device.type == "cuda" else 1024
     a, b = (torch.randn(n, n, device=bench.device).to(bench.dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -80,9 +81,9 @@ def measure(
     seconds: float,
     known: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> list[dict[str, Any]]:
-    """Time every shape of every row: in turns on a CPU, on a GPU row after row, since its memory holds no two.
+    """Time every shape of every row: in turns on a CPU, row after row on a GPU, whose memory cannot hold two.
 
-    known: gets each row as soon as it is known, so that a run that is stopped on the way keeps what it has.
+    known: called with each row as soon as it is known, so that an interrupted run keeps what it has.
     """
     rate = matmul_tflops(bench)
     pairs = list(zip(found, flops, strict=True))
@@ -99,7 +100,7 @@ def measure(
 
 
 def _time(bench: Bench, group: Sequence[Row], seconds: float, peaks: dict[str, float | None]) -> dict[str, Timing]:
-    """Timings of every part of the rows, by name and number; what they take of memory goes to `peaks`."""
+    """Timings of every part of the rows, by name and number; their peak memory goes to `peaks`."""
     calls: dict[str, Sequence[Call]] = {}
     for row in group:
         for i, (call, peak) in enumerate(_fitting(bench, row)):
@@ -108,7 +109,7 @@ def _time(bench: Bench, group: Sequence[Row], seconds: float, peaks: dict[str, f
 
 
 def _fitting(bench: Bench, row: Row) -> list[tuple[Call, float | None]]:
-    """The calls of a row and what they take, its batches halved until they fit in the memory of the device."""
+    """The calls of a row and their peak memory, with its batches halved until they fit in device memory."""
     while True:
         try:
             return [(call, bench.clock.peak_mib(call, recorded=row.graphed)) for call in step_calls(bench, row)]
@@ -120,7 +121,7 @@ def _fitting(bench: Bench, row: Row) -> list[tuple[Call, float | None]]:
 
 
 def _let_go(row: Row) -> None:
-    """The memory of its model, for the next."""
+    """Free the memory of the row's model for the next one."""
     row.parameters = []
     gc.collect()
     if torch.cuda.is_available():
@@ -260,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console = Console(width=132)
     bench = make_bench(args)
     if bench.device.type == "cpu":
-        keep_freed_memory()  # as training does; the baseline profits alike
+        keep_freed_memory()  # as training does; the baseline benefits equally
     torch.manual_seed(0)
     found = rows(bench, args.compile, args.cuda_graph)
     flops: list[float | None] = [None] * len(found)

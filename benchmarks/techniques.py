@@ -1,4 +1,4 @@
-"""The rows of `benchmarks/step.py`: each technique upon those before it, and peers beside them."""
+"""The rows of `benchmarks/step.py`: each technique on top of those before it, and peers for comparison."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from diffmavil.training.planner import stretch_counts
 from diffmavil.training.pretraining import Pretraining, random_clips
 
 MAVIL = "+ attention (MAViL)"
-"""The row of the published recipe as we write it, with which those after it are compared."""
+"""The row of the published recipe in our implementation, with which the rows after it are compared."""
 _COMPILED = ", compiled"
 Passes = Callable[["Part"], object]
-"""Forward and backward of a batch of a part."""
+"""Forward and backward for a batch of a part."""
 Made = Callable[[int], tuple[nn.Module, Callable[[], Tensor]]]
-"""From a number of clips a model, and its loss for so many."""
+"""From a number of clips: a model, and its loss on that many clips."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One shape of a row: its share of the clips, and how many a step takes."""
+    """One shape of a row: its fraction of the clips, and the batch size of a step."""
 
     keep_video: int
     keep_audio: int
@@ -44,7 +44,7 @@ class Part:
 
 @dataclass
 class Row:
-    """A technique, upon those before it."""
+    """A technique, on top of those before it."""
 
     name: str
     model: ModelConfig
@@ -53,7 +53,7 @@ class Row:
     """Builds the model and its passes."""
     parameters: list[nn.Parameter]
     graphed: bool = False
-    """Whether its passes are replayed."""
+    """Whether its passes are replayed as CUDA graphs."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class Bench:
     levels: int
     dtype: torch.dtype
     config: Config
-    """Of the size that is measured."""
+    """The config of the measured size."""
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
 
 def rows(bench: Bench, compiled: bool, graphed: bool) -> list[Row]:
-    """From MAViL as AudioMAE writes it to the fastest preset."""
+    """From MAViL as AudioMAE implements it to the fastest preset."""
     steps = {name: (model, mask) for name, model, mask in techniques(bench.config.model)}
     mavil, fixed = steps["MAViL"]
     written_out = replace(mavil, attention="math")
@@ -99,7 +99,7 @@ def rows(bench: Bench, compiled: bool, graphed: bool) -> list[Row]:
 
 
 def parts(bench: Bench, model: ModelConfig, mask: MaskConfig, adaptive: bool) -> list[Part]:
-    """The shapes of a masking schedule; with adaptive batches each costs what the dearest does at `bench.batch`."""
+    """The shapes of a masking schedule; adaptive batches each cost what the most expensive does at `bench.batch`."""
     video, audio = (replace(s, levels=1 if s.kind == "constant" else bench.levels) for s in (mask.video, mask.audio))
     counts = stretch_counts(replace(bench.config, model=model, mask=MaskConfig(video=video, audio=audio)))
     costs = [mixed_flops(meta_model(model), *keep) for keep in counts]
@@ -121,12 +121,12 @@ def _eager(bench: Bench, *, gather_first: bool) -> Callable[[Row], Passes]:
 
 def _ours(bench: Bench, compiled: bool = False, graphed: bool = False) -> Callable[[Row], Passes]:
     def make(row: Row) -> Passes:
-        audio = replace(row.model.audio, mean=0.0, std=1.0)  # clips are spectrograms here, and need no statistics
+        audio = replace(row.model.audio, mean=0.0, std=1.0)  # the clips here are spectrograms and need no statistics
         task = Pretraining(replace(bench.config, model=replace(row.model, audio=audio)), bench.device)
         model = task.model
         row.parameters = list(model.parameters())
         if compiled:
-            # Rows of one kind of block share its graphs, and so what dynamo allows for one.
+            # Rows with the same kind of block share its compiled graphs, and so dynamo's limit for it.
             torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = _GRAPHS
             falling = RatioSchedule(kind="linear", start=0.9, end=0.8, levels=bench.levels)
             compile_blocks(model, replace(bench.config, mask=MaskConfig(falling, falling)))
@@ -165,7 +165,7 @@ _clips: dict[tuple[int, ModelConfig], tuple[Tensor, Tensor]] = {}
 
 
 def clips(bench: Bench, batch: int) -> tuple[Tensor, Tensor]:
-    """The same clips for every row, on the device before anything is timed."""
+    """The same clips for every row, on the device before timing starts."""
     key = (batch, bench.config.model)
     if key not in _clips:
         _clips[key] = random_clips(bench.config, batch, bench.device)
@@ -173,9 +173,9 @@ def clips(bench: Bench, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def peer_rows(bench: Bench, compiled: bool, report: Callable[[str], None]) -> list[tuple[Row, float]]:
-    """Those of transformers with ours beside them, and the FLOPs of a clip's forward; none without the package.
+    """The models of transformers and ours for comparison, with the FLOPs of one clip's forward; empty without it.
 
-    compiled: each of them a second time, as `torch.compile` makes of a model of theirs or of the blocks of ours.
+    compiled: each of them a second time, with `torch.compile` applied to their model or to our blocks.
     """
     try:
         transformers = peer_models.load_transformers()

@@ -1,4 +1,4 @@
-"""DiffMAViL: pretraining of audio-video masked autoencoders, and what pretrained ones are used for.
+"""DiffMAViL: pretraining audio-video masked autoencoders, and using pretrained ones.
 
 model = diffmavil.load("runs/mine")            # diffmavil.evaluation.embed.load
 features = model.embed("clip.mp4").fused       # diffmavil.evaluation.embed.Embedder
@@ -15,9 +15,9 @@ try:
 except PackageNotFoundError:  # run from source, not installed
     __version__ = "0.2.0"
 
-# The threads of an operator wait for each other at its end. By default they spin for some milliseconds, and beside
+# The threads of an operator wait for each other at its end. By default they spin for some milliseconds, and next to
 # another busy process they spin on the core that the last of them needs: benchmarks/neighbour.py. OpenMP reads this
-# when torch loads it, so it is set before, for every command and its processes; a choice of the user's stays.
+# when torch loads it, so it is set before that, for every command and its processes; the user's own choice is kept.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
     os.environ["OMP_WAIT_POLICY"] = "passive"
 
@@ -25,7 +25,7 @@ _API = {"load": "diffmavil.evaluation.embed", "read_features": "diffmavil.evalua
 
 
 def __getattr__(name: str) -> Any:
-    """The Python API is imported when it is asked for: `import diffmavil` alone needs no package and takes no time."""
+    """Import the Python API on first use: `import diffmavil` alone needs no package and takes no time."""
     if name in _API:
         return getattr(import_module(_API[name]), name)
     raise AttributeError(f"module 'diffmavil' has no attribute {name!r}")

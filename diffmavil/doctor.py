@@ -1,11 +1,11 @@
 """Why is my score below the paper's? `python -m diffmavil.doctor RUN`. What limits my loader? `... --data CLIPS`.
 
-RUN: a run, finished or not, is compared with what its preset would have: clips and the statistics of their sound,
-weights, batch, learning rate, samples seen, schedule, features (`diffmavil.evaluation.checkup`). What differs is told,
-the most suspicious first, with what to do. The exit code is 0, whatever is found.
+RUN: compare a run, finished or not, with what its preset would have: clips and the statistics of their audio, weights,
+batch, learning rate, samples seen, schedule, features (`diffmavil.evaluation.checkup`). Differences are printed, the
+most suspicious first, with advice. The exit code is 0, whatever is found.
 
 --data: clips per second of each part of loading (`diffmavil.data.bottleneck`) and of whole training steps of a preset's
-model on random clips; with a sentence on what limits, and what to change.
+model on random clips, with a sentence on the bottleneck and what to change.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _PROG = "python -m diffmavil.doctor"
 
 @dataclass(frozen=True)
 class Options:
-    """Say what of a run differs from its preset, the most suspicious first, and what to do. With --data CLIPS in place
-    of RUN, measure how fast clips are loaded and trained on (--data CLIPS --help tells its flags)."""
+    """Report how a run differs from its preset, the most suspicious difference first, and what to do. With --data CLIPS
+    instead of RUN, measure how fast clips are loaded and trained on (flags: --data CLIPS --help)."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a run of pretraining or fine-tuning, finished or not."""
+    """Folder of a pretraining or fine-tuning run, finished or not."""
     preset: str | None = None
-    """Compare with this preset. Default: the one that the run is nearest to."""
+    """Preset to compare with. Default: the one nearest to the run."""
     clips: int = 64
-    """Clips that are decoded, at most, to measure sound and features again."""
+    """Most clips that are decoded to measure audio and features again."""
     json: bool = False
     """Print one JSON object."""
 
@@ -56,22 +56,22 @@ class Options:
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """Measure how fast clips are read, decoded, transformed, copied and trained on, and say which limits."""
+    """Measure how fast clips are read, decoded, transformed, copied and trained on, and name the bottleneck."""
 
     data: str
-    """A prepared folder or its URL; any other data.root works too."""
+    """Prepared folder or its URL; any other data.root works too."""
     preset: str = "diffmavil-base"
-    """Whose frames, sizes and windows are measured, and whose training step."""
+    """Preset whose frames, sizes, windows and training step are measured."""
     modalities: Modalities = "av"
-    """audio, video: of that branch alone, as with model.modalities in training."""
+    """av: both. audio, video: that branch alone, as with model.modalities in training."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Decoding processes of the measurement together."""
+    """Decoding processes when all parts are measured together. Default: one per core."""
     decoder: Literal["pyav", "torchcodec", "dali", "auto"] = "pyav"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     seconds: float = 5.0
-    """How long each part is measured."""
+    """Seconds to measure each part for."""
     step: bool = True
-    """Measure the training step too."""
+    """Also measure the training step."""
     json: bool = False
     """Print one JSON object instead of a table."""
 

@@ -1,11 +1,11 @@
-"""What did a run learn? `python -m diffmavil.evaluate --run-dir D` writes D/evaluation.json and renews D/report.html.
+"""What did a run learn? `python -m diffmavil.evaluate --run-dir D` writes D/evaluation.json, updates D/report.html.
 
 Features of whole, unmasked clips (audio, video, fused) from the frozen model, and from an untrained model of the same
-config, are judged on held-out clips: linear probe and k nearest neighbours, which learn from the labelled training
-clips, and audio-video retrieval, which needs no labels. `diffmavil.evaluation.result` tells the file's schema.
+config, are evaluated on held-out clips: linear probe and k nearest neighbours, which learn from the labelled training
+clips, and audio-video retrieval, which needs no labels. `diffmavil.evaluation.result` has the file's schema.
 
-Of a fine-tuned run, every kind of its weights is scored again on the held-out clips, or on others, and
-D/classification.json is written anew: `diffmavil.evaluation.classification`.
+For a fine-tuned run, every kind of its weights is scored again on the held-out clips, or on others, and
+D/classification.json is rewritten: `diffmavil.evaluation.classification`.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _NAMED = 10  # skipped clips that are printed
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Other clips than the run's own."""
+    """Clips other than the run's own."""
 
     root: str | None = None
-    """Training clips for probe and neighbours, in place of all sets of the run. Default: the run's. Alone, it replaces
-    the run's held-out clips too."""
+    """Training clips for probe and neighbours. Default: all sets of the run. Given without --data.eval-root, it also
+    replaces the run's held-out clips."""
     eval_root: str | None = None
     """Held-out clips. Default: the run's."""
     cache: str | None = None
-    """Where the synthetic set is kept. Default: as in the run."""
+    """Folder of the synthetic set. Default: as in the run."""
     workers: int | None = None
     """Decoding processes. Default: as in the run."""
 
@@ -60,23 +60,23 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Options:
-    """Judge the features of a pretrained model: linear probe, nearest neighbours, audio-video retrieval. Or score the
-    weights of a fine-tuned run again."""
+    """Evaluate the features of a pretrained model: linear probe, nearest neighbours, audio-video retrieval. Or score
+    the weights of a fine-tuned run again."""
 
     run_dir: Path
-    """Folder of the run: gives the weights, gets evaluation.json (fine-tuned: classification.json) and a new
+    """Run folder: provides the weights, receives evaluation.json (fine-tuned: classification.json) and a new
     report.html."""
     weights: Path | None = None
-    """Other exported weights than the run's model.safetensors, judged on the same clips."""
+    """Exported weights to evaluate on the same clips. Default: the run's model.safetensors."""
     batch_size: int = 32
     crops: int | None = None
-    """Crops in time of each clip, over which its features or scores are averaged. None: 1; fine-tuned: the run's."""
+    """Crops in time per clip, over which its features or scores are averaged. Default: 1; fine-tuned: the run's."""
     seed: int = 0
-    """Of the untrained model's initialisation, and of the split that chooses the probe's l2."""
+    """Seed of the untrained model's initialisation, and of the split that chooses the probe's l2."""
     features: Path | None = None
     """Also write all features, labels and paths to this safetensors file."""
     vggsounder: Path | None = None
-    """CSV of VGGSounder's labels: the probes of held-out clips of VGGSound's test set are scored by them besides."""
+    """CSV of VGGSounder's labels: also score the probes by them, on held-out clips of VGGSound's test set."""
     data: DataOptions = field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
@@ -92,15 +92,15 @@ def main(argv: Sequence[str]) -> None:
         score_again(options, device, console)
     else:
         judge_features(options, device, console)
-    with usage_errors():  # it shows the run's own clips, which may be gone by now
+    with usage_errors():  # the report shows the run's own clips, which may be gone by now
         console.print(f"report: {write_report(options.run_dir)}")
 
 
 def score_again(options: Options, device: torch.device, console: Console) -> None:
-    """Write classification.json of a fine-tuned run anew, from the weights in its folder.
+    """Rewrite classification.json of a fine-tuned run from the weights in its folder.
 
     Raises:
-        UsageError: options of pretrained models, or clips whose classes are not the run's.
+        UsageError: options for pretrained models, or clips whose classes are not the run's.
     """
     with usage_errors():
         check_for_classifier(options)
@@ -110,7 +110,7 @@ def score_again(options: Options, device: torch.device, console: Console) -> Non
     root = options.data.eval_root
     before = read_classification(options.run_dir) if root is not None else None
     with usage_errors():
-        if root is not None and before is not None:  # the clips it has learnt from may be gone
+        if root is not None and before is not None:  # the training clips may be gone
             lesson, test = before.lesson, open_held_out(own, root)
         else:
             _, split = open_labelled(own)
@@ -125,7 +125,7 @@ def score_again(options: Options, device: torch.device, console: Console) -> Non
 
 
 def check_for_classifier(options: Options) -> None:
-    """Raise `ValueError` for an option that a fine-tuned run has no use for."""
+    """Raise `ValueError` for an option that does not apply to a fine-tuned run."""
     why = "left out of a fine-tuned run, whose weights are scored by their own head"
     for name in ("weights", "features", "vggsounder"):
         given = getattr(options, name)
@@ -138,7 +138,7 @@ def judge_features(options: Options, device: torch.device, console: Console) -> 
     weights = options.weights or options.run_dir / WEIGHTS_FILE
     model, config = load_weights(weights, device)
     with usage_errors():
-        # Weights of elsewhere tell of other clips, or of none; they are judged on those of this run.
+        # Weights from elsewhere name other clips, or none; they are evaluated on the clips of this run.
         data = load_config(options.run_dir / CONFIG_FILE).data if options.weights else config.data
         config = replace(config, data=options.data.apply(data))
         split = split_source(config.data, config.model.modalities)
@@ -165,7 +165,7 @@ def judge_features(options: Options, device: torch.device, console: Console) -> 
 
 
 def parse(argv: Sequence[str]) -> Options:
-    """Flags to options.
+    """Parse flags into options.
 
     Raises:
         UsageError: a folder that holds no run or no weights, or cannot be written; impossible values.
@@ -191,7 +191,7 @@ def parse(argv: Sequence[str]) -> Options:
 
 
 def show(evaluation: Evaluation, console: Console) -> None:
-    """The table, what it means, and which clips were skipped."""
+    """Print the table, what it means, and which clips were skipped."""
     for table in evaluation.tables():
         console.print(table)
     console.print(evaluation.note())

@@ -1,9 +1,9 @@
-"""Features of a set into files: `python -m diffmavil.extract SRC OUT --from RUN`; `diffmavil.read_features(OUT)` reads.
-With `--scores`, what a fine-tuned model says of each clip.
+"""Write features of a set into files: `python -m diffmavil.extract SRC OUT --from RUN`, or with `--scores` the class
+scores of a fine-tuned model. `diffmavil.read_features(OUT)` reads them.
 
-SRC is what `data.root` takes in training: a folder, a CSV, a prepared set or its URL. Everything can be stopped at any
-instant: the same command goes on. Several GPUs: `torchrun --standalone --nproc-per-node N -m diffmavil.extract ...`;
-several machines that see the same folders: `--shard i/n`.
+SRC is anything that `data.root` accepts in training: a folder, a CSV, a prepared set or its URL. The command can be
+stopped at any time: run again, it resumes. Several GPUs: `torchrun --standalone --nproc-per-node N -m diffmavil.extract
+...`; several machines that see the same folders: `--shard i/n`.
 """
 
 from __future__ import annotations
@@ -35,49 +35,49 @@ _PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat1
 
 @dataclass(frozen=True)
 class Options:
-    """Write the features of every clip of a set into files, or what a classifier says of it."""
+    """Write the features of every clip of a set into files, or a classifier's scores."""
 
     src: Positional[Annotated[str | None, arg(metavar="SRC")]] = None
-    """Folder of videos or sound files, CSV (path,start,duration,labels), prepared folder or its URL."""
+    """Folder of videos or audio files, CSV (path,start,duration,labels), prepared folder or its URL."""
     out: Positional[Annotated[Path | None, arg(metavar="OUT")]] = None
-    """Folder of the features: new, empty, or begun earlier."""
+    """Folder for the features: new, empty, or begun earlier."""
     source: Annotated[str | None, arg(name="from", metavar="RUN")] = None
-    """Needed. Whose features: a run's folder, its weights or a checkpoint, or owner/name on the Hugging Face hub."""
+    """Required. Model to use: a run folder, its weights or a checkpoint, or owner/name on the Hugging Face Hub."""
     modalities: Literal["auto", "av", "audio", "video"] = "auto"
-    """What is heard and seen of each clip. auto: what the model was trained on; audio, video: that encoder alone."""
+    """Modalities to use. auto: those that the model was trained on; audio, video: that encoder alone."""
     scores: bool = False
-    """Of a fine-tuned model: the scores of its classes in place of features, and a table, predictions.csv."""
+    """For a fine-tuned model: write class scores instead of features, and a table, predictions.csv."""
     windows: int | None = None
-    """The model's windows (of some seconds), evenly spread over a clip. Default: 1, the centre; with --scores as many
-    as the run was scored with (head.crops)."""
+    """Number of the model's windows (of some seconds), evenly spread over a clip. Default: 1, the centre; with --scores
+    as many as the run was scored with (head.crops)."""
     hop: float | None = None
-    """Instead, a window every so many seconds from a clip's start to its end."""
+    """Seconds between windows from a clip's start to its end, instead of --windows."""
     kinds: tuple[Literal["audio", "video", "fused"], ...] = ()
-    """Pooled features that are kept. None named: all that there are."""
+    """Pooled features to keep. Default: all available."""
     layers: tuple[str, ...] = ()
-    """Encoder blocks that are read too: numbers from 0, negative from the end, or all."""
+    """Encoder blocks to read as well: numbers from 0, negative from the end, or all."""
     tokens: bool = False
-    """Keep every token too, not only means: a thousand times as much."""
+    """Also keep every token, not only means: a thousand times as much data."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """In which Linear layers and attention compute. auto: as in training."""
+    """Data type in which Linear layers and attention compute. auto: as in training."""
     saved: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Type of the features in the files."""
+    """Data type of the features in the files."""
     format: Literal["safetensors", "parquet"] = "safetensors"
-    """Of the parts; parquet needs pyarrow. `diffmavil.read_features` reads both."""
+    """File format of the parts; parquet needs pyarrow. `diffmavil.read_features` reads both."""
     part: int = 256
-    """Clips in a file, which is written when all of them are done: what a kill loses is one or two of these."""
+    """Clips per file, which is written when all of them are done: a killed command loses one or two files' work."""
     batch_size: int = 32
-    """Windows that are computed at once."""
+    """Windows per forward pass."""
     workers: int = 2
-    """Decoding processes for each GPU; 0 decodes in the main process."""
+    """Decoding processes per GPU; 0: decode in the main process."""
     shard: str = "0/1"
-    """i/n: only share i of n, from 0; for n machines that see the same folders."""
+    """i/n: only shard i of n, counted from 0; for n machines that see the same folders."""
     retry_bad: bool = False
-    """Try again the clips that could not be used: files that were fetched or mended since."""
+    """Retry the clips that could not be used, such as files downloaded or fixed since."""
     max_bad_share: float | None = None
-    """Stop when more than this share of the clips tried could not be used. Default: the run's data.max_bad_share."""
+    """Stop when more than this fraction of the clips tried could not be used. Default: the run's data.max_bad_share."""
     device: str | None = None
-    """Default: a GPU for each process, or else the CPU."""
+    """Device. Default: a GPU for each process, or else the CPU."""
 
     def __post_init__(self) -> None:
         given = {"SRC": self.src, "OUT": self.out, "--from": self.source}
@@ -109,7 +109,7 @@ class Options:
 
     @property
     def blocks(self) -> tuple[int, ...] | Literal["all"]:
-        """`layers` as `Embedder.blocks` takes them."""
+        """`layers` in the form that `Embedder.blocks` takes."""
         if self.layers == ("all",):
             return "all"
         numbers = [text for text in self.layers if not text.removeprefix("-").isdigit()]
@@ -140,7 +140,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def open_embedder(options: Options, peers: World) -> Embedder:
-    """Raises `ValueError`: no weights, formats or types that cannot be had here."""
+    """Load the model. Raises `ValueError` for missing weights, and formats or data types not available here."""
     why = parquet_missing() if options.format == "parquet" else None
     if why:
         raise ValueError(f"--format=parquet: {why}")
@@ -150,7 +150,7 @@ def open_embedder(options: Options, peers: World) -> Embedder:
 
 
 def prepare(options: Options, model: Embedder, peers: World) -> Extraction:
-    """What is to be done, and a folder for it. Raises `ValueError` for what does not fit model, set or folder."""
+    """The work to do, and a folder for it. Raises `ValueError` for options that do not fit model, set or folder."""
     assert options.src is not None
     assert options.out is not None
     modalities = model.modalities if options.modalities == "auto" else options.modalities
@@ -173,7 +173,7 @@ def prepare(options: Options, model: Embedder, peers: World) -> Extraction:
         part_clips=options.part,
         scores=options.scores,
     )
-    _ = wanted.look  # its own checks
+    _ = wanted.look  # runs its checks
     clips = read_set(narrowed(model, modalities), options.src, "SRC", "--modalities")
     share = model.config.data.max_bad_share if options.max_bad_share is None else options.max_bad_share
     part, of = options.place
@@ -184,7 +184,7 @@ def prepare(options: Options, model: Embedder, peers: World) -> Extraction:
         wanted,
         fingerprint(model.weights),
         share,
-        # Of the parts of this place alone, so that places may have other numbers of processes.
+        # Splits only the parts of this shard, so that shards may have different numbers of processes.
         part=part + of * peers.rank,
         of=of * peers.size,
         retry_bad=options.retry_bad,
@@ -202,12 +202,12 @@ def _windows(options: Options, config: Config) -> int:
 
 
 def narrowed(model: Embedder, modalities: Modalities) -> Config:
-    """The model's config, for data of which only this is read."""
+    """The model's config, for reading only these modalities of the data."""
     return replace(model.config, model=replace(model.config.model, modalities=modalities))
 
 
 def finish(job: Extraction, model: Embedder, options: Options) -> None:
-    """Say what became of the set, if no other share of it is missing. Raises `RunError` when no clip could be used."""
+    """Print a summary of the set, if no other shard is missing. Raises `RunError` when no clip could be used."""
     console = open_console()
     if job.missing:
         console.print(f"share {options.shard} is done; {len(job.missing)} of {job.parts} parts are left to others")

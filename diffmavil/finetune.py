@@ -33,7 +33,7 @@ from diffmavil.training.planner import check_processes
 from diffmavil.training.run import Run, open_run, with_sound_of_main, write_run
 
 _VALIDATIONS = 10
-"""In a run, where train.probe_every does not say how often."""
+"""Validations in a run, unless train.probe_every says how often."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
             keep_freed_memory()
         run, opened = open_run(name, config, options, peers)
         with usage_errors():
-            if opened.train.init and run.checkpoint is None:  # the data may take long, and the file not fit
+            if opened.train.init and run.checkpoint is None:  # before the data, which may take long
                 peers.main_first(partial(check_beginning, opened))
             config, split = peers.main_first(lambda: prepared(opened, peers))
             config = with_sound_of_main(config, peers)
@@ -64,8 +64,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def found_weights(source: str) -> Path:
-    """The file of exported weights, or the folder of a checkpoint, that `--from` names; of a fine-tuned run those
-    of its headline. Raises `UsageError`: there are none, or the run has not ended: the checkpoint has to be named.
+    """The file of exported weights, or the folder of a checkpoint, that `--from` names; of a fine-tuned run, its
+    headline's. Raises `UsageError` if there are none, or if the run has not ended and no checkpoint is named.
     """
     path = expand(source)
     if checkpoints(path) and not (path / WEIGHTS_FILE).exists():
@@ -80,7 +80,7 @@ def found_weights(source: str) -> Path:
 
 
 def begin(model: Classifier, config: FinetuneConfig) -> list[str]:
-    """Fill the model from pretrained weights, or an image MAE; lines that say what fits. Errors as of `start_from`."""
+    """Load pretrained weights, or an image MAE, into the model; return lines on what fits. Raises as `start_from`."""
     if config.head.source != NOTHING:
         weights = found_weights(config.head.source)
         return start_from(model, read_weights(weights)[0] if weights.is_file() else open_model(weights)[0].state_dict())
@@ -90,16 +90,16 @@ def begin(model: Classifier, config: FinetuneConfig) -> list[str]:
 
 
 def probed(model: Classifier, config: FinetuneConfig, clips: ClipSet) -> str:
-    """Fit the head to the training clips, showing how far it is; the other processes get it from this one."""
+    """Fit the head to the training clips, showing progress; the other processes get it from this one."""
     with tracking(open_console(), "clips for the probe", min(len(clips), MOST_CLIPS)) as tracker:
         return start_with_probe(model, config, clips, batch_size=config.train.batch_size, progress=tracker.update)
 
 
 def prepared(config: FinetuneConfig, peers: World) -> tuple[FinetuneConfig, LabelledSplit]:
-    """Config and clips, with the number of steps that `head.epochs` means, and the order that `head.balance` does.
+    """Config and clips, with the number of steps set by `head.epochs` and the order set by `head.balance`.
 
     Raises:
-        ValueError: clips or labels that do not fit, a batch that does not divide over the processes, or for mixup.
+        ValueError: clips or labels that do not fit, or a batch that does not divide over the processes or for mixup.
     """
     config, split = open_labelled(config)
     train, head = config.train, config.head
@@ -120,7 +120,7 @@ def prepared(config: FinetuneConfig, peers: World) -> tuple[FinetuneConfig, Labe
 
 
 def validation(model: Classifier, config: FinetuneConfig, clips: ClipSet | None, run: Run) -> Validation | None:
-    """What looks at the model in the loop; None: no clips are held back for it."""
+    """The validation during training; None: no clips are held back for it."""
     if clips is None:
         return None
     done, batch = run.progress.step, config.train.batch_size
@@ -131,11 +131,11 @@ def finish(task: Classification, run: Run, config: FinetuneConfig, split: Labell
     """Export the weights, score them on the held-out clips, write the report."""
     console, batch = open_console(), config.train.batch_size
     kept = {"last", *task.averages.models, *(["best"] if split.validation else [])}
-    for name in KINDS.keys() - kept:  # of an end that this run had before, with other settings
+    for name in KINDS.keys() - kept:  # left by an earlier end of this run, with other settings
         (run.folder / KINDS[name]).unlink(missing_ok=True)
     for name, averaged in task.averages.models.items():
         export_weights(averaged.module, config, run.folder / KINDS[name])
-    export_weights(task.model, config, run.folder / WEIGHTS_FILE)  # last: by it a run is known to have ended
+    export_weights(task.model, config, run.folder / WEIGHTS_FILE)  # last: this file marks the run as ended
     lesson = Lesson.of(split)
     found = classify_run(run.folder, config, split.test, lesson, device=task.device, batch_size=batch, console=console)
     found.write(run.folder)

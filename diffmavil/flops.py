@@ -1,6 +1,6 @@
-"""What a forward pass costs: `python -m diffmavil.flops [PRESET] [--json | --presets]`.
+"""Cost of a forward pass: `python -m diffmavil.flops [PRESET] [--json | --presets]`.
 
-`diffmavil.model.flops` says what is counted. Of the second stage the teacher is counted as large as the student.
+`diffmavil.model.flops` says what is counted. In the second stage the teacher is taken to be as large as the student.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _part_table(name: str, config: Config) -> Table:
 
 
 def _teacher_lines(config: Config) -> list[str]:
-    """What the second stage costs; nothing in the first."""
+    """Cost of the second stage; empty in the first."""
     model, teacher = with_teacher(config)
     if not teacher:
         return []
@@ -74,7 +74,7 @@ def _teacher_lines(config: Config) -> list[str]:
 
 
 def _optimizer_lines(config: Config) -> list[str]:
-    """What Muon costs; nothing for the others."""
+    """Cost of Muon; empty for other optimisers."""
     flop = optimizer_flops(config.model, config.optim)
     if not flop:
         return []
@@ -99,7 +99,7 @@ def _preset_table() -> Table:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; an unknown preset ends with the list of names and exit code 2."""
+    """Command line; an unknown preset prints the list of names and exits with code 2."""
     parser = argparse.ArgumentParser(prog="python -m diffmavil.flops", description="What a forward pass costs.")
     parser.add_argument("preset", nargs="?", default=_DEFAULT, help=f"default {_DEFAULT}")
     parser.add_argument("--json", action="store_true", help="the table of techniques as a list of objects")

@@ -1,6 +1,6 @@
-"""Videos or sound files to shards: `python -m diffmavil.prepare SRC OUT [--csv TABLE] [--workers N] [--shard i/n]`.
+"""Videos or audio files to shards: `python -m diffmavil.prepare SRC OUT [--csv TABLE] [--workers N] [--shard i/n]`.
 
-Everything can be stopped at any instant; the same command goes on from there and ends with the same bytes.
+The command can be stopped at any time: run again, it resumes from there and produces the same bytes.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ class Options:
     """Transcode videos once into WebDataset shards that are cheap to decode in training."""
 
     src: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="SRC")]] = None
-    """A folder of videos or sound files (folders become classes), or a CSV with path,start,duration (or end),labels."""
+    """Folder of videos or audio files (folders become classes), or a CSV with path,start,duration (or end),labels."""
     out: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="OUT")]] = None
-    """Folder of the shards: new, empty, or begun earlier."""
+    """Folder for the shards: new, empty, or begun earlier."""
     csv: Path | None = None
-    """Which parts of the videos of SRC: a CSV of ours, AudioSet's or VGGSound's."""
+    """CSV in our format, AudioSet's or VGGSound's that selects parts of the videos of SRC. Default: all of them."""
     split: str | None = None
-    """Only rows of this split of a VGGSound CSV: train or test."""
+    """Use only rows of this split of a VGGSound CSV: train or test."""
     classes: Path | None = None
-    """Fixes the classes and their order: AudioSet's class_labels_indices.csv, or a name in each line."""
+    """Fix the classes and their order by AudioSet's class_labels_indices.csv, or a file with a name in each line."""
     follow_links: bool = True
-    """Read links that lead out of SRC, as training does; with --no-follow-links they are left out, with the reason."""
+    """Read links that point outside SRC, as training does; --no-follow-links skips them and reports the reason."""
     workers: int = field(default_factory=usable_cores)
-    """Processes; default: one for each core."""
+    """Processes. Default: one per core."""
     shard: str = "0/1"
-    """i/n: only part i of n, from 0; for n machines that see the same folders."""
+    """i/n: only part i of n, counted from 0; for n machines that see the same folders."""
     ray: str | None = None
-    """Address of a Ray cluster to use instead of processes here; 'local' starts one."""
+    """Address of a Ray cluster to use instead of local processes; 'local' starts one."""
     deadline: float = 300.0
-    """Seconds that a piece of a clip may take."""
+    """Seconds allowed for a piece of a clip."""
     retry_bad: bool = False
-    """Try again what failed earlier: files that were fetched or mended since, a longer deadline."""
+    """Retry what failed earlier, such as files downloaded or fixed since, or with a longer deadline."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
     verify: Path | None = None
-    """Instead: read every byte of this prepared folder and say what is wrong with it."""
+    """Instead, read every byte of this prepared folder and report what is wrong with it."""
 
     def __post_init__(self) -> None:
         require(self.workers >= 1, "--workers", self.workers, ">= 1")
@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check(out: Path, console: Console) -> None:
-    """Print what is wrong with a prepared folder. Raises `RunError` if anything is."""
+    """Print the problems of a prepared folder. Raises `RunError` if there are any."""
     with tracking(console, "shards", None) as tracker:
         problems = verify(out, tracker.update)
     for problem in problems:
@@ -107,12 +107,12 @@ def check(out: Path, console: Console) -> None:
 
 
 def prepare(options: Options, console: Console) -> None:
-    """Do what is not done yet, and print what became of the set when nothing is missing.
+    """Do the work that is left, and print a summary of the set when nothing is missing.
 
     Raises:
-        ValueError: the options do not fit what is there.
+        ValueError: the options do not fit SRC or OUT.
         CannotWrite: OUT cannot be written.
-        RunError: another process prepares shards of this part, its files are gone, or no clip could be used.
+        RunError: another process is preparing shards of this part, its files are gone, or no clip could be used.
     """
     assert options.src is not None
     assert options.out is not None
@@ -149,7 +149,7 @@ def prepare(options: Options, console: Console) -> None:
 
 
 def report(out: Path, description: Description, console: Console, note: str = "") -> None:
-    """Print what was kept, what was not and why, and how much it is; `note`: what was not looked at."""
+    """Print what was kept, what was skipped and why, and the sizes; `note`: what was ignored."""
     facts = description.facts
     table = Table(title=str(out), show_header=False)
     rows = {

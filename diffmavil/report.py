@@ -1,8 +1,8 @@
 """What did runs learn, and which learnt more? `python -m diffmavil.report RUN [RUN ...]` writes one page about them.
 
-Curves, schedules, throughput and looks in the loop of all runs in the same panels; of each pretrained run
-reconstructions in many ways, where in the picture the sound is, neighbours and retrieval that can be played, and a map
-of held-out clips; of each fine-tuned run its scores and what is mistaken for what. What a run does not have is said.
+Curves, schedules, throughput and probes during training of all runs in the same panels; for each pretrained run,
+several kinds of reconstructions, where in the frames the audio comes from, neighbours and retrieval that can be played,
+and a map of held-out clips; for each fine-tuned run, its scores and confusions. The page says what a run does not have.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ COMPARISON_FILE = "comparison.html"
 
 @dataclass(frozen=True)
 class Options:
-    """One self-contained page, below 15 MB, about one run or several, finished or not."""
+    """Write one self-contained page, below 15 MB, about one run or several, finished or not."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of runs."""
     run_dir: Path | None = None
-    """The old way to name one run."""
+    """Old way to name one run."""
     out: Path | None = None
-    """The page. Default: report.html in the folder of a single run, comparison.html here for several."""
+    """Output page. Default: report.html in the folder of a single run, comparison.html here for several."""
     clips: int = 256
-    """Held-out clips whose features are looked at, and as many training clips: the bound of what it costs."""
+    """Held-out clips whose features are analysed, and as many training clips; bounds the cost."""
 
     def __post_init__(self) -> None:
         require(self.clips >= 2, "--clips", self.clips, ">= 2")
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> Options:
-    """Flags to options.
+    """Parse flags into options.
 
     Raises:
         UsageError: no runs, or folders that hold none.

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
         run, config = open_run(preset, config, options, peers)
         init = config.train.init if run.checkpoint is None else None
         with usage_errors():
-            if init:  # the data may take long, and the file not fit
+            if init:  # before the data, which may take long
                 config = peers.main_first(partial(check_beginning, config))
             config, split = peers.main_first(lambda: open_data(config))
             config = with_sound_of_main(config, peers)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
                 task = SecondStage(config, peers.device, frozen, sets=split.train.sets)
             said = peers.main_first(partial(begin_with, task.model, init)).lines() if init else []
         if isinstance(task, SecondStage):
-            task.begin()  # an averaged teacher has what the student was initialised with
+            task.begin()  # an averaged teacher starts from the student's initial weights
             run = run.noting(teacher_note(config))
         for note in [*([task.note] if task.note else []), *said]:
             run = run.noting(note)

@@ -1,7 +1,7 @@
 // The loops of loops.h. Each isa_*.cpp includes this file after choosing its instruction set and naming it ISA.
 //
-// Everything has internal linkage and nothing of the standard library is instantiated: the linker would otherwise be
-// free to keep the AVX-512 copy of a shared inline function for a machine that lacks it.
+// Everything has internal linkage and nothing of the standard library is instantiated: otherwise the linker could keep
+// the AVX-512 copy of a shared inline function for a machine without AVX-512.
 
 namespace maekernels {
 namespace {
@@ -24,7 +24,7 @@ inline float from(float x) { return x; }
 inline double from(double x) { return x; }
 inline float from(BFloat16 x) { return __builtin_bit_cast(float, uint32_t(x.bits) << 16); }
 
-// The exponent of a half is moved up by a multiplication, which also makes subnormal ones normal.
+// A multiplication rebiases the exponent of a half, which also normalises subnormals.
 inline float from(Half x) {
   const uint32_t magnitude = x.bits & 0x7FFFu;
   uint32_t bits = __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, magnitude << 13) * 0x1p112f);
@@ -32,7 +32,7 @@ inline float from(Half x) {
   return __builtin_bit_cast(float, bits | uint32_t(x.bits & 0x8000u) << 16);
 }
 
-// To nearest, ties to even; every nan becomes the quiet one.
+// Rounds to nearest, ties to even; every nan becomes a quiet nan.
 template <class Out, class A>
 inline Out to(A x) {
   const float f = float(x);
@@ -42,7 +42,7 @@ inline Out to(A x) {
     return {uint16_t(magnitude > 0x7F800000u ? 0x7FC0u : rounded)};
   } else if constexpr (__is_same(Out, Half)) {
     const uint32_t normal = (magnitude + 0xFFFu + (magnitude >> 13 & 1) - (112u << 23)) >> 13;
-    // One rounding of the sum with 1/2, whose last place is the smallest half.
+    // Rounded once, by adding 1/2, whose unit in the last place is the smallest half.
     const uint32_t subnormal = __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, magnitude) + 0.5f) - 0x3F000000u;
     uint32_t found = magnitude < 0x38800000u ? subnormal : normal;
     found = magnitude >= 0x477FF000u ? 0x7C00u : found;
@@ -108,7 +108,7 @@ void write(const A* __restrict in, int64_t n, void* memory) {
   for (int64_t i = 0; i < n; ++i) out[i] = to<Out>(in[i]);
 }
 
-// Sum of term(i) over n, in LANES partial sums: the order is the same however wide the vectors are.
+// Sum of term(i) over n, in LANES partial sums: the order does not depend on the vector width.
 template <class A, class Term>
 inline A sum(int64_t n, Term term) {
   constexpr int LANES = 32;

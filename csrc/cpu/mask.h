@@ -1,4 +1,4 @@
-// How the mask of one sample is made; the definition is in random_mask.py. Plain memory and no torch, as loops.h.
+// Generates the mask of one sample; the definition is in random_mask.py. Raw memory and no torch, like loops.h.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,8 @@ namespace maekernels {
 
 constexpr uint32_t MASK = 1, MASK_GROUPS = 16;  // streams of philox.py
 
-// The k-th smallest key, from 1. Keys are spread over their highest byte (uniformly, for plain masks), so that all but
-// the few that share the byte of the answer are settled by counting.
+// The k-th smallest key, counting from 1. Keys are spread over their highest byte (uniformly, for plain masks), so that
+// counting settles all but the few that share this byte with the result.
 template <class Key>
 Key kth_smallest(const Key* keys, int64_t n, int64_t k, std::vector<Key>& candidates) {
   constexpr int TOP = 8 * sizeof(Key) - 8;
@@ -28,7 +28,7 @@ Key kth_smallest(const Key* keys, int64_t n, int64_t k, std::vector<Key>& candid
   return candidates[k - 1];
 }
 
-// Tokens in order, dealt to `keep` and `mask`, which have room for all of them.
+// Distributes the tokens in order to `keep` and `mask`, each with room for all of them.
 template <class Key>
 void split(const Key* keys, int64_t n, int64_t num_keep, std::vector<Key>& candidates, int32_t* keep, int32_t* mask) {
   if (num_keep == 0) {
@@ -36,13 +36,13 @@ void split(const Key* keys, int64_t n, int64_t num_keep, std::vector<Key>& candi
     return;
   }
   const Key last = kth_smallest(keys, n, num_keep, candidates);
-  int64_t ties = num_keep;  // kept ones among the keys equal to the last; smaller indices first
+  int64_t ties = num_keep;  // number kept among the keys equal to the last; smaller indices first
   for (int64_t i = 0; i < n; ++i) ties -= keys[i] < last;
   int64_t kept = 0;
   for (int64_t i = 0; i < n; ++i) {
     const bool tie = keys[i] == last && ties > 0, chosen = keys[i] < last || tie;
     ties -= tie;
-    // Both are written and one of them counts: no branch to mispredict.
+    // Both are written and only one is used: no branch to mispredict.
     keep[kept] = mask[i - kept] = int32_t(i);
     kept += chosen;
   }

@@ -12,7 +12,7 @@ struct Target {
   bool channels_first;
 };
 
-// work(row, prediction, target) for each row, in A; on several threads, each with a copy of `work`.
+// Calls work(row, prediction, target) for each row, in A; on several threads, each with its own copy of `work`.
 template <class A, class Work>
 void for_each_row(const Tensor& pred, const Target& of, const Work& work) {
   const int64_t count = of.ids.size(1), dim = pred.size(2);
@@ -36,7 +36,7 @@ Tensor masked_mse(const Tensor& pred, const Tensor& x, const Tensor& ids, std::v
   const bool wide = type_of(pred) == F64;
   const Tensor held = torch::stable::contiguous(pred);
   const Tensor out = torch::stable::new_empty(pred, {}, wide ? ScalarType::Double : ScalarType::Float);
-  // One number for each row, added up in order: the same for any number of threads.
+  // One number per row, summed in order: the same for any number of threads.
   std::vector<double> of_row(ids.numel());
   with_arithmetic(wide || type_of(x) == F64, [&](auto zero) {
     using A = decltype(zero);

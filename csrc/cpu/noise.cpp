@@ -6,7 +6,7 @@
 namespace maekernels {
 namespace {
 
-// Normals of the elements [first, first + n) of a sample. A row may begin inside a Philox block.
+// Normals of the elements [first, first + n) of a sample. A row may start inside a Philox block.
 class Noise {
  public:
   Noise(const Tensor& seed, int64_t offset, int64_t most)
@@ -23,8 +23,8 @@ class Noise {
   std::vector<float> buffer_;
 };
 
-// change(v, out, b, first, n) for all elements of x [B, ...], in float or double: n of sample b from `first`, to a new
-// tensor. Each thread has a copy of `change`.
+// Calls change(v, out, b, first, n) for all elements of x [B, ...], in float or double: n elements of sample b from
+// `first` on, into a new tensor. Each thread has its own copy of `change`.
 constexpr int64_t PART = 2048;
 
 template <class Change>

@@ -6,7 +6,7 @@
 namespace maekernels {
 
 Pixels::Pixels(const Tensor& x, const std::vector<int64_t>& sizes, bool channels_first) : type(type_of(x)), patch{} {
-  // Dimensions of x that are T, H, W and C; -1: of size 1, not there.
+  // Dimensions of x that are T, H, W and C; -1: absent, of size 1.
   const int64_t rank = x.dim();
   const bool first = channels_first && rank > 3;
   const int64_t c = rank == 3 ? -1 : first ? 1 : rank - 1, w = first || rank == 3 ? rank - 1 : rank - 2, h = w - 1;
@@ -51,7 +51,7 @@ Tensor patchify(const Tensor& x, const Tensor& ids, std::vector<int64_t> patch, 
   return out;
 }
 
-// No pixel is written by two rows: ids are unique within a sample, or refused.
+// No pixel is written by two rows: ids must be unique within a sample and are refused otherwise.
 Tensor patchify_backward(const Tensor& grad, const Tensor& x, const Tensor& ids, std::vector<int64_t> patch,
                          std::vector<double> std, bool channels_first) {
   const int64_t batch = ids.size(0), count = ids.size(1);

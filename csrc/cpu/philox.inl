@@ -1,4 +1,4 @@
-// Philox4x32-10 (Salmon et al. 2011) and Box-Muller, for loops that the compiler turns into vectors of blocks.
+// Philox4x32-10 (Salmon et al. 2011) and Box-Muller, for loops that the compiler vectorises over blocks.
 // Included by loops.inl, inside its namespace.
 
 struct Block {
@@ -7,7 +7,7 @@ struct Block {
 
 inline Block philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
   uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-  // A loop inside the loop over blocks would keep that one from becoming vectors.
+  // Unrolled, since an inner loop would prevent the loop over blocks from being vectorised.
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t(0xD2511F53u) * c0, p2 = uint64_t(0xCD9E8D57u) * c2;
@@ -21,8 +21,8 @@ inline Block philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32
   return {c0, c1, c2, c3};
 }
 
-// -2 ln u for u in (0, 1]: u = m 2^e with m in [1/sqrt 2, sqrt 2), ln m = 2 artanh((m - 1) / (m + 1)). The series' next
-// term is below 2^-28 of the result.
+// -2 ln u for u in (0, 1]: u = m 2^e with m in [1/sqrt 2, sqrt 2), ln m = 2 artanh((m - 1) / (m + 1)). The next term of
+// the series is below 2^-28 of the result.
 inline float minus_two_log(float u) {
   const int32_t bits = __builtin_bit_cast(int32_t, u);
   const int32_t e = (bits - 0x3F3504F3) >> 23;
@@ -32,8 +32,8 @@ inline float minus_two_log(float u) {
   return -2 * (ln + float(e) * 0.693147180559945f);
 }
 
-// Two normals. The angle is reduced as an integer, exactly, to [-pi/4, pi/4), where the Taylor series of sine and cosine
-// leave less than 2^-28.
+// Two normals. The angle is reduced as an integer, exactly, to [-pi/4, pi/4), where the Taylor series of sine and
+// cosine have an error below 2^-28.
 inline void box_muller(uint32_t radius, uint32_t angle, float& z0, float& z1) {
   const float r = SQRT(minus_two_log(float(radius) * 0x1p-32f + 0x1p-33f));
   const uint32_t quarter = (angle + 0x20000000u) >> 30;

@@ -1,5 +1,5 @@
-// How the pixel ops see their input: the video [B, T, H, W, C] of kernels/maekernels/_pixels.py, by strides, so that
-// channels-first and other views are read where they lie.
+// The input layout of the pixel ops: the video [B, T, H, W, C] of kernels/maekernels/_pixels.py, by strides, so that
+// channels-first and other views are read in place.
 #pragma once
 
 #include "tensors.h"
@@ -10,7 +10,7 @@ class Pixels {
  public:
   Pixels(const Tensor& x, const std::vector<int64_t>& patch, bool channels_first);
 
-  // The first pixel of patch `token` of sample b.
+  // Byte offset of the first pixel of patch `token` of sample b.
   int64_t origin(int64_t b, int64_t token) const {
     const int64_t t = token / (grid_h_ * grid_w_), h = token / grid_w_ % grid_h_, w = token % grid_w_;
     const int64_t element = b * stride_b_ + t * patch.pt * patch.st + h * patch.ph * patch.sh + w * patch.pw * patch.sw;
@@ -20,14 +20,14 @@ class Pixels {
   Type type;
   Patch patch;
   int64_t tokens;
-  int64_t dim;  // P, elements of a patch
+  int64_t dim;  // P, elements per patch
 
  private:
   int64_t grid_h_, grid_w_, stride_b_;
 };
 
 // value = pixel * scale + shift for each element of a line of a patch, from the mean and std of each channel; uint8 is
-// scaled by 1/255 first. As `scale_and_shift` of _pixels.py, rounded once.
+// scaled by 1/255 first. Like `scale_and_shift` in _pixels.py, rounded once.
 template <class A>
 struct Normal {
   Normal(const Pixels& pixels, const std::vector<double>& mean, const std::vector<double>& std) {
@@ -42,7 +42,7 @@ struct Normal {
   std::vector<A> scale, shift;
 };
 
-// The normalised patch `token` of sample b, in A.
+// Reads patch `token` of sample b, normalised, in A.
 template <class A>
 class PatchReader {
  public:
@@ -62,10 +62,10 @@ class PatchReader {
   const char* base_;
 };
 
-// How `norm_pix` of masked_mse.py normalises a patch, as _pixels.py numbers it.
+// How `norm_pix` of masked_mse.py normalises a patch, with the values of _pixels.py.
 enum Norm : int64_t { PLAIN, PATCH, CHANNEL };
 
-// Normalises patches of a target, and takes gradients of the last one back.
+// Normalises target patches, and propagates gradients through the last one.
 template <class A>
 class Normaliser {
  public:
@@ -85,7 +85,7 @@ class Normaliser {
 
  private:
   int64_t norm_, dim_, channels_;
-  A rstd_[4], slope_[4];  // at most 4 channels, which check_pixels holds
+  A rstd_[4], slope_[4];  // at most 4 channels, which check_pixels enforces
 };
 
 }  // namespace maekernels

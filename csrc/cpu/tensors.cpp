@@ -67,7 +67,7 @@ std::vector<int64_t> inverse(const Tensor& ids, int64_t length) {
 
 namespace {
 
-// As Python writes it.
+// Formatted as in Python.
 std::string written(double x) {
   if (std::isnan(x)) return "nan";
   char digits[32];

@@ -1,4 +1,4 @@
-// What the ops share: element types, ids that have been checked, and loops over threads.
+// Shared by the ops: element types, checked ids, and multithreaded loops.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -26,7 +26,7 @@ inline int64_t size_of(Type type) {
   return sizes[type];
 }
 
-// The element type of A, in which rows need no conversion.
+// The element type of A, for which rows need no conversion.
 template <class A>
 constexpr Type own_type = sizeof(A) == sizeof(float) ? F32 : F64;
 
@@ -40,7 +40,7 @@ T* mutable_data(const Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
 }
 
-// Integers of a tensor in its logical order. std::invalid_argument, in Python ValueError, with the words of
+// The integers of a tensor in logical order. Throws std::invalid_argument, in Python ValueError, with the message of
 // `maekernels._checks.check_range` unless every one is in [0, length).
 std::vector<int64_t> checked_integers(const Tensor& ids, int64_t length, const char* name, const char* what);
 
@@ -48,18 +48,18 @@ inline std::vector<int64_t> checked_ids(const Tensor& ids, int64_t length) {
   return checked_integers(ids, length, "ids", "values");
 }
 
-// For each of the [batch, length] places the k of the id that names it, or -1. std::invalid_argument for ids that name
-// one twice in a sample, or as of `checked_ids`.
+// For each of the [batch, length] positions, the k of the id that refers to it, or -1. Throws std::invalid_argument if
+// an id occurs twice in a sample, and like `checked_ids`.
 std::vector<int64_t> inverse(const Tensor& ids, int64_t length);
 
-// sqrt(alpha_bar) and sqrt(1 - alpha_bar) of each sample, checked to be in [0, 1] as by `check_alpha_bar_range`.
+// sqrt(alpha_bar) and sqrt(1 - alpha_bar) of each sample; checks the range [0, 1] like `check_alpha_bar_range`.
 struct Levels {
   explicit Levels(const Tensor& alpha_bar, bool check = true);
   std::vector<float> signal, sigma;
 };
 
-// n elements of a contiguous tensor from its element `first` on, as A. They are used in place when they are of that type
-// and go through a buffer of the reader otherwise: each thread has a reader, and a writer, of its own.
+// n elements of a contiguous tensor from element `first` on, as A. They are used in place if they have that type, and
+// go through a buffer of the reader otherwise: each thread has its own reader and writer.
 template <class A>
 class Reader {
  public:
@@ -85,7 +85,7 @@ class Writer {
   Writer(const Tensor& out, int64_t most)
       : type_(type_of(out)), base_(mutable_data<char>(out)), buffer_(type_ == own_type<A> ? 0 : most) {}
 
-  // Where to put the elements from `first` on; then `done`.
+  // Where to write the elements from `first` on; then call `done`.
   A* at(int64_t first) { return type_ == own_type<A> ? reinterpret_cast<A*>(place(first)) : buffer_.data(); }
   void done(int64_t first, int64_t n) {
     if (type_ != own_type<A>) instruction_set().loops<A>().write[type_](buffer_.data(), n, place(first));
@@ -99,8 +99,8 @@ class Writer {
   std::vector<A> buffer_;
 };
 
-// work(first, last) over parts of [0, rows), on one thread when all of it is too little to share. No result may depend
-// on how the rows are divided.
+// Calls work(first, last) on parts of [0, rows), on one thread if there is too little work to distribute. Results must
+// not depend on how the rows are divided.
 template <class Work>
 void for_rows(int64_t rows, int64_t elements_of_row, const Work& work) {
   constexpr int64_t ENOUGH = 1 << 15;
@@ -108,7 +108,7 @@ void for_rows(int64_t rows, int64_t elements_of_row, const Work& work) {
   torch::stable::parallel_for(0, rows, std::max<int64_t>(1, ENOUGH / std::max<int64_t>(1, elements_of_row)), work);
 }
 
-// Calls f with a float, or with a double where one of the element types is double: what to compute in.
+// Calls f with a float, or with a double if one of the element types is double: the type to compute in.
 template <class F>
 void with_arithmetic(bool wide, const F& f) {
   wide ? f(double()) : f(float());

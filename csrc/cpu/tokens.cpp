@@ -8,7 +8,7 @@
 namespace maekernels {
 namespace {
 
-// Rows x[b, n, :] of any strides, copied as bytes.
+// Rows x[b, n, :] with any strides, copied as bytes.
 class Rows {
  public:
   explicit Rows(const Tensor& x)
@@ -44,7 +44,7 @@ Tensor gather_tokens(const Tensor& x, const Tensor& ids) {
   return out;
 }
 
-// One row of the fill, in the type of the result.
+// One row of the fill, in the type of the output.
 std::vector<char> fill_row(const Tensor& values, double number, const std::optional<Tensor>& row) {
   const int64_t dim = values.size(2);
   const Type type = type_of(values);
@@ -73,7 +73,7 @@ Tensor scatter_tokens(const Tensor& values, const Tensor& ids, int64_t length, d
       if (places[place] >= 0) {
         rows.copy(place / length, places[place], there);
       } else if (zero) {
-        // Neighbours together: the gradient of a gather is mostly zeros.
+        // Consecutive rows in one go: the gradient of a gather is mostly zeros.
         const int64_t start = place;
         while (place + 1 < last && places[place + 1] < 0) ++place;
         std::memset(there, 0, (place + 1 - start) * fill.size());
@@ -85,7 +85,7 @@ Tensor scatter_tokens(const Tensor& values, const Tensor& ids, int64_t length, d
   return out;
 }
 
-// The sum of grad over the rows that hold the fill, in parts of a fixed number of rows: threads do not change it.
+// The sum of grad over the rows that hold the fill, in parts of a fixed number of rows: independent of the threads.
 Tensor scatter_tokens_fill_grad(const Tensor& grad, const Tensor& ids) {
   constexpr int64_t PART = 64;
   const Tensor held = torch::stable::contiguous(grad);

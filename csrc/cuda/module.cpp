@@ -1,5 +1,5 @@
-// maekernels._C_cuda: importing it registers the ops of this folder; it has nothing else but TOOLKIT, as 13000 for the
-// CUDA 13.0 that its kernels and its runtime come from.
+// maekernels._C_cuda: importing it registers the ops of this folder. Its only attribute is TOOLKIT, e.g. 13000 for
+// CUDA 13.0, the version of its kernels and its runtime.
 #include <Python.h>
 
 extern "C" const int maekernels_cuda_toolkit;

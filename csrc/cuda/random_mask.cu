@@ -1,11 +1,11 @@
-// maekernels_cuda::random_mask, the CUDA version of maekernels::random_mask: one launch, a thread block for a sample.
+// maekernels_cuda::random_mask, the CUDA version of maekernels::random_mask: one launch, one thread block per sample.
 //
-// An op of its own and not a second kernel of maekernels::random_mask: that op is a `torch.library.custom_op`, whose
-// CUDA key already holds the Python function that launches Triton. Which of two registrations won would hang on the
-// order of imports, and Triton could no longer be asked for. So Python chooses (maekernels/_native_cuda.py).
+// A separate op, not a second kernel of maekernels::random_mask: that op is a `torch.library.custom_op`, whose CUDA key
+// already holds the Python function that launches Triton. Which of two registrations wins would depend on the order of
+// imports, and Triton could no longer be requested. So Python chooses (maekernels/_native_cuda.py).
 //
-// The stream is an argument: the shim that tells the current stream is part of libtorch_cuda, and without a use of it
-// this library loads, and is tested, where torch was built for the CPU only.
+// The stream is an argument: the shim that returns the current stream is part of libtorch_cuda, and without it this
+// library loads, and is tested, with a torch built for the CPU only.
 #include <cub/block/block_scan.cuh>
 #include <cuda_runtime.h>
 #include <limits>
@@ -40,7 +40,7 @@ struct CudaBlock {
     __syncthreads();
   }
 
-  // No barrier behind it: `before` is the thread's own, and CUB's storage is used again only after an `each`.
+  // No barrier after it: `before` is private to the thread, and CUB's storage is reused only after an `each`.
   template <class F>
   __device__ __forceinline__ void exclusive_sum(F f) {
     Scan(scan).ExclusiveSum(f(threadIdx.x, lane), lane.before);
@@ -49,8 +49,8 @@ struct CudaBlock {
   __device__ __forceinline__ void increment(uint32_t& x) { atomicAdd(&x, 1u); }
 };
 
-// Threads that a multiprocessor should hold at once, so that a usual batch runs in one wave: all 2048 with four tokens
-// to a thread, which is 32 registers; wider keys or more of them need more.
+// Threads that should be resident on a multiprocessor, so that a typical batch runs in one wave: all 2048 with four
+// tokens per thread, i.e. 32 registers each; wider keys or more of them need more registers.
 template <class Shape>
 constexpr uint32_t RESIDENT = Shape::KEY_BITS * Shape::BLOCKS == 32 ? 2048 : 1536;
 
@@ -111,7 +111,7 @@ std::tuple<Tensor, Tensor> random_mask_cuda(int64_t batch, int64_t length, int64
 }  // namespace
 }  // namespace maekernels
 
-// For module.cpp, which a compiler without CUDA's headers builds.
+// For module.cpp, which is compiled without the CUDA headers.
 extern "C" const int maekernels_cuda_toolkit;
 const int maekernels_cuda_toolkit = CUDART_VERSION;
 

@@ -1,21 +1,21 @@
-// How one thread block makes the mask of one sample; the definition is in maekernels/random_mask.py.
+// How one thread block generates the mask of one sample; the definition is in maekernels/random_mask.py.
 //
-//   keys     a thread makes the words of its 4 * BLOCKS neighbouring tokens in registers. A group's word is made once,
-//            in a table in shared memory, instead of once for each of its tokens.
-//   select   the key of the last kept token, 8 bits at a time from the highest: a histogram of the digit over the keys
-//            that agree with the digits found so far, and the digit where its sum reaches the wanted rank. It ends as
-//            soon as every key left is kept: for random 32-bit keys after the second digit, nearly always.
-//   compact  two counts of each thread, summed over the threads before it, say where its kept and masked tokens go.
-//            They are put in order in shared memory, so that the stores to global memory lie side by side.
+//   keys     each thread computes the words of its 4 * BLOCKS consecutive tokens in registers. A group's word is
+//            computed once, in a table in shared memory, instead of once for each of its tokens.
+//   select   finds the key of the last kept token, 8 bits at a time from the highest: a histogram of the digit over the
+//            keys that match the digits found so far, and the digit where its prefix sum reaches the required rank. It
+//            ends as soon as every remaining key is kept: for random 32-bit keys nearly always after the second digit.
+//   compact  two counts per thread, summed over the preceding threads, determine where its kept and masked tokens go.
+//            They are ordered in shared memory, so that the stores to global memory are coalesced.
 //
-// `Block` runs the threads, so that a GPU is not needed to test this:
+// `Block` runs the threads, so that this can be tested without a GPU:
 //
 //   each(f)           f(t, lane) for every thread t with its registers `lane`, then a barrier
 //   exclusive_sum(f)  lane.before = sum of f(t', lane') over the threads t' < t
-//   increment(x)      atomically, in shared memory
+//   increment(x)      atomic, in shared memory
 //   shared            the shared memory
 //
-// Between two barriers no thread reads what another one writes, except through `increment`.
+// Between two barriers, no thread reads what another one writes, except through `increment`.
 #pragma once
 
 #include <cstdint>
@@ -29,9 +29,9 @@ constexpr uint32_t MAX_LENGTH = 8192;
 constexpr int DIGIT_BITS = 8;
 constexpr uint32_t DIGITS = 1 << DIGIT_BITS;
 
-// What is asked for, the same for all samples of a launch but for `sample`.
+// The parameters of a launch, the same for all samples.
 struct MaskJob {
-  const int64_t* seed;  // on the device: a CUDA graph may change it between replays
+  const int64_t* seed;  // on the device: may change between replays of a CUDA graph
   const void* groups;   // labels [sets, length], int64 if `wide`, else int32
   bool wide;
   uint32_t sets;
@@ -47,7 +47,7 @@ template <class Key_, uint32_t THREADS_, uint32_t BLOCKS_>
 struct MaskShape {
   using Key = Key_;
   static constexpr uint32_t THREADS = THREADS_;
-  static constexpr uint32_t BLOCKS = BLOCKS_;  // Philox blocks of a thread
+  static constexpr uint32_t BLOCKS = BLOCKS_;  // Philox blocks per thread
   static constexpr uint32_t TOKENS = 4 * BLOCKS;
   static constexpr uint32_t CAPACITY = THREADS * TOKENS;
   static constexpr int KEY_BITS = 8 * static_cast<int>(sizeof(Key));
@@ -56,14 +56,14 @@ struct MaskShape {
   static_assert(CAPACITY <= 1 << 14, "two counts of tokens share a word, tokens are stored in 16 bits");
 };
 
-// The registers of a thread: the keys of its neighbouring tokens, and the last exclusive_sum.
+// The registers of a thread: the keys of its consecutive tokens, and the last exclusive_sum.
 template <class Shape>
 struct MaskLane {
   typename Shape::Key key[Shape::TOKENS];
   uint32_t before;
 };
 
-// The digit found by a pass, how many tokens are still wanted, and how many keys agree with the digits so far.
+// The digit found by a pass, the number of tokens still to keep, and the number of keys that match the digits so far.
 struct Pivot {
   uint32_t digit, room, rivals;
 };
@@ -71,15 +71,15 @@ struct Pivot {
 template <class Shape>
 struct MaskShared {
   union {
-    uint32_t word[Shape::GROUPED ? Shape::CAPACITY : 1];  // of the labels of one group set, until the keys are made
+    uint32_t word[Shape::GROUPED ? Shape::CAPACITY : 1];  // per label of one group set, until the keys are complete
     uint16_t token[Shape::CAPACITY];                      // kept tokens, then masked ones
   };
   uint32_t count[2][DIGITS];
   Pivot pivot;
 };
 
-// The smallest shape that holds `length` <= MAX_LENGTH tokens, given to `f`. Few tokens for a thread: a sample is so
-// little work that its time is that of the longest chain of instructions.
+// Calls `f` with the smallest shape that holds `length` <= MAX_LENGTH tokens. Few tokens per thread: a sample is so
+// little work that its time is that of the longest dependency chain.
 template <class Key, class F>
 void with_mask_shape(uint32_t length, F f) {
   if (length <= 1024) {
@@ -124,7 +124,7 @@ MAEKERNELS_FN void make_keys(Block& block, const MaskJob& job, int64_t sample) {
             const int64_t place = int64_t{set} * job.length + n;
             const uint32_t label = job.wide ? static_cast<uint32_t>(static_cast<const int64_t*>(job.groups)[place])
                                             : static_cast<const uint32_t*>(job.groups)[place];
-            // A label outside [0, length) breaks the contract, but must not read outside the table.
+            // A label outside [0, length) violates the contract, but must not read outside the table.
             const uint32_t word = block.shared.word[label < job.length ? label : 0u];
             const uint32_t most = static_cast<uint32_t>(lane.key[i] >> 32);
             lane.key[i] = Key{word > most ? word : most} << 32 | static_cast<uint32_t>(lane.key[i]);
@@ -141,8 +141,8 @@ MAEKERNELS_FN void random_mask(Block& block, const MaskJob& job, int64_t row) {
   using Key = typename Shape::Key;
   make_keys(block, job, job.offset + row);
 
-  // `high` masks the digits found so far, `found` holds them. Keys below `found` there are kept, keys above are not,
-  // and of the `rivals` that are equal, `room` are. With room for none or for all of them, no more is to be known.
+  // `high` masks the digits found so far, `found` holds them. Keys below `found` in these digits are kept, keys above
+  // are not, and of the `rivals` that are equal, `room` are kept. If that is none or all of them, the search is over.
   Key high = 0, found = 0;
   uint32_t room = job.num_keep, rivals = job.length;
   for (int shift = Shape::KEY_BITS - DIGIT_BITS, pass = 0; shift >= 0 && room > 0 && room < rivals;
@@ -171,7 +171,7 @@ MAEKERNELS_FN void random_mask(Block& block, const MaskJob& job, int64_t row) {
     rivals = pivot.rivals;
   }
 
-  // The sums of both counts in one: keys below the pivot in the low half, keys equal to it in the high half.
+  // Both prefix sums in one word: keys below the pivot in the low half, keys equal to it in the high half.
   block.exclusive_sum([&](uint32_t t, auto& lane) {
     uint32_t counts = 0;
 #pragma unroll

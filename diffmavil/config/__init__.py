@@ -1,8 +1,8 @@
-"""Every setting of a run, as frozen dataclasses; presets.py has the named ones.
+"""Every setting of a run, as frozen dataclasses; presets.py defines the named ones.
 
 A `Config` is complete: together with the step number it determines masks, noise, data order, learning rate and
-ratio, so nothing else has to be restored on resume. Impossible values raise `ValueError` naming the field, what was
-given and what is allowed.
+mask ratio, so nothing else has to be restored on resume. Impossible values raise `ValueError` naming the field, the
+value given and the values allowed.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ class Config:
         width = self.model.target_width
         allowed = "None in stage 1, which predicts patches"
         require(self.teacher.stage == 2 or width is None, "model.target_width", width, allowed)
-        # xformers copies its mask of packed sequences from the host at every call, which no graph holds.
+        # xformers copies its mask for packed sequences from the host on every call, which a CUDA graph cannot capture.
         unfit = self.train.cuda_graph and self.mask.mix and self.model.attention == "xformers"
         require(not unfit, "model.attention", "xformers", "another with both train.cuda_graph and mask.mix")
         self._check_hidden()
 
     def _check_hidden(self) -> None:
-        """SpecAugment hides no more of the spectrogram than there is."""
+        """SpecAugment masks at most the whole spectrogram."""
         audio, hidden = self.model.audio, self.data.augment
         if self.model.hears:
             frames, bins = f"at most model.audio.frames={audio.frames}", f"at most model.audio.mels={audio.mels}"
@@ -81,10 +81,11 @@ class Config:
 
 @dataclass(frozen=True)
 class FinetuneConfig(Config):
-    """Of a classifier: `model` is what it was pretrained as, of which decoders, masks and contrast are not used.
+    """Config of a classifier. `model` is the pretrained model; its decoders, masks and contrast are not used.
 
     Raises:
-        ValueError: a batch rule other than 'fixed': nothing changes the cost of a clip. Or two beginnings; or stage 2.
+        ValueError: a batch rule other than 'fixed' (the cost of a clip never changes), both --from and train.init, or
+            stage 2.
     """
 
     head: HeadConfig = field(default_factory=HeadConfig)

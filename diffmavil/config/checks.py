@@ -1,9 +1,9 @@
-"""The check behind every setting, and a mark of some."""
+"""The check used by every setting, and field metadata used by some."""
 
 from __future__ import annotations
 
 OMITTED = {"omitted": True}
-"""Metadata of a setting that stays out of config.yaml where it is as by default: files from before it have none."""
+"""Metadata of a setting that config.yaml omits while it has its default: files older than the setting lack it."""
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:

@@ -1,4 +1,4 @@
-"""From a command line to a resolved `Config`."""
+"""Parse a command line into a resolved `Config`."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from diffmavil.config.presets import DEFAULT_PRESET, PRESETS, preset
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run lives and whether it goes on."""
+    """Where a run is stored and whether to resume it."""
 
     run_dir: Path | None = None
-    """Run folder: config.yaml, metrics.jsonl, checkpoints, report.html. Default: runs/PRESET-DATE-TIME."""
+    """Run folder. Default: runs/PRESET-DATE-TIME. Holds config.yaml, metrics.jsonl, checkpoints and report.html."""
     resume: bool = False
-    """Continue from the newest checkpoint in --run-dir, with its config; start anew if there is none yet."""
+    """Resume from the newest checkpoint in --run-dir, with its config; start from scratch if there is none yet."""
     config: Path | None = None
-    """YAML with settings that differ from the preset's, named as in config.yaml; other flags go over them. Its key
-    'preset' names the preset, unless one is named here."""
+    """YAML file of settings that differ from the preset's, named as in config.yaml; other flags override them. Its key
+    'preset' names the preset, unless the command line does."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class _Arguments(RunOptions, Config):
 
 T = TypeVar("T")
 _REGISTRY = tyro.constructors.ConstructorRegistry()
-# tyro empties its caches, which all threads share, at the end of every call.
+# tyro clears its caches, which all threads share, at the end of every call.
 _ONE_AT_A_TIME = threading.Lock()
 
 
 @_REGISTRY.primitive_rule
 def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """`X | None` takes what X takes, and is called so in --help; the word None gives None.
+    """`X | None` accepts what X accepts and is shown as X in --help; the word None is parsed as None.
 
-    tyro's own name for it is `{None}|X`.
+    tyro itself would show `{None}|X`.
     """
     inner = [kind for kind in get_args(info.type) if kind is not NoneType]
     if info.type_origin not in (Union, UnionType) or len(inner) != 1 or NoneType not in get_args(info.type):
@@ -70,11 +70,11 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 def parse_flags(
     kind: type[T], argv: Sequence[str], *, prog: str, description: str | None = None, default: T | None = None
 ) -> T:
-    """Flags to an instance of the dataclass `kind`, over `default` if one is given; `~` in paths is the home folder.
+    """Parse flags into an instance of the dataclass `kind`, on top of `default` if given; expand `~` in paths.
 
     Raises:
-        ValueError: values that the dataclass does not allow.
-        SystemExit: code 2, after tyro printed what is wrong with the flags; code 0 after --help.
+        ValueError: values that the dataclass rejects.
+        SystemExit: code 2, after tyro has printed what is wrong with the flags; code 0 after --help.
     """
     given: Any = {} if default is None else {"default": default}
     with _ONE_AT_A_TIME:
@@ -83,9 +83,9 @@ def parse_flags(
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a command's `main`, turning its mistakes into messages and exit codes 2 (usage) and 1 (run).
+    """Run a command's `main`, turning its errors into messages and exit codes 2 (usage) and 1 (run).
 
-    One of several processes ends at once where there is an error, without taking anything down: torchrun then ends its
+    One of several processes exits immediately on an error, without tearing anything down: torchrun then ends its
     peers, which may be waiting for it.
     """
     code = 0
@@ -111,11 +111,11 @@ def _one_of_several() -> bool:
 
 
 def parse_train(argv: Sequence[str]) -> tuple[str, Config, RunOptions]:
-    """`[PRESET] [--config FILE] [--run-dir D] [--resume] [--data.root DIR] ...` -> (preset's name, config, options).
+    """`[PRESET] [--config FILE] [--run-dir D] [--resume] [--data.root DIR] ...` -> (preset name, config, options).
 
     Raises:
         UsageError: unknown preset or setting, or a value that the config does not allow.
-        SystemExit: code 2, after tyro printed what is wrong with the flags; code 0 after --help.
+        SystemExit: code 2, after tyro has printed what is wrong with the flags; code 0 after --help.
     """
     argv = list(argv)
     named = named_preset(argv)
@@ -141,25 +141,25 @@ def parse_train(argv: Sequence[str]) -> tuple[str, Config, RunOptions]:
 
 
 def named_preset(argv: list[str]) -> str | None:
-    """Takes the preset off the front, if one is named."""
+    """Remove the preset from the front of `argv` and return it, if one is named."""
     return argv.pop(0) if argv and not argv[0].startswith("-") else None
 
 
 def flag(argv: Sequence[str], name: str) -> str | None:
-    """The last value given to a flag, before tyro reads it."""
+    """The last value given for a flag, before tyro parses it."""
     inline = [a.split("=", 1)[1] for a in argv if a.startswith(f"--{name}=")]
     spaced = [argv[i + 1] for i, a in enumerate(argv[:-1]) if a == f"--{name}"]
     return (inline + spaced or [None])[-1]
 
 
 def config_file(argv: Sequence[str]) -> ConfigFile:
-    """What `--config` names; without it, a file that changes nothing. Raises `ValueError` as `ConfigFile.read` does."""
+    """The file that `--config` names, or one that changes nothing. Raises `ValueError` as `ConfigFile.read` does."""
     path = flag(argv, "config")
     return ConfigFile() if path is None else ConfigFile.read(expand(path))
 
 
 def resumed_config(argv: list[str], named: str | None) -> Config | None:
-    """The saved config of the run that `--resume` names, before the other flags are parsed over it."""
+    """The saved config of the run to resume, on top of which the other flags are parsed; None if there is none."""
     if "--resume" not in argv:
         return None
     folder = flag(argv, "run-dir")
@@ -176,5 +176,5 @@ def resumed_config(argv: list[str], named: str | None) -> Config | None:
 
 
 def shallow(config: Config) -> dict[str, Any]:
-    """Its fields as they are."""
+    """Field name -> value, nested dataclasses unchanged."""
     return {f.name: getattr(config, f.name) for f in fields(config)}

@@ -1,4 +1,4 @@
-"""Settings of the data: where clips come from and what is done to them."""
+"""Data settings: where clips come from and how they are processed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from diffmavil.config.checks import require
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of training batches on the device; all off by default."""
+    """Random augmentation of training batches on the device; all off by default."""
 
     colour: float = 0.0
-    """Brightness, contrast and saturation vary by this share."""
+    """Vary brightness, contrast and saturation by up to this fraction; 0: off."""
     roll: bool = False
     """Roll the spectrogram in time by a random number of frames."""
     time_mask: int = 0
-    """SpecAugment: frames of the spectrogram hidden at most."""
+    """SpecAugment: most frames of the spectrogram that are masked; 0: none."""
     mel_mask: int = 0
-    """SpecAugment: bins of the spectrogram hidden at most."""
+    """SpecAugment: most mel bins of the spectrogram that are masked; 0: none."""
 
     def __post_init__(self) -> None:
         require(0 <= self.colour <= 1, "data.augment.colour", self.colour, "in [0, 1]")
@@ -33,38 +33,38 @@ DecoderName = Literal["pyav", "torchcodec", "dali"]
 @dataclass(frozen=True)
 class DataConfig:
     root: str = "synthetic"
-    """Folder of videos or sound files, CSV (path,start,duration,labels), prepared folder or its URL, or 'synthetic'."""
+    """Folder of videos or audio files, CSV (path,start,duration,labels), prepared folder or its URL, or 'synthetic'."""
     more: tuple[str, ...] = ()
-    """Further sets that are mixed in."""
+    """Further sets to mix in."""
     weights: tuple[float, ...] = ()
-    """Share of each set in training, that of root first; none: by their numbers of clips."""
+    """Relative weight of each set in training, root first. Empty: in proportion to their numbers of clips."""
     eval_root: str | None = None
-    """Held-out clips for evaluation and the report; None: the synthetic held-out split, or else a slice of root."""
+    """Held-out clips for evaluation and the report. None: the synthetic held-out split, or else a slice of root."""
     cache: str = "~/.cache/diffmavil"
-    """Where the synthetic set and measured statistics are kept."""
+    """Folder for the synthetic set and measured statistics."""
     synthetic_train: int = 768
     synthetic_eval: int = 384
     workers: int = 2
-    """Decoding processes for each rank; 0 decodes in the training process."""
+    """Decoding processes per rank; 0: decode in the training process."""
     prefetch: int = 4
-    """Batches each worker keeps ready."""
+    """Batches that each worker keeps ready."""
     decoder: Literal["pyav", "torchcodec", "dali", "auto"] = "pyav"
-    """Of prepared clips; plain files are decoded by pyav. auto: the fastest that is installed and fits the device."""
+    """Decoder of prepared clips; plain files use pyav. auto: the fastest that is installed and fits the device."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
-    """Area of the random spatial crop relative to the frame, the same crop for all frames."""
+    """Range of the random spatial crop's area, relative to the frame; the same crop for all frames."""
     flip: bool = True
     crops_kept: int = 0
-    """Random crops of each training clip; a clip's epochs take them in turn. Each is decoded once and then kept in
-    memory, the same in all decoding processes of a rank. 0: another crop each time, and nothing is kept."""
+    """0: a new crop each time, nothing is kept. Else the number of random crops per training clip, used in turn by its
+    epochs; each is decoded once and kept in memory that all decoding processes of a rank share."""
     augment: AugmentConfig = AugmentConfig()
     max_bad_share: float = 0.2
-    """The run stops when more than this share of the clips tried could not be used."""
+    """Stop the run when more than this fraction of the clips tried could not be used."""
     stats_clips: int = 256
-    """Clips from which the audio statistics are measured, when model.audio.mean is None and the set knows none."""
+    """Clips to measure the audio statistics on, if model.audio.mean is None and the set does not provide them."""
     deadline: float = 60.0
-    """Seconds that decoding a clip may take before it counts as bad."""
+    """Seconds allowed for decoding a clip before it counts as bad."""
     remote_cache_gb: float = 50.0
-    """Most that data.cache keeps of clips read from a URL; 0: nothing."""
+    """Most GB that data.cache keeps of clips read from a URL; 0: nothing is kept."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale

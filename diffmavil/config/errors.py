@@ -1,4 +1,4 @@
-"""What ends a command with a message in place of a traceback; `run_main` turns it into an exit code."""
+"""Errors that end a command with a message instead of a traceback; `run_main` turns them into exit codes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from contextlib import contextmanager
 
 
 class UsageError(Exception):
-    """A mistake of the user's: printed without a traceback, exit code 2."""
+    """A mistake by the user: printed without a traceback, exit code 2."""
 
 
 class RunError(Exception):
-    """The run cannot go on (bad data, divergence): printed without a traceback, exit code 1."""
+    """The run cannot continue (bad data, divergence): printed without a traceback, exit code 1."""
 
 
 class TooManyBadClips(RunError):
-    """More clips than `data.max_bad_share` allows could not be used, or none could, or the storage failed."""
+    """More clips than `data.max_bad_share` allows were unusable, or all of them were, or the storage failed."""
 
 
 class CannotWrite(RunError):
@@ -24,7 +24,7 @@ class CannotWrite(RunError):
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """`ValueError`s inside are the user's mistakes: values that do not fit what was found."""
+    """Turn `ValueError`s raised inside into `UsageError`s: values that do not fit what was found."""
     try:
         yield
     except ValueError as error:

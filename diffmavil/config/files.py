@@ -1,4 +1,4 @@
-"""`config.yaml`: a resolved `Config` written, read, and compared; and `--config`: a file with some settings of one."""
+"""Write, read and compare `config.yaml`, a resolved `Config`; read `--config` files, which hold a part of one."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """Settings that differ from a preset's, nested and named as in config.yaml; `preset:` may say from which."""
+    """Settings that differ from a preset's, nested and named as in config.yaml; `preset:` may name the preset."""
 
     path: Path | None = None
-    """None: no file, which changes nothing."""
+    """None: no file, nothing is changed."""
     preset: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> ConfigFile:
-        """Raises `ValueError` for a file that cannot be read, or holds no mapping."""
+        """Read `path`. Raises `ValueError` for a file that cannot be read or holds no mapping."""
         try:
             data = yaml.safe_load(path.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -41,11 +41,11 @@ class ConfigFile:
         return cls(path, name, data)
 
     def sets(self, section: str, name: str) -> bool:
-        """Whether it has the setting `section.name`."""
+        """Whether the file sets `section.name`."""
         return name in (self.settings.get(section) or {})
 
     def over(self, config: C) -> C:
-        """The config with these settings. Raises `ValueError` for one that is unknown or not allowed."""
+        """`config` with these settings applied. Raises `ValueError` for one that is unknown or not allowed."""
         try:
             return _build(type(config), self.settings, "", config)
         except ValueError as error:
@@ -62,7 +62,7 @@ def config_to_yaml(config: Config) -> str:
 
 
 def load_config(path: Path) -> Config:
-    """What `save_config` wrote, which may be a `FinetuneConfig`. Raises `UsageError` for a missing or damaged file."""
+    """Read what `save_config` wrote, maybe a `FinetuneConfig`. Raises `UsageError` for a missing or damaged file."""
     try:
         return config_from_yaml(path.read_text())
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
@@ -77,17 +77,17 @@ def config_from_yaml(text: str) -> Config:
 
 
 def section_from(kind: type[S], data: dict[str, Any]) -> S:
-    """A part of a config, such as a `ModelConfig`, from its plain values. Raises `ValueError` for unknown settings."""
+    """A section of a config, such as a `ModelConfig`, from plain values. Raises `ValueError` for unknown settings."""
     return _build(kind, data, "")
 
 
 def section_to(section: Any) -> dict[str, Any]:
-    """The reverse of `section_from`, without settings that are `OMITTED` as they are by default."""
+    """The reverse of `section_from`, without `OMITTED` settings that have their defaults."""
     return _plain(section)
 
 
 def _build(cls: Any, data: Any, where: str, base: Any = None) -> Any:
-    """Dataclass `cls` from nested dicts, over `base` if one is given; names unknown fields instead of dropping them."""
+    """Dataclass `cls` from nested dicts, on top of `base` if given; unknown fields are errors, not dropped."""
     require(isinstance(data, dict), where.removesuffix(".") or "config", data, "a mapping of settings")
     known = get_type_hints(cls)
     unknown = sorted(str(name) for name in data if name not in known)
@@ -103,7 +103,7 @@ def _build(cls: Any, data: Any, where: str, base: Any = None) -> Any:
 
 
 def _typed(kind: Any, value: Any, name: str) -> Any:
-    """What YAML gives as the type of its setting. Raises `ValueError` where it is another."""
+    """A value from YAML as the type of its setting. Raises `ValueError` if it has another type."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is UnionType:
         return None if value is None else _typed(next(k for k in inner if k is not NoneType), value, name)
@@ -117,7 +117,7 @@ def _typed(kind: Any, value: Any, name: str) -> Any:
         return tuple(_typed(kind, one, name) for kind, one in zip(kinds, value, strict=True))
     if kind is float and type(value) in (int, str):
         with suppress(ValueError):
-            return float(value)  # a number without a point, such as 1e-3, is text to YAML
+            return float(value)  # YAML reads a number without a point, such as 1e-3, as text
     require(type(value) is kind, name, value, _KINDS[kind])
     return value
 
@@ -140,7 +140,7 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def flat_settings(config: Config) -> dict[str, Any]:
-    """Dotted name -> value, of every setting."""
+    """Dotted name -> value of every setting."""
     return _flat(asdict(config))
 
 

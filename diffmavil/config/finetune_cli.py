@@ -1,4 +1,4 @@
-"""From the command line of fine-tuning to a resolved `FinetuneConfig`."""
+"""Parse the command line of fine-tuning into a resolved `FinetuneConfig`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffmavil.config.errors import UsageError
 from diffmavil.config.presets import FINETUNE_PRESETS, finetune_preset_of
 
 NOTHING = "none"
-"""As --from: no weights."""
+"""Value of --from for no weights."""
 DEFAULT_FINETUNE = "finetune-tiny"
 
 
@@ -23,9 +23,9 @@ class FinetuneOptions(RunOptions):
     """What a fine-tuning run starts from."""
 
     source: Annotated[str | None, arg(name="from")] = None
-    """A run's folder, its weights or a checkpoint, or owner/name on the Hugging Face hub; 'none': from scratch."""
+    """Run folder, its weights or a checkpoint, or owner/name on the Hugging Face Hub; 'none': from scratch."""
     task: Literal["auto", "audio", "video", "av"] = "auto"
-    """What is heard and seen of each clip. auto: what the weights were trained on."""
+    """Modalities to use. auto: those that the weights were trained on."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class _FinetuneArguments(FinetuneOptions, FinetuneConfig):
 def parse_finetune(
     argv: Sequence[str], read_config: Callable[[str], Config]
 ) -> tuple[str, FinetuneConfig, FinetuneOptions]:
-    """`[PRESET] --from RUN [--config FILE] [--task audio] ...` -> (preset's name, config, options).
+    """`[PRESET] --from RUN [--config FILE] [--task audio] ...` -> (preset name, config, options).
 
-    What the model sees, and its size, are those of the weights; the recipe is that of the preset nearest in size.
+    The model's inputs and size are those of the weights; the recipe is that of the preset nearest in size.
 
     Args:
-        read_config: gives the config of the weights that `--from` names.
+        read_config: returns the config of the weights that `--from` names.
 
     Raises:
         UsageError: no `--from`, unknown preset or setting, or a value that the config does not allow.
-        SystemExit: as of `parse_train`.
+        SystemExit: as in `parse_train`.
     """
     argv = list(argv)
     named = named_preset(argv)
@@ -90,7 +90,7 @@ def parse_finetune(
 
 
 def _begun(start: Config, source: str | None, task: str | None) -> FinetuneConfig:
-    """The config of a run that goes on. Raises `UsageError` and `ValueError` for what was settled when it began."""
+    """The config of a resumed run. Raises `UsageError` and `ValueError` for settings fixed when it began."""
     if source is not None:
         raise UsageError("--from beside --resume: the run goes on from its own checkpoint; leave it out")
     if not isinstance(start, FinetuneConfig):
@@ -102,12 +102,12 @@ def _begun(start: Config, source: str | None, task: str | None) -> FinetuneConfi
 
 
 def _by_steps(config: FinetuneConfig) -> FinetuneConfig:
-    """Whoever says how many steps there are does not want them counted from the preset's epochs."""
+    """Drop the preset's epochs: the number of steps was given explicitly."""
     return replace(config, head=replace(config.head, epochs=None))
 
 
 def _adapted(recipe: FinetuneConfig, pretrained: Config | None, task: str, source: str) -> FinetuneConfig:
-    """The recipe for the model of the weights."""
+    """The recipe, applied to the model of the weights."""
     model = pretrained.model if pretrained else recipe.model
     if task in ("audio", "video", "av"):
         there = pretrained.model.modalities if pretrained else "av"

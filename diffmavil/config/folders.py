@@ -1,4 +1,4 @@
-"""Paths that a person names: `~` means the home folder, and what cannot be written is said before work is lost."""
+"""Paths given by the user: `~` is the home folder, and unwritable ones are reported before work is lost."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 def expand(path: str | Path) -> Path:
-    """The path with a leading `~` or `~user` replaced; a user who is not known stays as written."""
+    """The path with a leading `~` or `~user` expanded; an unknown user is left as written."""
     return Path(os.path.expanduser(path))
 
 
 def expanded(options: T) -> T:
-    """A dataclass of options with `~` replaced in each `Path` of it and of the dataclasses inside."""
+    """A dataclass of options with `~` expanded in each of its `Path`s and in those of nested dataclasses."""
     changed: dict[str, Any] = {}
     for one in fields(options):  # type: ignore[arg-type]
         value = getattr(options, one.name)
@@ -32,7 +32,7 @@ def expanded(options: T) -> T:
 
 
 def check_no_run(name: str, folder: Path) -> None:
-    """Raises `ValueError`, naming the setting, for the folder of a run, whose weights would be replaced."""
+    """Raises `ValueError` naming the setting if the folder holds a run, whose weights would be replaced."""
     for left in ("checkpoints", "metrics.jsonl"):
         if (folder / left).exists():
             raise ValueError(f"{name}={str(folder)!r}: must be another folder: this one holds a run ({left})")
@@ -40,7 +40,7 @@ def check_no_run(name: str, folder: Path) -> None:
 
 @contextmanager
 def writing(name: str, path: str | Path) -> Iterator[None]:
-    """`OSError`s inside become `ValueError`s that name the setting."""
+    """Turn `OSError`s raised inside into `ValueError`s that name the setting."""
     try:
         yield
     except OSError as error:
@@ -48,13 +48,13 @@ def writing(name: str, path: str | Path) -> Iterator[None]:
 
 
 def check_writable(name: str, folder: Path) -> bool:
-    """True, or `ValueError` naming the setting: the folder cannot be made, or no file in it. Leaves nothing behind."""
+    """True, or `ValueError` naming the setting if the folder or a file in it cannot be created. Leaves no trace."""
     with writing(name, folder):
-        # A folder is not made and removed for that: another process may just begin to write there.
-        there = next(path for path in (folder, *folder.parents) if path.exists())
+        # Do not create and remove the folder to find out: another process may just be starting to write there.
+        there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        # Permissions tell too little: root passes them all, and a mount may be read-only.
+        # Permission bits are not enough: root passes them all, and a mount may be read-only.
         with tempfile.TemporaryFile(dir=there):
             pass
     return True

@@ -1,4 +1,4 @@
-"""Settings of fine-tuning: what a classifier adds to a pretrained model, and how it learns."""
+"""Fine-tuning settings: what a classifier adds to a pretrained model, and how it is trained."""
 
 from __future__ import annotations
 
@@ -12,54 +12,54 @@ from diffmavil.config.checks import require
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """A LayerNorm and a Linear layer over the mean tokens of each modality, after fusion blocks of their own number."""
+    """A LayerNorm and a Linear layer over the mean token of each modality, after `fusion_depth` fusion blocks."""
 
     source: Annotated[str, Suppress] = "none"
-    """Weights that the encoders start from, as --from named them; 'none': from scratch."""
+    """Weights that the encoders start from, as given to --from; 'none': from scratch."""
 
     classes: tuple[str, ...] = ()
-    """Names of the outputs. Empty: the classes of the training clips, written here when training begins."""
+    """Names of the outputs. Empty: the classes of the training clips, filled in when training begins."""
     labels: Literal["auto", "one", "several"] = "auto"
-    """Of each clip. one: cross-entropy, top-1 and top-5. several: binary cross-entropy for each class, mAP. auto:
-    several as soon as one clip has several."""
+    """Labels per clip. auto: several if any clip has several. one: cross-entropy, top-1 and top-5. several: binary
+    cross-entropy for each class, mAP."""
     epochs: float | None = 30.0
-    """Times that every training clip is seen; it decides train.steps. None, or train.steps given: train.steps."""
+    """Passes over the training clips, which set train.steps. None, or train.steps given: use train.steps."""
     fusion_depth: int = 3
-    """Fusion blocks; those beyond the pretrained ones begin as the identity."""
+    """Number of fusion blocks; those beyond the pretrained ones start as the identity."""
     start: Literal["zero", "probe"] = "zero"
-    """Of the Linear layer. zero: nearly so, it knows nothing. probe: a linear probe fitted to the training clips before
-    the first step, so that its first gradients do not spoil what was pretrained (Kumar et al. 2022, LP-FT)."""
+    """Initial Linear layer. zero: close to zero. probe: a linear probe fitted to the training clips before the first
+    step, so that its first gradients do not damage the pretrained weights (Kumar et al. 2022, LP-FT)."""
     blocks: int | None = None
-    """How many blocks of each encoder learn, counted from the top; 0: encoders stay as they are. None: all."""
+    """Trainable blocks of each encoder, counted from the top. None: all; 0: encoders are frozen."""
     drop_path: float = 0.1
-    """Stochastic depth: share of clips for which a block is left out, rising linearly from 0 with its height."""
+    """Stochastic depth: fraction of clips that skip the last block; rises linearly with depth from 0 at the first."""
     mixup: float = 0.5
     """Both parameters of mixup's Beta distribution; 0: no mixup."""
     label_smoothing: float = 0.1
-    """Share of a single label that is spread over all classes; several labels are not smoothed."""
+    """Fraction of a single label that is spread over all classes; multiple labels are not smoothed."""
     mask_time: float = 0.2
-    """Share of the spectrogram's columns of patches that a training clip is without."""
+    """Fraction of the spectrogram's patch columns removed from each training clip."""
     mask_mel: float = 0.2
-    """Share of the spectrogram's rows of patches that a training clip is without."""
+    """Fraction of the spectrogram's patch rows removed from each training clip."""
     mask_video: float = 0.0
-    """Share of the video's patches that a training clip is without, drawn at random."""
+    """Fraction of the video's patches removed from each training clip, drawn at random."""
     balance: Literal["none", "sampling", "loss"] = "none"
-    """What is done for rare classes, by the counts of the clips that exist. sampling: clips of rare classes come more
-    often, as AudioSet's recipes have it. loss: they weigh more."""
+    """Handling of rare classes, by the counts of the existing clips. none: equal treatment. sampling: their clips are
+    drawn more often, as in AudioSet recipes. loss: their clips weigh more."""
     lr_video: float = 1.0
-    """Learning rate of the video encoder relative to that of the audio encoder; without one it is not used. Of a shared
-    encoder (`model.shared_encoder`): of what is the picture's alone, its embedding and last LayerNorm."""
+    """Learning rate of the video encoder relative to the audio encoder's; unused with one modality. With
+    `model.shared_encoder`, that of the video-only parts: embedding and last LayerNorm."""
     ema: float = 0.0
-    """Decay a step of an exponential average of the weights, which is scored too; 0: none."""
+    """Decay per step of an exponential moving average of the weights, which is also scored; 0: none."""
     average: float = 0.25
-    """Share of the steps, at the end, over which weights are averaged to be scored too; 0: none."""
+    """Fraction of the steps, at the end, over which weights are averaged; the average is also scored. 0: none."""
     validation: float = 0.1
-    """Share of the training files, by a hash of their names, that is held back to choose the best weights; 0: none."""
+    """Fraction of the training files, by a hash of their names, held back to choose the best weights; 0: none."""
     val_root: str | None = None
-    """Clips that choose the best weights instead; 'test': the held-out ones that the result is reported on."""
+    """Clips to choose the best weights by. None: as head.validation; 'test': the held-out clips of the result."""
     crops: int = 3
-    """Windows in time, evenly spaced, of a held-out clip, over which its scores are averaged; the centre alone is
-    scored too. 1: the centre only, enough for clips no longer than the window."""
+    """Evenly spaced windows in time of a held-out clip, over which its scores are averaged; the centre is also scored
+    alone. 1: the centre only, enough for clips no longer than the window."""
 
     def __post_init__(self) -> None:
         require(self.labels in ("auto", "one", "several"), "head.labels", self.labels, "auto, one or several")

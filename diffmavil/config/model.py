@@ -1,4 +1,4 @@
-"""Settings of the model: what it sees, its parts and its losses."""
+"""Model settings: its inputs, its parts and its losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """What the video encoder sees: `frames` RGB frames of `size` x `size`, spread evenly over `seconds`."""
+    """Input of the video encoder: `frames` RGB frames of `size` x `size`, spread evenly over `seconds`."""
 
     frames: int = 16
     size: int = 224
@@ -54,20 +54,20 @@ class VideoConfig:
 
 @dataclass(frozen=True)
 class AudioConfig:
-    """What the audio encoder sees: Kaldi log-mel filterbanks, `frames` steps of 10 ms by `mels` bins."""
+    """Input of the audio encoder: Kaldi log-mel filterbanks, `frames` steps of 10 ms by `mels` bins."""
 
     frames: int = 1024
     mels: int = 128
     sample_rate: int = 16_000
     patch: tuple[int, int] = (16, 16)
-    """(time, mel)."""
+    """Patch (time, mel)."""
     mean: float | None = None
-    """Mean of the log-mel over the *dataset*; None: measured before training and written to the resolved config."""
+    """Mean of the log-mel over the *dataset*. None: measured before training and written to the resolved config."""
     std: float | None = None
     """Standard deviation of the log-mel over the dataset. The input is (x - mean) / (2 std), as in AST and AudioMAE."""
     padding: Literal["mean", "zero"] = "mean"
-    """What stands past the end of the sound. mean: the mean of the dataset, 0 when normalised. zero: a log-mel of 0,
-    which normalised is -mean / (2 std), as in AudioMAE, CAV-MAE and MAViL's released code."""
+    """What follows the end of the audio. mean: the mean of the dataset, 0 when normalised. zero: a log-mel of 0, which
+    is -mean / (2 std) when normalised, as in AudioMAE, CAV-MAE and MAViL's released code."""
 
     def __post_init__(self) -> None:
         f, m = self.patch
@@ -101,21 +101,21 @@ class AudioConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """A pre-norm vision transformer; one for each modality, and the blocks of the fusion encoder alike."""
+    """A pre-norm vision transformer, one for each modality; the fusion encoder has the same blocks."""
 
     depth: int = 12
     width: int = 768
     heads: int = 12
     mlp_ratio: float = 4.0
     cls: bool = True
-    """A learnt token in front of the patches; VideoMAE and CAV-MAE have none."""
+    """Put a learnt token in front of the patches; VideoMAE and CAV-MAE have none."""
     positions: Literal["sincos", "sequence", "stored"] = "sincos"
-    """sincos: a share of the width for each axis of the grid. sequence: all patches numbered through (VideoMAE).
-    stored: a table that lies beside the weights; until one is imported, that of sincos."""
+    """Position embeddings. sincos: a part of the width for each axis of the grid. sequence: all patches numbered
+    consecutively (VideoMAE). stored: a table kept with the weights; until one is imported, that of sincos."""
     final_norm: bool = True
-    """A LayerNorm after the last block of each encoder; CAV-MAE and MAViL's released weights have none there."""
+    """Apply a LayerNorm after the last block of each encoder; CAV-MAE and MAViL's released weights have none."""
     norm_eps: float = 1e-6
-    """Of every LayerNorm in encoders and fusion. transformers' is 1e-12, CAV-MAE's 1e-5."""
+    """Epsilon of every LayerNorm in encoders and fusion. transformers uses 1e-12, CAV-MAE 1e-5."""
 
     def __post_init__(self) -> None:
         require(self.depth > 0, "encoder.depth", self.depth, "positive")
@@ -137,12 +137,12 @@ class DecoderConfig:
     heads: int = 16
     mlp_ratio: float = 4.0
     attention: Literal["self", "cross"] = "self"
-    """self: over visible and masked tokens together (MAE). cross: masked tokens query the visible (DiffMAViL)."""
+    """self: over visible and masked tokens together (MAE). cross: masked tokens query the visible ones (DiffMAViL)."""
     reads: Literal["last", "mix"] = "last"
-    """last: every block reads the fused tokens. mix: each reads its own learnt mix of them and of what every block of
-    the encoder gives (CrossMAE); with attention=cross."""
+    """last: every block reads the fused tokens. mix: each reads its own learnt mix of them and of the outputs of all
+    encoder blocks (CrossMAE); needs attention=cross."""
     positions: Literal["sincos", "stored"] = "sincos"
-    """As of the encoder."""
+    """As in the encoder."""
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -161,25 +161,24 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """What stands at a masked position in the decoder."""
+    """Input of the decoder at a masked position."""
 
     corruption: Literal["mask_token", "diffusion"] = "diffusion"
     """mask_token: one learnt vector (MAE, MAViL). diffusion: the patch diffused to x_t (DiffMAViL)."""
     schedule: Literal["linear", "cosine"] = "linear"
-    """DDPM betas linear in 1e-4..0.02 (Ho et al. 2020), or the cosine schedule (Nichol and Dhariwal 2021)."""
+    """linear: DDPM betas linear in 1e-4..0.02 (Ho et al. 2020). cosine: Nichol and Dhariwal 2021."""
     steps: int = 1000
     first_step: int = 1
-    """Timesteps are drawn from first_step..steps; 1, all of them, is DDPM's. At the small ones x_t already shows the
-    patch."""
+    """Draw timesteps from first_step..steps. 1: all of them, as in DDPM. At small ones x_t already shows the patch."""
     draws: Literal["even", "min_snr"] = "even"
-    """How timesteps are drawn. even: each as often. min_snr: in proportion to min(SNR, 5), SNR = alpha_bar / (1 -
-    alpha_bar): in expectation the weights of Min-SNR (Hang et al. 2023) for a model that predicts the patch, on every
-    loss as it is. The noisiest, at which pictures begin, are then hardly drawn."""
+    """Distribution of timesteps. even: uniform. min_snr: in proportion to min(SNR, 5), SNR = alpha_bar / (1 -
+    alpha_bar): in expectation the weights of Min-SNR (Hang et al. 2023) for a model that predicts the patch, with any
+    loss unchanged. The noisiest timesteps, where sampling starts, are then rarely drawn."""
     exponent: float = 1.0
-    """The schedule's alpha_bar is raised to it (DiffMAE); below 1 more of the patch is left at every timestep."""
+    """Power to which the schedule's alpha_bar is raised (DiffMAE); below 1, every timestep keeps more of the patch."""
     token_share: float = 0.0
-    """Share of the samples and views that have mask tokens in place of diffused patches: no patch at all, and a
-    timestep of its own, steps + 1."""
+    """Fraction of the samples and views that get mask tokens instead of diffused patches: nothing of the patch, and a
+    timestep of their own, steps + 1."""
 
     def __post_init__(self) -> None:
         allowed = ("mask_token", "diffusion")
@@ -194,14 +193,14 @@ class DiffusionConfig:
 
     @property
     def idle(self) -> list[str]:
-        """Settings that are not their defaults and change nothing, since no patch is diffused."""
+        """Settings changed from their defaults without effect, since no patch is diffused."""
         plain = DiffusionConfig()
         changed = [name for name in ("draws", "exponent", "token_share") if getattr(self, name) != getattr(plain, name)]
         return changed if self.corruption == "mask_token" else []
 
     @property
     def times(self) -> range:
-        """The timesteps of training: first_step..steps."""
+        """The timesteps used in training: first_step..steps."""
         return range(self.first_step, self.steps + 1)
 
 
@@ -214,9 +213,8 @@ class ContrastConfig:
     intra_weight: float = 0.01
     intra_temperature: float = 1.0
     mask_ratio: float | None = None
-    """Share hidden of views that serve the contrast alone, drawn besides those that are decoded, which it then does not
-    read: heavily masked views tell little of which sound belongs to which picture (TG-DP). None: it reads the views
-    that are decoded."""
+    """None: the contrast reads the decoded views. Else the fraction masked of additional views, which the contrast
+    reads instead: heavily masked views say little about which audio belongs to which video (TG-DP)."""
 
     def __post_init__(self) -> None:
         ratio = self.mask_ratio
@@ -242,21 +240,21 @@ def sees(modalities: Modalities) -> bool:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture and its losses. Defaults: those of the preset."""
+    """Architecture and losses. Defaults: those of the preset."""
 
     modalities: Modalities = "av"
-    """av: sound and picture, fused. audio, video: that branch alone; the other is neither decoded nor computed."""
+    """av: audio and video, fused. audio, video: that branch alone; the other is neither decoded nor computed."""
     video: VideoConfig = VideoConfig()
     audio: AudioConfig = AudioConfig()
     encoder: EncoderConfig = EncoderConfig()
     shared_encoder: bool = False
-    """Sound and picture have one stack of encoder blocks (AVSiam, Lin and Bertasius 2024): the same weights, each with
-    an embedding of its own. With one modality there is nothing to share."""
+    """Use one stack of encoder blocks for audio and video (AVSiam, Lin and Bertasius 2024): the same weights, each
+    modality with its own embedding. No effect with one modality."""
     fusion_depth: int = 2
     fusion_types: bool = True
-    """Tokens are marked by a learnt vector for their modality before fusion; not in MAViL's released weights."""
+    """Mark tokens with a learnt vector for their modality before fusion; not in MAViL's released weights."""
     fusion_norm: bool = True
-    """A LayerNorm after the last fusion block; not in MAViL's released weights."""
+    """Apply a LayerNorm after the last fusion block; not in MAViL's released weights."""
     video_decoder: DecoderConfig = DecoderConfig()
     audio_decoder: DecoderConfig = DecoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig(corruption="mask_token")
@@ -264,27 +262,27 @@ class ModelConfig:
     views: int = 2
     """Independently masked views of each clip; the intra-modal contrast needs 2."""
     decoded_views: int = 2
-    """How many of them, at most, are fused, decoded and compared with their patches. 1: a second view serves the
-    contrast alone."""
+    """Most views that are fused, decoded and compared with their patches. 1: a second view is used by the contrast
+    alone."""
     decode_fraction: float = 1.0
-    """Share of the masked patches that is decoded (CrossMAE); the others cost nothing."""
+    """Fraction of the masked patches that is decoded (CrossMAE); the others cost nothing."""
     video_masks: VideoMasks = "patches"
-    """What is hidden as a whole. patches: each by itself. tubes: a place, in all frames (VideoMAE). frames: all patches
-    of some of the times. A share that is no whole number of them splits one."""
+    """Unit of masking. patches: single patches. tubes: one position in all frames (VideoMAE). frames: all patches of a
+    time step. A ratio that is not a whole number of units splits one."""
     audio_masks: AudioMasks = "patches"
-    """What is hidden as a whole. patches: each by itself. times: columns of the spectrogram. mels: its rows. crosses: a
-    column and a row alike (AudioMAE)."""
+    """Unit of masking. patches: single patches. times: columns of the spectrogram. mels: its rows. crosses: columns
+    and rows (AudioMAE)."""
     norm_pix: bool = True
     """Normalise each target patch by its own mean and standard deviation."""
     video_weight: float = 1.0
     audio_weight: float = 1.0
     attention: Literal["auto", "sdpa", "math", "flash", "xformers"] = "auto"
-    """Whose attention kernels (`maekernels.attention`). auto: by capability; any other is used or is an error."""
+    """Attention kernels (`maekernels.attention`). auto: by capability; any other is used, or an error is raised."""
     norm: Literal["torch", "apex"] = "torch"
-    """LayerNorm of torch, or NVIDIA apex's fused one."""
+    """LayerNorm implementation: torch's, or NVIDIA apex's fused one."""
     target_width: int | None = field(default=None, metadata=OMITTED)
-    """None: decoders predict patches. Else features of so many numbers for each, the teacher's width in the second
-    stage; filled in when a run begins."""
+    """None: decoders predict patches. Else width of the features that they predict, the teacher's in the second stage;
+    filled in when a run begins."""
 
     @property
     def predicted_views(self) -> int:
@@ -299,12 +297,12 @@ class ModelConfig:
 
     @property
     def contrast_views(self) -> int:
-        """Views of each clip that the contrast alone reads, masked as it says."""
+        """Views of each clip that only the contrast reads, masked by its own ratio."""
         return self.views if self.contrasts and self.contrast.mask_ratio is not None else 0
 
     @property
     def masked_views(self) -> int:
-        """Views that are masked by the schedule: those that are decoded, and what the contrast reads besides."""
+        """Views that are masked by the schedule: the decoded ones, and others if the contrast reads them."""
         return self.predicted_views if self.contrast_views else self.views
 
     @property

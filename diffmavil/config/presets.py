@@ -1,4 +1,4 @@
-"""The named configurations: MAViL and DiffMAViL in four sizes, what goes beyond the papers, and their second stage."""
+"""The named configurations: MAViL and DiffMAViL in four sizes, variants beyond the papers, and their second stage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from diffmavil.config import (
 
 
 def _diffused(model: ModelConfig) -> ModelConfig:
-    """As DiffMAViL: diffused patches, and a video decoder that cross-attends."""
+    """As in DiffMAViL: diffused patches, and a video decoder that cross-attends."""
     return replace(
         model,
         diffusion=replace(model.diffusion, corruption="diffusion"),
@@ -51,14 +51,14 @@ def _lean(model: ModelConfig) -> ModelConfig:
 
 _FALLING = RatioSchedule(kind="linear", start=0.9, end=0.8)
 _CURRICULUM = MaskConfig(video=_FALLING, audio=_FALLING)
-# Of 104 audio tokens a tenth is too little to tell one sound from another: contrast learns faster from twice as many.
+# A tenth of 104 audio tokens is too few to tell clips' audio apart: the contrast learns faster from twice as many.
 _TINY_CURRICULUM = MaskConfig(video=_FALLING, audio=replace(_FALLING, start=0.8, end=0.7))
 _TINY_FIXED = MaskConfig(audio=RatioSchedule(start=0.7, end=0.7))
 
-# DiffMAViL's third technique. That the work of a step stays the same is ours to have chosen, and so is the learning
-# rate: how either follows in the paper is not known to us.
+# DiffMAViL's third technique. Keeping the work of a step constant is our choice, and so is the learning rate: we do
+# not know how the paper sets either.
 _ADAPTIVE = BatchConfig(rule="flops", lr_rule="sqrt")
-_FIXED = BatchConfig()  # of the tiny ones: three seeds learnt a little less with an adaptive batch, benchmarks/LOG.md
+_FIXED = BatchConfig()  # tiny sizes: three seeds learnt slightly less with an adaptive batch, benchmarks/LOG.md
 
 _SIZES: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
@@ -68,9 +68,9 @@ _SIZES: dict[str, ModelConfig] = {
         video_decoder=DecoderConfig(depth=2, width=128, heads=4),
         audio_decoder=DecoderConfig(depth=2, width=128, heads=4),
         fusion_depth=1,
-        # With the clearer half too, an audio encoder learnt a little less: benchmarks/LOG.md.
+        # With the less noisy half too, an audio encoder learnt slightly less: benchmarks/LOG.md.
         diffusion=DiffusionConfig(corruption="mask_token", first_step=500),
-        # Minutes of training, not weeks: one view costs half, and contrast, which learns fastest, weighs more.
+        # For minutes of training, not weeks: one view costs half, and the contrast, which learns fastest, weighs more.
         contrast=ContrastConfig(inter_weight=1.0),
         views=1,
     ),
@@ -83,7 +83,7 @@ _SIZES: dict[str, ModelConfig] = {
     "large": ModelConfig(encoder=EncoderConfig(depth=24, width=1024, heads=16)),
 }
 STAGE_2 = "-stage2"
-_OFTEN = 100  # steps of the tiny ones: a run of minutes that is killed is not to begin anew
+_OFTEN = 100  # steps, for tiny sizes: a run of minutes that is killed should not start from scratch
 SIZES = tuple(_SIZES)
 _VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {"": _diffused, "-fast": _fast}
 
@@ -94,8 +94,8 @@ def _presets() -> dict[str, Config]:
         fixed, falling = (_TINY_FIXED, _TINY_CURRICULUM) if size == "tiny" else (MaskConfig(), _CURRICULUM)
         train, optim, batch = _train(size), _optim(size), _FIXED if size == "tiny" else _ADAPTIVE
         presets[f"mavil-{size}"] = Config(model=model, mask=fixed, train=train, optim=optim)
-        # Muon's iterations cost the same for any batch, which the tiny ones' 32 or 64 clips feel. That its rate may be
-        # twice AdamW's was measured for them alone.
+        # Muon's iterations cost the same for any batch, a noticeable part of a step of the tiny sizes' 32 or 64 clips.
+        # That its learning rate may be twice AdamW's was measured for the tiny sizes only.
         few = {"muon_steps": 3, "lr": 2 * optim.lr} if size == "tiny" else {}
         muon = replace(optim, name="muon", **few)
         presets[f"mavil-{size}-lean"] = Config(model=_lean(model), mask=fixed, train=train, optim=muon)
@@ -107,7 +107,7 @@ def _presets() -> dict[str, Config]:
 
 
 def _second_stage(config: Config) -> Config:
-    """The same student, recipe and savings. An averaged teacher follows faster where there are few steps."""
+    """The same student, recipe and savings in stage 2. An averaged teacher follows faster in runs of few steps."""
     few = config.train.steps <= 1000
     return replace(config, teacher=TeacherConfig(stage=2, decay=(0.99, 0.999) if few else (0.999, 0.9999)))
 
@@ -123,7 +123,7 @@ def _optim(size: str) -> OptimConfig:
 
 
 def _finetune_presets() -> dict[str, FinetuneConfig]:
-    """As AudioMAE and MAViL fine-tune, where they say how; learning rates and lengths are ours."""
+    """As in AudioMAE and MAViL where they state it; learning rates, run lengths and mixup are ours."""
     return {
         f"finetune-{size}": FinetuneConfig(
             model=model,

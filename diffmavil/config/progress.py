@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal; in a file, a line now and then."""
+"""Progress of long commands: a bar on a terminal; in a file, a line now and then."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-_FIRST, _MOST = 10.0, 60.0  # seconds before the first line, and between two at most
+_FIRST, _MOST = 10.0, 60.0  # seconds before the first line, and at most between two lines
 
 
 _LOG_WIDTH = 120
 
 
 def open_console() -> Console:
-    """What a command prints on. A log has no width of its own: 80 columns would fold tables."""
+    """The console of a command. A log has no width of its own, and 80 columns would wrap tables."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if not console.is_terminal:
         console.width = _LOG_WIDTH
@@ -26,17 +26,17 @@ def open_console() -> Console:
 
 class Tracker(Protocol):
     def update(self, done: int, total: int | None = None) -> None:
-        """`done` of `total` (None: as before) are finished."""
+        """`done` of `total` (None: unchanged) are finished."""
         ...
 
     def found(self, count: int) -> None:
-        """`count` more were finished before: they are done, and say nothing of the speed."""
+        """`count` more were finished earlier: they count as done, but not towards the speed."""
         ...
 
 
 @contextmanager
 def tracking(console: Console | None, what: str, total: int | None) -> Iterator[Tracker]:
-    """Show how many of `total` things, named by `what`, are finished. None: nowhere; `total` None: not known yet."""
+    """Show how many of `total` `what` are finished. `console` None: show nothing; `total` None: not known yet."""
     if console is None:
         yield _Silent()
     elif console.is_terminal:
@@ -67,7 +67,7 @@ class _Bar:
 
 
 class _Lines:
-    """The first after ten seconds, then less and less often, down to one a minute."""
+    """Print the first line after ten seconds, then less and less often, down to one a minute."""
 
     def __init__(self, console: Console, what: str, total: int | None) -> None:
         self._console, self._what, self._total = console, what, total

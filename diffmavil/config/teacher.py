@@ -1,4 +1,4 @@
-"""Settings of the second stage: whose features a student predicts in place of patches."""
+"""Settings of the second stage: whose features a student predicts instead of patches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tyro.conf import arg
 from diffmavil.config.checks import require
 
 EMA = "ema"
-"""As `teacher.source`: the average of the student's own weights."""
+"""Value of `teacher.source`: the average of the student's own weights."""
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,16 @@ class TeacherConfig:
     """MAViL's second stage: a teacher sees whole clips, and the student predicts its features at masked positions."""
 
     stage: Annotated[Literal[1, 2], arg(aliases=["--stage"])] = 1
-    """1: predict masked patches. 2: predict what a teacher makes of them."""
+    """1: predict masked patches. 2: predict a teacher's features of them."""
     source: Annotated[str | None, arg(aliases=["--teacher"])] = None
-    """Of stage 2. A run, a checkpoint of it, its weights, or owner/name on the Hub: a frozen teacher. ema: the
-    exponential average of the student's weights (data2vec). The config of a run names the file that was found."""
+    """Teacher of stage 2. A run, one of its checkpoints, its weights, or owner/name on the Hub: a frozen teacher. ema:
+    the exponential moving average of the student's weights (data2vec). A run's config names the file that was found."""
     sha256: str | None = None
-    """Of the teacher's weights; filled in when a run begins. It goes on with no others."""
+    """SHA-256 of the teacher's weights, filled in when a run begins. It resumes with no others."""
     decay: tuple[float, float] = (0.999, 0.9999)
-    """Of the average: what it keeps at each step, at first and after the ramp. As data2vec's for speech."""
+    """Decay per step of the average, at first and after the ramp. As in data2vec for speech."""
     decay_ramp: float = 0.1
-    """Share of the samples over which `decay` goes from the one to the other, linearly."""
+    """Fraction of the samples over which `decay` goes linearly from the first value to the second."""
 
     def __post_init__(self) -> None:
         require(self.stage in (1, 2), "teacher.stage", self.stage, "1 or 2")
@@ -38,5 +38,5 @@ class TeacherConfig:
 
     @property
     def averaged(self) -> bool:
-        """Whether the teacher follows the student."""
+        """Whether the teacher is an average of the student."""
         return self.source == EMA

@@ -1,4 +1,4 @@
-"""Settings of training: masking schedule, batches, optimiser and the loop."""
+"""Training settings: masking schedule, batches, optimiser and the loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffmavil.config.checks import require
 
 @dataclass(frozen=True)
 class RatioSchedule:
-    """Share of tokens masked as a function of progress; falling or rising.
+    """Fraction of tokens masked, as a function of progress; falling or rising.
 
     Rounded to `levels` distinct token counts, so that compiled graphs are reused.
     """
@@ -35,10 +35,10 @@ class MaskConfig:
     video: RatioSchedule = RatioSchedule()
     audio: RatioSchedule = RatioSchedule()
     mix: tuple[float, ...] = ()
-    """Added to the scheduled ratio, in turn by runs of 8 samples, e.g. -0.1 0 0.1: one batch then has several ratios
-    (AVSiam) and is computed packed. Empty: every sample has the scheduled ratio."""
+    """Empty: every sample has the scheduled ratio. Else offsets to it, taken in turn by runs of 8 samples, e.g. -0.1 0
+    0.1: a batch then has several ratios (AVSiam) and is computed packed."""
     least_visible: float = 0.05
-    """Share of the tokens that `mix` leaves visible at least, or what the schedule leaves if that is less."""
+    """Smallest fraction of the tokens that `mix` leaves visible, or what the schedule leaves if that is less."""
 
     def __post_init__(self) -> None:
         require(0 <= self.least_visible < 1, "mask.least_visible", self.least_visible, "in [0, 1)")
@@ -49,32 +49,33 @@ class MaskConfig:
 class BatchConfig:
     """How many clips a step takes while the curriculum changes their cost: `diffmavil.training.planner`.
 
-    `train.batch_size` is the nominal size: what a step takes where clips are dearest. `train.steps` times it is the
-    number of samples of the run under every rule.
+    `train.batch_size` is the nominal size: that of a step where clips are most expensive. `train.steps` times it is
+    the number of samples of the run under every rule.
     """
 
     rule: Literal["fixed", "flops", "memory", "measured"] = "fixed"
-    """fixed: always train.batch_size. flops: as many as cost what train.batch_size of the dearest clips cost. measured:
-    the same in seconds, by a short sweep before training. memory: as many as fit in batch.memory_gib."""
+    """Clips in a step. fixed: train.batch_size. flops: as many as cost the same as train.batch_size of the most
+    expensive clips. measured: the same in seconds, from a short sweep before training. memory: as many as fit in
+    batch.memory_gib."""
     gflop: float | None = None
-    """For rule=flops: another budget, of one step with its backward pass, over all processes."""
+    """For rule=flops: another budget, in GFLOP, of one step with its backward pass, over all processes."""
     memory_gib: float | None = None
-    """Of each process's device, for parameters, optimiser and activations. With any rule, a larger batch is
-    accumulated from several passes. None: on CUDA 80 % of the device, on a CPU no limit."""
+    """GiB of each process's device for parameters, optimiser and activations. None: 80 % of the device on CUDA, no
+    limit on a CPU. With any rule, a larger batch is accumulated over several passes."""
     multiple: int = 8
-    """Sizes are multiples of it and of the number of processes. A run that is to go on with another number of processes
-    needs a multiple of both: 8 times the most ever used."""
+    """Batch sizes are multiples of this and of the number of processes. To resume with another number of processes,
+    give a multiple of both: 8 times the most ever used."""
     largest: int = 65_536
-    """No step takes more clips."""
+    """Most clips in a step."""
     lr_rule: Literal["none", "linear", "sqrt"] = "none"
-    """The learning rate grows with (batch / train.batch_size) to the power of 0, 1 or 1/2."""
+    """Scale the learning rate by (batch / train.batch_size) to the power of 0, 1 or 1/2."""
     sizes: tuple[int, ...] = ()
-    """The plan, one size for each stretch of the curriculum. Empty: made before training; a resumed run keeps it."""
+    """The plan: one size for each stretch of the curriculum. Empty: made before training; a resumed run keeps it."""
     at_once: tuple[int, ...] = ()
-    """The plan: most clips that a process computes at once, for each stretch. Empty: the whole batch."""
+    """The plan: most clips that a process computes in one pass, for each stretch. Empty: the whole batch."""
 
     begin: tuple[int, int] = (0, 0)
-    """(step, sample) from which these sizes hold: where a run was resumed with others."""
+    """(step, sample) from which these sizes apply: where a run was resumed with other ones."""
 
     def __post_init__(self) -> None:
         require(min(self.begin) >= 0, "batch.begin", self.begin, "a step and a sample, >= 0")
@@ -95,23 +96,23 @@ class BatchConfig:
 class OptimConfig:
     name: Literal["adamw", "muon", "apex_adam", "apex_lamb"] = "adamw"
     """adamw: torch's fused AdamW. muon: Muon for the matrices of the blocks, AdamW for the rest. apex_*: NVIDIA apex's
-    FusedAdam or FusedLAMB, or an error where it is not usable."""
+    FusedAdam or FusedLAMB, or an error where they are not usable."""
     lr: float = 2e-4
-    """Peak learning rate at the given batch size."""
+    """Peak learning rate, at train.batch_size."""
     min_lr: float = 0.0
     warmup: float = 0.05
-    """Share of the samples over which the learning rate rises linearly."""
+    """Fraction of the samples over which the learning rate rises linearly."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     """Applied to matrices; biases, norms and single vectors are exempt."""
     clip_grad: float = 1.0
-    """Largest global gradient norm; 0 turns clipping off."""
+    """Largest global gradient norm; 0: no clipping."""
     muon_steps: int = 5
-    """Iterations with which Muon makes an update orthogonal. They cost the same for any batch, in each process: five
-    are a sixth to a quarter of a tiny model's step on a CPU. With 3, directions below a fortieth of the whole stay
+    """Iterations with which Muon orthogonalises an update. They cost the same for any batch, in each process: five take
+    a sixth to a quarter of a tiny model's step on a CPU. With 3, directions below a fortieth of the whole stay
     smaller."""
     layer_decay: float = 1.0
-    """Each block below the fusion encoder learns this much slower than the one above; 1: all alike."""
+    """Learning rate of each block below the fusion encoder, relative to the block above it; 1: all equal."""
 
     def __post_init__(self) -> None:
         names = ("adamw", "muon", "apex_adam", "apex_lamb")
@@ -130,38 +131,38 @@ class OptimConfig:
 class TrainConfig:
     steps: int = 1000
     batch_size: int = 64
-    """Clips in one optimiser step, over all processes."""
+    """Clips per optimiser step, over all processes."""
     seed: int = 0
     init: Annotated[str | None, arg(aliases=["--init"])] = None
-    """What the model starts from. An image MAE (safetensors, .pth or .bin): both encoders and the fusion blocks. In
-    pretraining also weights of ours (a run, a checkpoint of it, its weights, or owner/name on the Hub): all that fits.
-    Read once, before step 0; a resumed run goes on from its own checkpoint."""
+    """Weights to start from. An image MAE (safetensors, .pth or .bin): both encoders and the fusion blocks. In
+    pretraining also our own weights (a run, one of its checkpoints, its weights, or owner/name on the Hub): all that
+    fits. Read once, before step 0; a resumed run continues from its own checkpoint."""
     ema: float = 0.0
-    """Decay a step of an exponential average of the weights, which pretraining exports besides (ema.safetensors), for
-    `evaluate --weights`; 0: none. In fine-tuning it is head.ema."""
+    """Decay per step of an exponential moving average of the weights, which pretraining also exports (ema.safetensors)
+    for `evaluate --weights`; 0: none. In fine-tuning use head.ema."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 autocast on a GPU, or a CPU (AVX512-BF16, AMX), that computes in it; else fp32."""
+    """auto: bf16 autocast on a GPU or a CPU (AVX512-BF16, AMX) that computes in it; else fp32."""
     compile: bool = False
-    """torch.compile of each kind of transformer block, for every shape of the curriculum, before the first step."""
+    """Run torch.compile on each kind of transformer block, for every shape of the curriculum, before the first step."""
     cuda_graph: bool = False
-    """Record forward and backward once for each shape of the curriculum and replay them; one process on CUDA."""
+    """Record forward and backward once for each shape of the curriculum and replay them; needs one process on CUDA."""
     recompute: bool = False
-    """Keep only the inputs of blocks for the backward pass and compute the rest again: less memory, more work."""
+    """Keep only the inputs of blocks for the backward pass and recompute the rest: less memory, more work."""
     log: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], arg(aliases=["--log"])] = ("tensorboard",)
-    """Where curves are shown, beside metrics.jsonl: tensorboard (files in the run folder), wandb, mlflow; several, or
-    none. Their own environment variables say where and how."""
+    """Where to show curves, apart from metrics.jsonl: tensorboard (files in the run folder), wandb, mlflow; several, or
+    none. Their own environment variables configure them."""
     log_every: int = 10
-    """Steps between log lines; the only times the host waits for the device."""
+    """Steps between log lines; the host waits for the device only then."""
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     max_nonfinite: int = 5
-    """Consecutive skipped steps after which the run stops."""
+    """Stop the run after this many consecutive skipped steps."""
     probe_every: int = 0
-    """Steps between looks at the features of held-out clips (neighbours, effective rank, dead dimensions), which show
-    early whether anything is learnt; 0: none. Training itself goes on as it would without. In fine-tuning: between
-    validations; 0: ten of them over the run."""
+    """Steps between probes of the features of held-out clips (neighbours, effective rank, dead dimensions), which show
+    early whether anything is learnt; 0: none. They do not change training. In fine-tuning: steps between validations;
+    0: ten over the run."""
     probe_clips: int = 256
-    """Held-out clips for that, and as many labelled training clips; the bound of its cost. Fine-tuning validates on all
+    """Held-out clips per probe, and as many labelled training clips; bounds its cost. Fine-tuning validates on all
     validation clips."""
     report: bool = True
     """Write report.html at the end."""

@@ -18,6 +18,8 @@ _ANEW = 1.0
 """Seconds by which time stamps fall when another recording begins."""
 _LEAP = 1.0
 """Seconds from the packets before and after it at which a packet's time stamp is not believed."""
+_PATIENCE = 200
+"""Packets of other streams, some seconds of sound, that are read before a packet held back is let go."""
 _DECODE_TIMES = ("avi", "flv", "mov,mp4,m4a,3gp,3g2,mj2", "mpeg", "mpegts")
 """Formats that store when a picture is decoded; libav guesses it for others, and wrong for few pictures a second."""
 
@@ -87,10 +89,19 @@ def _put_right(packets: Iterable[Packet], ticks: dict[int, float]) -> Iterator[P
     """
     before: dict[int, int] = {}
     held: dict[int, Packet] = {}
+    since: dict[int, int] = {}
     for packet in packets:
         index = packet.stream_index
+        for other in [one for one in since if one != index]:
+            since[other] += 1
+            if since[other] > _PATIENCE:
+                # No next one comes, as of slides: it is believed, or the rest of the file would be read for it.
+                before[other] = _stamp(held[other]) or 0
+                del since[other]
+                yield held.pop(other)
         stamp = _stamp(packet) if index in ticks else None
         odd = held.pop(index, None)
+        since.pop(index, None)
         if odd is not None:
             if stamp is not None and abs(stamp - before[index]) * ticks[index] <= _LEAP:
                 _move(odd, (before[index] + stamp) // 2)
@@ -99,6 +110,7 @@ def _put_right(packets: Iterable[Packet], ticks: dict[int, float]) -> Iterator[P
         if stamp is not None:
             if abs(stamp - before.get(index, stamp)) * ticks[index] > _LEAP:
                 held[index] = packet
+                since[index] = 0
                 continue
             before[index] = stamp
         yield packet

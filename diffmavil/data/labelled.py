@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -143,17 +143,22 @@ def _slice(train: ClipSet, share: float) -> tuple[ClipSet, ClipSet | None]:
 
 
 def _keep_classes(train: ClipSet, held: ClipSet) -> tuple[ClipSet, ClipSet]:
-    """Of a class that the held-out clips alone carry, the first of their files is trained on."""
+    """Of a class that the held-out clips alone carry, the first of their recordings is trained on."""
     carried = {label for clip in train.clips for label in clip.labels}
+    of = recordings(sorted({file_of(clip) for clip in held.clips}))
+    carries: dict[str, set[int]] = defaultdict(set)
+    for clip in held.clips:
+        carries[of[file_of(clip)]].update(clip.labels)
     moved: set[str] = set()
     for clip in held.clips:
-        if file_of(clip) not in moved and not carried.issuperset(clip.labels):
-            moved.add(file_of(clip))
-            carried.update(label for other in held.clips if file_of(other) == file_of(clip) for label in other.labels)
+        recording = of[file_of(clip)]
+        if recording not in moved and not carried.issuperset(clip.labels):
+            moved.add(recording)
+            carried |= carries[recording]
     if not moved:
         return train, held
-    own = [clip for clip in held.clips if file_of(clip) in moved]
-    left = [clip for clip in held.clips if file_of(clip) not in moved]
+    own = [clip for clip in held.clips if of[file_of(clip)] in moved]
+    left = [clip for clip in held.clips if of[file_of(clip)] not in moved]
     why = "of classes that would have had no training clip"
     return (
         replace(train, clips=[*train.clips, *own], note=f"{train.note} (and {len(own)} {why})"),

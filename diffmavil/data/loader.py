@@ -135,6 +135,9 @@ class Loader:
                     raise RunError(self._ended(str(error))) from error
                 if "DataLoader timed out" not in str(error):
                     raise
+            pinning = getattr(incoming, "_pin_memory_thread", None)
+            if pinning is not None and not pinning.is_alive():  # which torch itself looks at without a timeout alone
+                raise RunError("the thread that pins batches in memory has ended: are too many files open (ulimit -n)?")
             now = self._in_hand.state()
             if now != seen:
                 seen, since = now, awake_seconds()

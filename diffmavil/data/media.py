@@ -51,7 +51,9 @@ _NEAR = 1.0
 _NEAR_COUNTED = 60.0
 """The same for a program stream, in which libav must count pictures, and miscounts after a seek."""
 _LONGEST = 60.0
-"""Seconds that a packet of sound, or a picture on screen, can be believed to last."""
+"""Seconds that a packet of sound can be believed to last."""
+_LONGEST_SHOWN = 3600.0
+"""The same of a picture on screen: slides stay for minutes, and a wrong time stamp may mean years."""
 
 
 class UnknownLength(Exception):
@@ -155,13 +157,13 @@ class Media:
             if packet.stream is self.tracks.video:
                 picture.add(packet)
             elif heard := sound.add(packet):
-                self.filled.update(_seconds_in(heard))
+                self.filled.update(_seconds_in(heard, _LONGEST))
         if self.tracks.video is None:
             return sound.span, sound.span
         seen = picture.held_until(self._said_end(picture.span, sound.span))
         if self.tracks.audio is None:
             for shown in picture.shown(seen.end):
-                self.filled.update(_seconds_in(shown))
+                self.filled.update(_seconds_in(shown, _LONGEST_SHOWN))
         return seen, seen if self.tracks.audio is None else sound.span
 
     def _said_end(self, picture: Span, sound: Span) -> float:
@@ -321,6 +323,6 @@ class Media:
             yield packet
 
 
-def _seconds_in(span: Span) -> range:
-    """The whole seconds that a packet or a picture lies in; one that lasts for years does not."""
-    return range(int(span.start), int(min(span.end, span.start + _LONGEST)) + 1)
+def _seconds_in(span: Span, longest: float) -> range:
+    """The whole seconds that a packet or a picture lies in, up to `longest`: one that lasts for years does not."""
+    return range(int(span.start), int(min(span.end, span.start + longest)) + 1)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from diffmavil.data.clips import Clip, ClipSet, file_of
+from diffmavil.data.media_files import SOUND_SUFFIXES, SUFFIXES
 from diffmavil.data.shards.store import is_remote
 
 File = tuple[str, str]
@@ -18,7 +19,7 @@ _SLACK = 1e-3
 
 
 class Files:
-    """Tells files apart by where they really lie: of links, to folders and to files, what they lead to.
+    """Tells files apart by where they really are: of links, to folders and to files, what they lead to.
 
     Of prepared clips it is the name that the file had, and the folder of the set: that two prepared sets, or a prepared
     set and plain files, hold the same recording is not seen.
@@ -26,20 +27,31 @@ class Files:
 
     def __init__(self) -> None:
         self._real: dict[str, str] = {}
+        self._linked: dict[str, str] = {}
 
     def __call__(self, clip: Clip) -> File:
-        folder, name = (clip.stored.root, file_of(clip)) if clip.stored is not None else os.path.split(_target(clip))
+        stored = clip.stored
+        folder, name = (stored.root, file_of(clip)) if stored is not None else os.path.split(self.target(clip))
         if folder not in self._real:
             self._real[folder] = folder if is_remote(folder) else os.path.realpath(folder)
         return self._real[folder], name
+
+    def target(self, clip: Clip) -> str:
+        """The file of a clip; of a link to a file, what that leads to. Each path is looked at once."""
+        if clip.stored is not None:
+            return file_of(clip)
+        if clip.path not in self._linked:
+            self._linked[clip.path] = os.path.realpath(clip.path) if os.path.islink(clip.path) else clip.path
+        return self._linked[clip.path]
 
 
 def shared(train: Iterable[Clip], judged: Sequence[Clip]) -> list[Clip]:
     """Those of `judged` that show or play some of what a training clip does."""
     file_by, spans = Files(), defaultdict(list)
-    names = {os.path.basename(path) for clip in judged for path in (file_of(clip), _target(clip))}
+    names = {os.path.basename(path) for clip in judged for path in (file_of(clip), file_by.target(clip))}
     for clip in train:
-        if os.path.basename(file_of(clip)) in names:  # of millions of files few have to be looked at
+        # By their names few of millions of files remain; a link whose own name differs is looked at too.
+        if os.path.basename(file_of(clip)) in names or os.path.basename(file_by.target(clip)) in names:
             spans[file_by(clip)].append(_span(clip))
     trained = {file: _merged(found) for file, found in spans.items()}
     return [clip for clip in judged if _meets(_span(clip), trained.get(file_by(clip), []))]
@@ -49,8 +61,14 @@ def recordings(files: Sequence[str]) -> dict[str, str]:
     """File -> the first of those that differ from it in their suffix alone, as clip.mp4 and its sound, clip.wav."""
     first: dict[str, str] = {}
     for file in sorted(files):
-        first.setdefault(os.path.splitext(file)[0], file)
-    return {file: first[os.path.splitext(file)[0]] for file in files}
+        first.setdefault(_without_suffix(file), file)
+    return {file: first[_without_suffix(file)] for file in files}
+
+
+def _without_suffix(file: str) -> str:
+    """Without that of a video or sound file; what else follows a dot is part of a name, as in take.1 and take.2."""
+    name, suffix = os.path.splitext(file)
+    return name if suffix.lower() in (*SUFFIXES, *SOUND_SUFFIXES) else file
 
 
 def telling(judged: ClipSet, train: ClipSet) -> ClipSet:
@@ -58,11 +76,6 @@ def telling(judged: ClipSet, train: ClipSet) -> ClipSet:
     both = len(shared(train.clips, judged.clips))
     note = f"{judged.note}; {both} of them are training clips too: of new clips, the numbers say less"
     return replace(judged, note=note) if both else judged
-
-
-def _target(clip: Clip) -> str:
-    """The file of a clip; of a link to a file, what that leads to."""
-    return os.path.realpath(clip.path) if clip.stored is None and os.path.islink(clip.path) else file_of(clip)
 
 
 def _span(clip: Clip) -> Seconds:

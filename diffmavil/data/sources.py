@@ -123,7 +123,8 @@ def _split_one(data: DataConfig, modalities: Modalities) -> Split:
     prepared = train.clips[0].stored is not None
     of = recordings(files)
     share = {path: hash_share(one if prepared else os.path.relpath(one, base)) for path, one in of.items()}
-    chosen = {path for path in files if share[path] < HELD_OUT} or {min(files, key=share.__getitem__)}
+    least = min(share.values())  # one recording at least
+    chosen = {path for path in files if share[path] < HELD_OUT} or {path for path in files if share[path] == least}
     held_out = [clip for clip in train.clips if file_of(clip) in chosen]
     kept = [clip for clip in train.clips if file_of(clip) not in chosen]
     twice = sum(path != one for path, one in of.items())

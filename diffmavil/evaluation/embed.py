@@ -1,4 +1,4 @@
-"""Features and scores of anybody's clips by a pretrained model: `diffmavil.load(...).embed(...)`."""
+"""Features and scores of arbitrary clips from a pretrained model: `diffmavil.load(...).embed(...)`."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def load(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
 ) -> Embedder:
-    """A pretrained or fine-tuned model with its own preprocessing and statistics, ready for anybody's clips.
+    """Load a pretrained or fine-tuned model with its own preprocessing and statistics, ready for arbitrary clips.
 
     Args:
         source: a run's folder, its model.safetensors, a checkpoint, a folder that holds a model.safetensors, or
-            "owner/name" on the Hugging Face hub.
+            "owner/name" on the Hugging Face Hub.
         device: None: the first GPU, or else the CPU.
-        dtype: in which Linear layers and attention compute: float32, bfloat16 or, on a GPU, float16. None: as in
-            training and evaluation, bfloat16 where the device computes in it unless the run said otherwise.
-        revision: branch, tag or commit of a model on the hub.
+        dtype: type in which Linear layers and attention compute: float32, bfloat16 or, on a GPU, float16. None: as in
+            training and evaluation, bfloat16 where the device computes in it unless the run's config says otherwise.
+        revision: branch, tag or commit of a model on the Hub.
 
     Raises:
-        ValueError: nothing there, a file that is not exported weights, a device or type that cannot be had.
+        ValueError: nothing found, a file that is not exported weights, or a device or type that is not available.
     """
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -69,10 +69,10 @@ def load(
 class Embedder(FrozenModel):
     """A frozen model for clips of any length, rate and size, nothing masked.
 
-    It has the attributes of `FrozenModel`, and its own.
+    In addition to the attributes of `FrozenModel` it has its own.
 
     Attributes:
-        weights: file or checkpoint that was read.
+        weights: file or checkpoint that was loaded.
     """
 
     weights: Path
@@ -99,30 +99,30 @@ class Embedder(FrozenModel):
         progress: bool = False,
         return_errors: bool = False,
     ) -> Any:
-        """Features of one clip, or of each of a list of them.
+        """Features of one clip, or of each clip of a list.
 
         Args:
-            clips: paths of files with all that the model hears and sees.
-            video: paths of which the picture alone is read, or arrays uint8 `[T, H, W, 3]`.
-            audio: paths of which the sound alone is read, or arrays `[S]`, or `[C, S]` whose channels are averaged:
+            clips: paths of files with all modalities of the model.
+            video: paths of files whose video alone is read, or arrays uint8 `[T, H, W, 3]`.
+            audio: paths of files whose audio alone is read, or arrays `[S]`, or `[C, S]` whose channels are averaged:
                 floats with full scale 1, or int16. With `video`, the i-th of both are one clip and begin together;
-                alone, each gives what its own encoder makes of it.
-            fps: frames a second of video arrays, one number or one for each.
-            sample_rate: samples a second of audio arrays, likewise.
-            windows: how many of the model's windows (4 s of picture, 10 s of sound, as it was trained) are evenly
-                spread over a clip. 1: the centre, as in the evaluation.
-            hop: instead, a window every so many seconds from the clip's start to its end.
-            layers: numbers of encoder blocks that are read too, from 0, negative from the end; or "all".
-            tokens: give every token too, not only means.
-            batch_size: windows that are computed at once.
-            workers: processes that decode files; 0 decodes here.
-            progress: show how far it is, on stderr.
-            return_errors: a clip that cannot be used is a `ValueError` in its place of the list; False: it is raised.
+                one alone is read by its own encoder only.
+            fps: frames per second of video arrays, one number or one for each.
+            sample_rate: samples per second of audio arrays, likewise.
+            windows: number of the model's windows (4 s of video, 10 s of audio, as it was trained), evenly spread over
+                a clip. 1: the centre, as in the evaluation.
+            hop: seconds between windows from the clip's start to its end, instead of `windows`.
+            layers: numbers of encoder blocks to read as well, from 0, negative from the end; or "all".
+            tokens: also return every token, not only means.
+            batch_size: windows per forward pass.
+            workers: processes that decode files; 0: decode in this process.
+            progress: show progress on stderr.
+            return_errors: put a `ValueError` in the list in place of a clip that cannot be used; False: raise it.
 
         Returns:
             `Embedding`, or a list of them.
 
-        Clips shorter than a window are padded (sound) or shown more slowly (picture); padding is not pooled.
+        Clips shorter than a window are padded (audio) or slowed down (video); padding is not pooled.
 
         Raises:
             ValueError: arguments that do not fit each other or the model; a clip that cannot be used.
@@ -147,12 +147,12 @@ class Embedder(FrozenModel):
         progress: bool = False,
         return_errors: bool = False,
     ) -> Any:
-        """`Scores` of one clip, or of each of a list, by a fine-tuned model; arguments as of `embed`.
+        """`Scores` of one clip, or of each clip of a list, from a fine-tuned model; arguments as in `embed`.
 
         windows: None: as the run scored its held-out clips (`head.crops`).
 
         Raises:
-            ValueError: as `embed`; a model that is not fine-tuned; sound or picture alone where it needs both.
+            ValueError: as `embed`; a model that is not fine-tuned; audio or video alone where it needs both.
         """
         require(isinstance(self.model, Classifier), "classify", str(self.weights), "asked of a fine-tuned model")
         assert isinstance(self.config, FinetuneConfig)
@@ -164,7 +164,7 @@ class Embedder(FrozenModel):
         return collected(found, items, single, progress, return_errors)
 
     def blocks(self, layers: Layers) -> tuple[int, ...]:
-        """Numbers of encoder blocks, none of them negative. Raises `ValueError` for one that is not there."""
+        """Non-negative numbers of encoder blocks. Raises `ValueError` for one that does not exist."""
         depth = self.config.model.encoder.depth
         if layers is None:
             return ()
@@ -179,7 +179,7 @@ class Embedder(FrozenModel):
 def collected(
     found: Generator[tuple[int, T | BadClip]], given: Given, single: bool, progress: bool, return_errors: bool
 ) -> T | list[T | ValueError]:
-    """What was found of each clip, in the order in which they were given."""
+    """The result for each clip, in the order in which they were given."""
     results: dict[int, T | ValueError] = {place: given.complaint(place, why) for place, why in given.errors.items()}
     if results and not return_errors:
         raise next(iter(results.values()))  # type: ignore[misc]  # an error each
@@ -195,4 +195,4 @@ def collected(
                 results[place] = replace(one, name=given.names[place])
             tracker.update(len(results))
     ordered = [results[place] for place in range(len(given.names))]
-    return ordered[0] if single else ordered  # type: ignore[return-value]  # a single clip's error was raised or is wanted
+    return ordered[0] if single else ordered  # type: ignore[return-value]  # errors were raised or are wanted

@@ -1,4 +1,4 @@
-"""What the features and the scores of one clip are given as."""
+"""Result types: the features and the scores of one clip."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ class Embedding:
     """Features of one clip, on the CPU, in float32. W windows, L layers; D is the encoders' width.
 
     Kinds are "audio" and "video", the pooled outputs of the encoders `[..., D]`, and "fused", of the fusion encoder
-    `[..., 2D]`: those that the model and the clip have. Seconds count from the start of the file.
+    `[..., 2D]`, as far as the model and the clip have them. Seconds count from the start of the file.
     """
 
     name: str
     windows: dict[str, Tensor]
-    """Kind -> `[W, D]`: the mean over the tokens of each window, without those of padding."""
+    """Kind -> `[W, D]`: the mean over the tokens of each window, without padding."""
     times: dict[str, Tensor]
-    """"audio" and "video" -> float64 `[W, 2]`: seconds at which what was heard or seen of a window begins and ends."""
+    """"audio" and "video" -> float64 `[W, 2]`: seconds at which the audio or video of a window begins and ends."""
     layers: dict[str, Tensor] = field(default_factory=dict)
-    """"audio" and "video" -> `[W, L, D]`: pooled outputs of the encoder blocks asked for, before the last LayerNorm."""
+    """"audio" and "video" -> `[W, L, D]`: pooled outputs of the requested encoder blocks, before the last LayerNorm."""
     tokens: dict[str, Tensor] = field(default_factory=dict)
-    """"audio" -> `[W, time, mel, D]`, "video" -> `[W, time, height, width, D]`: every token, when asked for."""
+    """"audio" -> `[W, time, mel, D]`, "video" -> `[W, time, height, width, D]`: every token, if requested."""
     layer_tokens: dict[str, Tensor] = field(default_factory=dict)
-    """The same of the blocks asked for: `[W, L, time, ..., D]`."""
+    """The same for the requested blocks: `[W, L, time, ..., D]`."""
     token_times: dict[str, Tensor] = field(default_factory=dict)
     """"audio" and "video" -> float64 `[W, time, 2]`: seconds at which a step of the tokens' time axis begins and ends.
-    What begins after the end in `times` is padding."""
+    Steps that begin after the end in `times` are padding."""
     problem: str = ""
     """Why some windows could not be decoded; they are missing."""
 
@@ -40,17 +40,17 @@ class Embedding:
 
     @property
     def audio(self) -> Tensor:
-        """`[D]`, of the whole clip."""
+        """`[D]`, for the whole clip."""
         return self._one("audio")
 
     @property
     def video(self) -> Tensor:
-        """`[D]`, of the whole clip."""
+        """`[D]`, for the whole clip."""
         return self._one("video")
 
     @property
     def fused(self) -> Tensor:
-        """`[2D]`, of the whole clip."""
+        """`[2D]`, for the whole clip."""
         return self._one("fused")
 
     def _one(self, kind: str) -> Tensor:
@@ -61,14 +61,14 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a fine-tuned classifier says of one clip, on the CPU, in float32; C classes, W windows."""
+    """A fine-tuned classifier's scores of one clip, on the CPU, in float32; C classes, W windows."""
 
     name: str
     classes: tuple[str, ...]
     windows: Tensor
-    """`[W, C]` in [0, 1]: of each window, over the classes (one label) or of each by itself (several)."""
+    """`[W, C]` in [0, 1]: for each window, a distribution over the classes (one label) or one score each (several)."""
     times: dict[str, Tensor]
-    """As of `Embedding`."""
+    """As in `Embedding`."""
     problem: str = ""
     """Why some windows could not be decoded; they are missing."""
 

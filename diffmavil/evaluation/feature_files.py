@@ -239,10 +239,15 @@ def read_part(path: Path, *, features: bool = True) -> Part:
 
 
 def _clip(
-    path: str, start: float | None, duration: float | None, labels: list[int], file: str, cut_at: float | None
+    path: str,
+    start: float | None,
+    duration: float | None,
+    labels: list[int],
+    file: str = "",
+    cut_at: float | None = None,
 ) -> Clip:
-    """As a header has it."""
-    origin = file if file != path else ""
+    """As a header has it; the last two came later."""
+    origin = file if file and file != path else ""
     return Clip(path, start, duration, tuple(labels), origin=origin, cut_at=(cut_at or 0.0) if origin else 0.0)
 
 

@@ -110,8 +110,9 @@ def _listed(value: Any, name: str) -> tuple[list[Any], bool]:
         return [value], True
     if isinstance(value, list | tuple):
         require(len(value) > 0, name, value, "at least one")
-        numbers = [one for one in value if isinstance(one, int | float)]
-        require(not numbers, name, numbers, "clips without numbers: rates are given as sample_rate= and fps=")
+        number = next((one for one in value if isinstance(one, int | float)), None)
+        allowed = "clips: a sound is an array or a tensor, and rates are given as sample_rate= and fps="
+        require(number is None, name, f"a {type(value).__name__} with the number {number}", allowed)
         return list(value), False
     dims = getattr(value, "ndim", None)
     require(dims is not None, name, type(value).__name__, "a path, an array, a tensor, or a list of these")

@@ -84,9 +84,9 @@ def fit_probe(x: Tensor, target: Tensor, kind: Score, *, seed: int = 0) -> Linea
 
 
 def stratified_split(target: Tensor, seed: int) -> Tensor:
-    """`[N]` bool on the CPU: a fifth of each class's clips, at least one where there are two, never a whole class.
+    """`[N]` bool on the CPU: a fifth of each class's clips, at least one where there are two, never all.
 
-    A clip with several classes counts for its rarest.
+    A clip with several classes counts for its rarest; of another one of them all clips may so be taken.
     """
     counts = target.sum(dim=0).cpu()
     rarest = torch.where(target.cpu(), counts, counts.max() + 1).argmin(dim=1)

@@ -42,6 +42,10 @@ def start_with_probe(
     probe = fit_probe(x, target, "accuracy" if config.head.labels == "one" else "mAP", seed=config.train.seed)
     weight = probe.weight / rearrange(probe.standardise.std, "d -> d 1")
     bias = probe.bias - probe.standardise.mean @ weight
+    # The bias of a class without a clip, which nothing holds, runs off: it begins as the least likely of the others.
+    absent = ~target.any(dim=0)
+    weight[:, absent] = 0
+    bias[absent] = bias[~absent].min()
     with torch.no_grad():
         model.head.weight.copy_(weight.T)
         model.head.bias.copy_(bias)

@@ -8,7 +8,8 @@ Its file is a CSV with a row for each label of a clip; the columns read here are
     modality   A: audible; V: visible; AV: both
 
 Scored as its authors do: audible labels (A and AV) by what the audio says, visible ones (V and AV) by the video, those
-that are both by the two together; each on the clips that have such labels. hit@1: the first answer is one of the
+that are both by the two together; each on the clips that have such labels. Clips with background music, where a column
+`background_music` says so, are left out, as in the paper's main results. hit@1: the first answer is one of the
 labels. f1@1: of first answers, micro-averaged: 2 hits / (clips + labels). mAP: over the classes that clips carry.
 """
 
@@ -33,6 +34,7 @@ from diffmavil.evaluation.torch_metrics import average_precision
 
 COLUMNS = ("video_id", "label", "modality")
 MODALITIES = ("A", "V", "AV")
+_MUSIC = "background_music"
 SUBSETS = {"audible": ("audio", ("A", "AV")), "visible": ("video", ("V", "AV")), "both": ("fused", ("AV",))}
 """Name -> kind of feature whose answers are scored, modalities of the labels they are scored by."""
 
@@ -42,6 +44,8 @@ class Annotations:
     """Clip's id -> class -> modality."""
 
     labels: dict[str, dict[str, str]]
+    with_music: frozenset[str] = frozenset()
+    """Ids of clips with background music, which are not scored."""
 
 
 def read_annotations(path: Path) -> Annotations:
@@ -53,6 +57,7 @@ def read_annotations(path: Path) -> Annotations:
     if not path.is_file():
         raise ValueError(f"vggsounder={path}: is no file")
     labels: dict[str, dict[str, str]] = defaultdict(dict)
+    with_music: set[str] = set()
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
@@ -68,9 +73,11 @@ def read_annotations(path: Path) -> Annotations:
                     bool(row["video_id"] and row["label"]), f"{where}video_id, label", "an empty cell", "both given"
                 )
                 labels[row["video_id"]][row["label"]] = row["modality"]
+                if (row.get(_MUSIC) or "").strip().lower() == "true":
+                    with_music.add(row["video_id"])
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"vggsounder={path}: is not a readable CSV: {error}") from error
-    return Annotations(dict(labels))
+    return Annotations({clip: of for clip, of in labels.items() if clip not in with_music}, frozenset(with_music))
 
 
 def judge_vggsounder(found: Judgement, heldout: FeatureTable, annotations: Annotations, seed: int) -> None:
@@ -86,6 +93,10 @@ def judge_vggsounder(found: Judgement, heldout: FeatureTable, annotations: Annot
     known = sum(labels is not None for labels in given)
     unknown = {label for labels in given if labels for label in labels} - set(found.classes)
     note = f"VGGSounder: it has labels of {known} of the {len(rows)} held-out clips."
+    if annotations.with_music:
+        note += (
+            f" {len(annotations.with_music)} of its clips have background music and are left out, as by its authors."
+        )
     if unknown:
         note += f" {len(unknown)} of its classes are none of the training clips' and are left out."
     found.notes.append(note)

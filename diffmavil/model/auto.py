@@ -13,6 +13,7 @@ Importing this module needs transformers.
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,10 +99,10 @@ class _Wrapped(transformers.PreTrainedModel):
         video = one.new_empty(len(one), 0, 0, 0, 3) if video is None else video
         return video, one.new_empty(len(one), 0, 0) if spec is None else spec
 
-    def _precision(self) -> torch.autocast:
+    def _precision(self) -> AbstractContextManager[Any]:
         """Of a model that was read in half precision: what computes in it, since inputs and positions are float32."""
         half = self.dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(self.device.type, self.dtype if half else None, enabled=half)
+        return torch.autocast(self.device.type, self.dtype) if half else nullcontext()
 
 
 class DiffMAViLModel(_Wrapped):

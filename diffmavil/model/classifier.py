@@ -193,6 +193,8 @@ class Classifier(nn.Module):
             rates = torch.linspace(0, self.head_config.drop_path, depth, device=device)
             if name == "fusion":  # above the encoders, whose last blocks have the full rate already
                 rates = rates.new_full((depth,), self.head_config.drop_path)
+            elif self.head_config.blocks is not None:  # frozen blocks give what they give in evaluation
+                rates[: depth - self.head_config.blocks] = 0
             samples = torch.arange(offset, offset + clips, device=device)
             u = rearrange(
                 uniform(fold_in(seed, i), 2 * depth, samples=samples, stream=_PATHS), "b (d two) -> d two b", two=2

@@ -1,9 +1,8 @@
 """MAViL and DiffMAViL: the model, its pretraining losses and its features.
 
 MAViL: Huang et al. 2023, "MAViL: Masked Audio-Video Learners" (first stage: masked reconstruction and contrast; in the
-second a teacher's features are predicted in place of patches, `diffmavil.model.teacher`).
-DiffMAViL puts diffused patches in place of mask tokens and lets decoders cross-attend; every piece is switched by
-`ModelConfig`.
+second, a teacher's features are predicted instead of patches, `diffmavil.model.teacher`).
+DiffMAViL replaces mask tokens by diffused patches and lets decoders cross-attend; `ModelConfig` switches every part.
 """
 
 from __future__ import annotations
@@ -30,9 +29,7 @@ _TOKEN_STD = 0.02
 
 
 class Losses(NamedTuple):
-    """fp32 scalars. `total` is weighted; the parts are not. A part that the config turns off, or has no branch for, is
-    0.
-    """
+    """fp32 scalars. `total` is weighted; the parts are not. A part that is turned off or has no branch is 0."""
 
     total: Tensor
     video: Tensor
@@ -42,29 +39,29 @@ class Losses(NamedTuple):
 
 
 class Pooled(NamedTuple):
-    """What the contrast reads of clips: pooled encoder outputs `[B, V, D]`, float32; D is 0 of an absent branch."""
+    """Input of the contrast: pooled encoder outputs `[B, V, D]`, float32; D is 0 for an absent branch."""
 
     audio: Tensor
     video: Tensor
     clips: Tensor | None = None
-    """int64 `[B]`: which clip each row shows, where one may come twice."""
+    """int64 `[B]`: the clip of each row, where one may occur twice."""
 
 
 class Coupled(NamedTuple):
-    """The contrast of the clips of one pass with those of all passes, worked out beforehand (`DiffMAViL.couple`)."""
+    """The contrast of the clips of one pass with those of all passes, computed beforehand (`DiffMAViL.couple`)."""
 
     audio: Tensor
-    """`[B, V, D]`: its gradient with respect to the pooled audio, of a loss that is the mean over this pass's clips."""
+    """`[B, V, D]`: its gradient with respect to the pooled audio, for a loss that is the mean of this pass's clips."""
     video: Tensor
     inter: Tensor
-    """Scalar, of all passes."""
+    """Scalar, over all passes."""
     intra: Tensor
 
 
 class Features(NamedTuple):
-    """What unmasked clips look like to the model. Pooled: the mean over tokens without CLS, float32.
+    """The model's features of unmasked clips. Pooled: the mean over tokens without CLS, float32.
 
-    What the model has no branch for has no elements: `[B, 0]` or `[B, 0, D]`.
+    Features of an absent branch have no elements: `[B, 0]` or `[B, 0, D]`.
     """
 
     audio: Tensor
@@ -80,7 +77,7 @@ class Features(NamedTuple):
 
     @property
     def kinds(self) -> dict[str, Tensor]:
-        """The pooled ones that there are: of "audio", "video" and "fused"."""
+        """The pooled features that exist, of "audio", "video" and "fused"."""
         pooled = {"audio": self.audio, "video": self.video, "fused": self.fused}
         return {kind: x for kind, x in pooled.items() if x.shape[1]}
 
@@ -88,7 +85,7 @@ class Features(NamedTuple):
 class DiffMAViL(nn.Module):
     """The pretraining model that `config` describes. A variant has only the parameters that it uses.
 
-    Of a branch that `config.modalities` leaves out, the input is a tensor without elements: `[B, 0, 0, 0, 3]` for
+    For a branch that `config.modalities` leaves out, the input is a tensor without elements: `[B, 0, 0, 0, 3]` for
     video, `[B, 0, 0]` for the spectrogram.
     """
 
@@ -110,7 +107,7 @@ class DiffMAViL(nn.Module):
 
     @property
     def branches(self) -> dict[str, Branch]:
-        """Those that there are, "audio" before "video"."""
+        """The branches that exist, "audio" before "video"."""
         return {name: getattr(self, name) for name in ("audio", "video") if hasattr(self, name)}
 
     def forward(
@@ -128,23 +125,23 @@ class DiffMAViL(nn.Module):
     ) -> Losses:
         """Pretraining losses of a batch.
 
-        Masks, timesteps and noise of sample b are a pure function of (seed, offset + b): cutting a batch in two, on
-        one device or many, changes nothing but which clips are each other's negatives.
+        Masks, timesteps and noise of sample b are a pure function of (seed, offset + b): splitting a batch, on one
+        device or many, changes only which clips are each other's negatives.
 
         Args:
             video: `[B, T, H, W, 3]` uint8, or float in 0..1.
             spec: `[B, F, M]` normalised log-mel.
-            clips: int64 `[B]`, which clip each one is: equal ones are no negatives of each other. None: all differ.
+            clips: int64 `[B]`, the clip of each row: equal ones are not negatives of each other. None: all differ.
             seed: of the run, not of the step.
             offset: position of the first clip in the stream of samples.
             keep_video, keep_audio: visible tokens; at least one visible and one masked. Several counts: runs of samples
                 take them in turn (`diffmavil.model.draws`).
-            draws: what `draw` gave for these arguments; None: drawn here. A model that predicts features needs them
-                with a teacher's targets (`diffmavil.model.teacher.Teacher.targets`).
-            coupled: the contrast, where clips of other passes take part in it; None: of this batch.
+            draws: the output of `draw` for these arguments; None: drawn here. A model that predicts features needs
+                them with a teacher's targets (`diffmavil.model.teacher.Teacher.targets`).
+            coupled: the contrast, if clips of other passes are part of it; None: that of this batch.
 
         Raises:
-            ValueError: shapes that do not match the config, impossible counts, or targets that are missing.
+            ValueError: shapes that do not match the config, impossible counts, or missing targets.
         """
         if draws is None:
             draws = self.draw(video, spec, seed=seed, offset=offset, keep_video=keep_video, keep_audio=keep_audio)
@@ -170,14 +167,14 @@ class DiffMAViL(nn.Module):
             + config.contrast.intra_weight * intra
         )
         if coupled is not None:
-            # Nothing is added to the value, and the gradient of all passes' contrast to that of this one.
+            # Adds the gradient of all passes' contrast to this one's, and nothing to the value.
             reach = (pooled.audio * coupled.audio).sum() + (pooled.video * coupled.video).sum()
             total = total + (reach - reach.detach())
         return Losses(total, loss["video"], loss["audio"], inter, intra)
 
     @torch.no_grad()
     def draw(self, video: Tensor, spec: Tensor, *, seed: int, offset: int, keep_video: Keep, keep_audio: Keep) -> Draws:
-        """Masks, timesteps and diffused patches of a batch; arguments and errors as of `forward`."""
+        """Masks, timesteps and diffused patches of a batch; arguments and errors as in `forward`."""
         self._check_inputs(video, spec, keep_video, keep_audio)
         drawn: dict[str, list[Drawn]] = {"audio": [], "video": []}
         for name, branch, x, keep, first in self._by_span(video, spec, offset, keep_video, keep_audio):
@@ -187,7 +184,7 @@ class DiffMAViL(nn.Module):
     def features(self, video: Tensor, spec: Tensor, heard: Tensor | None = None) -> Features:
         """Features of whole clips, nothing masked; inputs as for `forward`.
 
-        heard: int64 `[B]`, frames of the spectrogram before the sound's end; tokens of nothing but padding are not
+        heard: int64 `[B]`, frames of the spectrogram before the end of the audio; tokens that are only padding are not
         pooled. None: all are.
         """
         self._check_inputs(video, spec)
@@ -213,15 +210,15 @@ class DiffMAViL(nn.Module):
         timestep: int | None = None,
         as_predicted: bool = False,
     ) -> Reconstruction:
-        """Pictures of what the model makes of masked clips; see `Reconstruction`. Inputs as for `forward`.
+        """The model's reconstructions of masked clips; see `Reconstruction`. Inputs as for `forward`.
 
-        A model with diffused patches starts from pure noise and takes `sample_steps` DDIM steps: with one step it shows
-        its mean expectation, which is smooth and closest in squared error; with more, one sharper sample of what it
-        thinks possible. A model with mask tokens predicts once. All masked patches are decoded, whatever
-        `decode_fraction` is. timestep and as_predicted: as of `diffmavil.model.reconstruct.draw_pictures`.
+        A model with diffused patches starts from pure noise and takes `sample_steps` DDIM steps: one step gives its
+        mean prediction, which is smooth and closest in squared error; more give one sharper sample. A model with mask
+        tokens predicts once. All masked patches are decoded, whatever `decode_fraction` is. timestep and as_predicted:
+        as in `diffmavil.model.reconstruct.draw_pictures`.
 
         Raises:
-            ValueError: as of `forward`, or a model that predicts features, of which there are no pictures.
+            ValueError: as in `forward`, or a model that predicts features, which cannot be drawn.
         """
         width = self.config.target_width
         require(
@@ -263,7 +260,7 @@ class DiffMAViL(nn.Module):
         keep_video: Keep,
         keep_audio: Keep,
     ) -> Pooled:
-        """What the contrast reads of a batch that `forward` would be given with these arguments."""
+        """The contrast's input for a batch that `forward` would get with these arguments."""
         self._check_inputs(video, spec, keep_video, keep_audio)
         tokens: dict[str, list[Tensor]] = {name: [] for name in self.branches}
         for name, branch, x, keep, first in self._by_span(video, spec, offset, keep_video, keep_audio):
@@ -272,8 +269,8 @@ class DiffMAViL(nn.Module):
         return self._pool(tokens, clips)
 
     def couple(self, passes: Sequence[Pooled]) -> list[Coupled]:
-        """The contrast of a batch that is computed in several passes, as if it were one (gradient caching, Gao et al.
-        2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"): for each of them what it adds.
+        """The contrast of a batch computed in several passes, as if it were one (gradient caching, Gao et al. 2021,
+        "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"): what it adds to each pass.
         """
         config, counts = self.config.contrast, [len(one.audio) for one in passes]
         ids = [one.clips for one in passes if one.clips is not None]
@@ -288,7 +285,7 @@ class DiffMAViL(nn.Module):
             grads: Sequence[Tensor] = [torch.zeros_like(x) for x in leaves]
             if total.requires_grad:
                 grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
-        # The loss of a pass is the mean over its clips, and weighs as much as they are of all.
+        # The loss of a pass is the mean over its clips, weighted by their fraction of all.
         more = [sum(counts) / count for count in counts]
         return [
             Coupled(audio_grad * times, video_grad * times, inter.detach(), intra.detach())
@@ -296,13 +293,13 @@ class DiffMAViL(nn.Module):
         ]
 
     def _present(self, spec: Tensor, video: Tensor) -> list[tuple[str, Branch, Tensor]]:
-        """Name, branch and input of each modality that there is."""
+        """Name, branch and input of each modality of the model."""
         return [(name, branch, spec if name == "audio" else video) for name, branch in self.branches.items()]
 
     def _by_span(
         self, video: Tensor, spec: Tensor, offset: int, keep_video: Keep, keep_audio: Keep
     ) -> Iterator[tuple[str, Branch, Tensor, int, int]]:
-        """Of each span of a batch and modality: name, branch, input, visible patches, number of the first sample."""
+        """For each span of a batch and modality: name, branch, input, visible patches, number of the first sample."""
         for span in spans(video.shape[0], offset, keep_audio, keep_video):
             rows = slice(span.first, span.last)
             for name, branch, x in self._present(spec[rows], video[rows]):
@@ -311,7 +308,7 @@ class DiffMAViL(nn.Module):
     def _contrasted(
         self, inputs: dict[str, list[Tensor]], drawn: dict[str, Sequence[Drawn]]
     ) -> dict[str, list[Tensor]]:
-        """Tokens of the views that the contrast alone reads, `[(B V), 1 + L, D]` of each span; {}: there are none."""
+        """Tokens of the views that only the contrast reads, `[(B V), 1 + L, D]` for each span; {}: there are none."""
         if not self.config.contrast_views:
             return {}
         return {
@@ -320,14 +317,14 @@ class DiffMAViL(nn.Module):
         }
 
     def _predicted(self, tokens: Tensor) -> Tensor:
-        """Of the tokens `[(B V), 1 + K, D]` of all views those of the views that are decoded."""
+        """From the tokens `[(B V), 1 + K, D]` of all views, those of the decoded views."""
         views, predicted = self.config.masked_views, self.config.predicted_views
         if predicted == views:
             return tokens
         return rearrange(rearrange(tokens, "(b v) n d -> b v n d", v=views)[:, :predicted], "b v n d -> (b v) n d")
 
     def _fuse(self, tokens: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-        """Of each span the tokens `[B, 1 + K, D]` of both modalities, each having read the other; one stays alone."""
+        """For each span, the fused tokens `[B, 1 + K, D]` of both modalities; a single modality is returned as is."""
         if len(tokens) == 1:
             return tokens
         pairs = self.fusion(tokens["audio"], tokens["video"])
@@ -353,7 +350,7 @@ class DiffMAViL(nn.Module):
         return inter, intra
 
     def _check_targets(self, draws: Draws) -> None:
-        """As many numbers for each position as the decoders predict, or none where they predict patches."""
+        """Check that targets are as wide as the decoders' features, or absent where these predict patches."""
         width = self.config.target_width
         for one in (*draws.audio, *draws.video):
             found = one.target[0].shape[-1] if one.target else None
@@ -369,13 +366,13 @@ class DiffMAViL(nn.Module):
 
 
 def share_blocks(config: ModelConfig, branches: Mapping[str, Branch]) -> None:
-    """With `config.shared_encoder` the picture's encoder blocks are the sound's, from here on."""
+    """With `config.shared_encoder`, make the video's encoder blocks the same modules as the audio's."""
     if config.shared_encoder and len(branches) == 2:
         branches["video"].encoder.blocks = branches["audio"].encoder.blocks
 
 
 def check_inputs(config: ModelConfig, video: Tensor, spec: Tensor) -> None:
-    """Raises `ValueError` for shapes that `config` does not describe; an absent modality may have any."""
+    """Raises `ValueError` for shapes that do not fit `config`; an absent modality may have any."""
     v, a = config.video, config.audio
     require(
         len(video) == len(spec), "video.shape, spec.shape", (tuple(video.shape), tuple(spec.shape)), "as many clips"
@@ -390,14 +387,14 @@ def check_inputs(config: ModelConfig, video: Tensor, spec: Tensor) -> None:
 
 
 def initialise(module: nn.Module) -> None:
-    """As MAE: Linear xavier-uniform with zero bias, LayerNorm identity, tokens normal(0, 0.02)."""
+    """As in MAE: Linear xavier-uniform with zero bias, LayerNorm identity, tokens normal(0, 0.02)."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
     for parameter in module.parameters(recurse=False):
         if not isinstance(module, nn.Linear | nn.LayerNorm):
             nn.init.normal_(parameter, std=_TOKEN_STD)
-    if isinstance(module, DiffusedPatch):  # the Linears in it were before
+    if isinstance(module, DiffusedPatch):  # its Linears were initialised before
         module.start_as_mask_token()
     if isinstance(module, Mix):
         module.start_at_the_last()

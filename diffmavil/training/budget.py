@@ -1,4 +1,4 @@
-"""What the plan of batches rests on: FLOPs, memory and measured times of each stretch of the curriculum."""
+"""The basis of the batch plan: FLOPs, memory and measured times of each stretch of the curriculum."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ GIB = 2**30
 _OF_DEVICE = 0.8
 _REPEATS = 3
 _REACH = 4
-"""Times `train.batch_size`: a line through two measured sizes tells nothing of larger ones."""
+"""Limit, times `train.batch_size`: a line through two measured sizes says nothing about larger ones."""
 
 
 def resolve_batches(config: Config, peers: World, teacher: ModelConfig | None = None) -> Config:
     """The config with `batch.sizes` and `batch.at_once`, unless the rule needs none or a plan was made before.
 
-    On a GPU a step that needs more than 80 % of its memory is cut into passes, also without `batch.memory_gib`.
+    On a GPU, a step that needs more than 80 % of its memory is cut into passes even without `batch.memory_gib`.
 
     Args:
-        teacher: whose forward every step pays for too; None: there is none.
+        teacher: model whose forward is also part of every step; None: there is none.
 
     Raises:
-        ValueError: a budget that no clip fits in or that the GPU does not have, sizes that the processes do not divide,
-            or an unknown budget.
+        ValueError: a budget that no clip fits in or that the GPU does not have, sizes that do not divide over the
+            processes, or an unknown budget.
     """
     batch = config.batch
     unlimited = batch.rule == "fixed" and batch.memory_gib is None and peers.device.type != "cuda"
@@ -73,27 +73,34 @@ def resolve_batches(config: Config, peers: World, teacher: ModelConfig | None = 
         )
         config = replace(config, batch=replace(batch, multiple=multiple))
         config = replace(config, batch=peers.from_main(_planned(config, peers, teacher)))
+    elif peers.device.type == "cuda" and not _limited(batch):
+        # On resume: another number of processes, or another GPU, needs other passes.
+        counts = stretch_counts(config)
+        at_once = peers.main_only(lambda: _fitting(config, counts, peers.device, teacher))
+        sizes = batch.sizes or (config.train.batch_size,) * len(counts)
+        at_once = _needed(batch, at_once, [size // peers.size for size in sizes])
+        config = replace(config, batch=replace(batch, at_once=at_once))
     check_processes(config, peers.size)
     return config
 
 
 @full_gpu_told()
 def plan_batches(config: Config, peers: World, teacher: ModelConfig | None = None) -> Config:
-    """As `resolve_batches`; a plan that was made, now or before, is printed.
+    """As `resolve_batches`; also print the plan, whether made now or before.
 
     Raises:
-        RunError: what is measured does not fit on the GPU.
+        RunError: a measured pass does not fit on the GPU.
     """
     config = resolve_batches(config, peers, teacher)
     if peers.main and (config.batch.sizes or config.batch.at_once):
         console = Console()
-        # A log has no width of its own; 80 columns would fold the table.
+        # A log has no width of its own; 80 columns would wrap the table.
         (console if console.is_terminal else Console(width=120)).print(plan_table(config, peers.size, teacher))
     return config
 
 
 def _planned(config: Config, peers: World, teacher: ModelConfig | None) -> BatchConfig:
-    """Every rank calls it: what is measured, all of them measure together."""
+    """Every rank calls it: measurements are made by all of them together."""
     batch, nominal = config.batch, config.train.batch_size
     counts = stretch_counts(config)
     at_once = peers.main_only(lambda: _fitting(config, counts, peers.device, teacher))
@@ -107,7 +114,7 @@ def _planned(config: Config, peers: World, teacher: ModelConfig | None) -> Batch
         wanted = [budget / cost for cost in costs]
     else:
         wanted = _measured(config, counts, peers, at_once, teacher)
-    # A hair more, so that rounding does not cost the dearest stretch a whole multiple.
+    # Slightly more, so that rounding does not cost the most expensive stretch a whole multiple.
     whole = [int(size * (1 + 1e-9)) // batch.multiple * batch.multiple for size in wanted]
     most = batch.largest // batch.multiple * batch.multiple
     sizes = tuple(min(max(size, batch.multiple), most) for size in whole)
@@ -115,13 +122,12 @@ def _planned(config: Config, peers: World, teacher: ModelConfig | None) -> Batch
 
 
 def _needed(batch: BatchConfig, at_once: tuple[int, ...], clips: list[int]) -> tuple[int, ...]:
-    """`at_once`; nothing where nobody asked for a limit and a process's clips of each stretch fit."""
-    asked = batch.memory_gib is not None or batch.rule == "memory"
-    return at_once if asked or any(size > most for size, most in zip(clips, at_once, strict=False)) else ()
+    """`at_once`; empty if no limit was asked for and a process's clips of each stretch fit."""
+    return at_once if _limited(batch) or any(size > most for size, most in zip(clips, at_once, strict=False)) else ()
 
 
 def _step_flops(config: Config, teacher: ModelConfig | None, keep_video: Counts, keep_audio: Counts) -> float:
-    """Of a step, for each of its clips."""
+    """FLOPs of a step, for each of its clips."""
     own = FORWARDS * mixed_flops(meta_model(config.model), keep_video, keep_audio)
     return own + (teacher_flops(meta_teacher(teacher)) if teacher else 0.0)
 
@@ -129,7 +135,7 @@ def _step_flops(config: Config, teacher: ModelConfig | None, keep_video: Counts,
 def _fitting(
     config: Config, counts: list[tuple[Counts, Counts]], device: torch.device, teacher: ModelConfig | None
 ) -> tuple[int, ...]:
-    """Clips that fit in the memory budget at once, for each stretch; nothing without a budget, on a CPU."""
+    """Clips that fit in the memory budget in one pass, for each stretch; empty on a CPU without a budget."""
     gib = config.batch.memory_gib
     if device.type == "cuda":
         whole = torch.cuda.get_device_properties(device).total_memory / GIB
@@ -142,17 +148,23 @@ def _fitting(
         return ()
     found = []
     for keep in counts:
-        # Of mixed masking the turn that needs most: a pass may be of that alone.
+        # With mixed masking, the turn that needs most: a pass may consist of it alone.
         needs = [memory_bytes(config, *turn, device=device, teacher=teacher) for turn in sorted({*_turns(keep)})]
         fixed, clip = max(needs, key=lambda need: need[1])
         fits = int((gib * GIB - fixed) // clip)
-        require(fits >= 1, "batch.memory_gib", gib, f"{(fixed + clip) / GIB:.2f} or more, which one clip needs")
-        found.append(fits)
+        enough = fits >= 1 or not _limited(config.batch)  # an estimate alone is no reason to refuse
+        require(enough, "batch.memory_gib", gib, f"{(fixed + clip) / GIB:.2f} or more, which one clip needs")
+        found.append(max(fits, 1))
     return tuple(found)
 
 
+def _limited(batch: BatchConfig) -> bool:
+    """Whether a memory limit was requested."""
+    return batch.memory_gib is not None or batch.rule == "memory"
+
+
 def _turns(keep: tuple[Counts, Counts]) -> list[tuple[int, int]]:
-    """Visible tokens of video and sound, for each turn of mixed masking."""
+    """Visible tokens of video and audio, for each turn of mixed masking."""
     return [(video, audio) for audio, video in turns(keep[1], keep[0])]
 
 
@@ -164,13 +176,13 @@ def memory_bytes(
     device: torch.device,
     teacher: ModelConfig | None = None,
 ) -> tuple[int, int]:
-    """Bytes of parameters, gradients and AdamW's moments, and of one clip with all that its backward pass needs.
+    """Bytes of parameters, gradients and AdamW's moments, and of one clip with everything its backward pass needs.
 
-    Of an average of the weights: those. Of a teacher: its parameters, and the targets; what its own forward needs is
-    freed before the student's.
+    An average of the weights counts as those weights; a teacher as its parameters and the targets: the memory of its
+    own forward is freed before the student's.
 
-    The second is read from a forward of fake tensors, which take no memory and no time: every tensor that autograd
-    keeps, each memory once. Buffers of single kernels are not in it; leave a fifth for them.
+    The second is taken from a forward of fake tensors, which need no memory and no time: every tensor that autograd
+    keeps, each storage once. Buffers of single kernels are not included; leave a fifth for them.
     """
     one, two = _kept_bytes(config, keep_video, keep_audio, device, teacher)
     weights = sum(p.numel() for p in meta_model(config.model).parameters())
@@ -182,14 +194,14 @@ def memory_bytes(
 def _kept_bytes(
     config: Config, keep_video: Counts, keep_audio: Counts, device: torch.device, teacher: ModelConfig | None
 ) -> tuple[int, int]:
-    """Of a batch of one clip, and of two."""
-    # On a GPU no kernel keeps attention weights; the fake tensors are on a CPU.
+    """Bytes kept for a batch of one clip, and of two."""
+    # On a GPU no kernel keeps attention weights, but the fake tensors are on a CPU.
     attention = "sdpa" if device.type == "cuda" else config.model.attention
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(x: torch.Tensor) -> torch.Tensor:
         storage = x.untyped_storage()
-        kept[storage._cdata] = storage  # held, or its address could be used again
+        kept[storage._cdata] = storage  # held, or its address could be reused
         return x
 
     with FakeTensorMode():
@@ -224,18 +236,18 @@ def _measured(
     at_once: tuple[int, ...],
     teacher: ModelConfig | None,
 ) -> list[float]:
-    """Clips of all processes that take as long in each stretch as `train.batch_size` does in the dearest.
+    """Clips of all processes that take as long in each stretch as `train.batch_size` does in the most expensive one.
 
-    Seconds of a process with B clips are fixed + clip * B, from two batch sizes no larger than its share or than what
-    fits at once; four times `train.batch_size` at most, however small a clip's part seems. Kept under `data.cache` for
-    this device and config.
+    Seconds of a process with B clips are fixed + clip * B, from two batch sizes no larger than its part of a batch or
+    than what fits in one pass; at most four times `train.batch_size`, however small the time per clip seems. Kept under
+    `data.cache` for this device and config.
     """
     device, share = peers.device, config.train.batch_size / peers.size
     many = max(2, min([math.ceil(share), *at_once]))
     path = _cache_file(config, device, many, teacher)
     lines = peers.main_only(lambda: _known_times(config, path))
     if lines is None:
-        # By all ranks: the contrast of each reads the rows of all.
+        # Run by all ranks: the contrast of each reads the rows of all.
         lines = peers.from_main(_sweep(config, counts, device, many, teacher))
         peers.main_only(lambda: _keep_times(config, path, lines))
     budget, most = max(fixed + clip * share for fixed, clip in lines), float(_REACH * config.train.batch_size)
@@ -243,7 +255,7 @@ def _measured(
 
 
 def _known_times(config: Config, path: Path) -> list[tuple[float, float]] | None:
-    """What an earlier start has measured, or None, and a folder for it."""
+    """The times measured by an earlier start; if there are none, create the folder for them and return None."""
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):
@@ -258,7 +270,7 @@ def _keep_times(config: Config, path: Path, lines: list[tuple[float, float]]) ->
 
 
 def _cache_file(config: Config, device: torch.device, many: int, teacher: ModelConfig | None) -> Path:
-    """Named by all that the times depend on."""
+    """The file, named by everything that the times depend on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu-{torch.get_num_threads()}"
     train = replace(config.train, steps=1, seed=0)
     facts = repr((name, torch.__version__, config.model, config.mask, train, many, teacher))
@@ -269,8 +281,8 @@ def _cache_file(config: Config, device: torch.device, many: int, teacher: ModelC
 def _sweep(
     config: Config, counts: list[tuple[Counts, Counts]], device: torch.device, many: int, teacher: ModelConfig | None
 ) -> list[tuple[float, float]]:
-    """(fixed, clip) seconds of a pass of one process, for each stretch; measured with up to `many` clips. Of mixed
-    masking the mean over its turns. Every rank calls it.
+    """(fixed, clip) seconds of a pass of one process, for each stretch; measured with up to `many` clips. With mixed
+    masking, the mean over its turns. Every rank calls it.
     """
     known = replace(config.model.audio, mean=config.model.audio.mean or 0.0, std=config.model.audio.std or 1.0)
     alone = replace(config, model=replace(config.model, audio=known))

@@ -196,7 +196,8 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
 
 
 def load_model(path: Path, model: nn.Module) -> None:
-    """Fill a model alone, without its optimisers, from a checkpoint that `complaint` finds nothing wrong with.
+    """Fill a model alone, without its optimisers, from a checkpoint that `complaint` finds nothing wrong with. Each
+    rank reads for itself, so one of them may call it alone.
 
     Raises:
         RunError: the checkpoint does not fit the model.
@@ -205,7 +206,7 @@ def load_model(path: Path, model: nn.Module) -> None:
     try:
         tensors, _ = _split(tree)
         with _quietly():
-            load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
         _fill(tree, tensors, {})
     except (CheckpointException, SafetensorError, RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
         raise RunError(f"{path}: cannot be loaded into this model: {error}") from error

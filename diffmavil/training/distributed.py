@@ -34,7 +34,7 @@ class World:
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """True on every rank when `flag` is true on some rank."""
+        """True on every rank if `flag` is true on any rank."""
         if self.control is None:
             return flag
         votes = torch.tensor([int(flag)])
@@ -42,25 +42,25 @@ class World:
         return bool(votes.item())
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """`work()` on every rank, rank 0 before the others: it fills the caches that they then read.
+        """`work()` on every rank, on rank 0 before the others: it fills the caches that they then read.
 
-        A failure on rank 0 is raised on every rank, so that none waits for it.
+        A failure on rank 0 is raised on every rank, so that none waits for rank 0.
         """
         if self.control is None:
             return work()
         made: list[T] = []
-        self.main_only(lambda: made.append(work()))  # a model or a million clips is not sent to those who drop it
+        self.main_only(lambda: made.append(work()))  # does not send a model or a million clips to peers that drop it
         return made[0] if self.main else work()
 
     def main_only(self, work: Callable[[], T]) -> T:
-        """What `work()` gives on rank 0, on every rank; a failure there is raised on every rank."""
+        """The result of `work()` on rank 0, on every rank; a failure there is raised on every rank."""
         if self.control is None:
             return work()
         result, error = None, None
         if self.main:
             try:
                 result = work()
-            except Exception as caught:  # every kind: it is raised again below, here and on the peers
+            except Exception as caught:  # any kind: raised again below, here and on the peers
                 error = caught
         result, error = self.from_main((result, error))
         if error is not None:
@@ -84,7 +84,7 @@ class World:
         return boxes
 
     def check_alike(self, name: str, value: Callable[[], str]) -> None:
-        """Raise `UsageError` on every rank unless what `value` tells of `name` is the same on all of them."""
+        """Raise `UsageError` on every rank unless `value()`, which describes `name`, is the same on all of them."""
         found = self.gather(value() if self.size > 1 else "")
         other = next((rank for rank, one in enumerate(found) if one != found[0]), None)
         if other is not None:
@@ -105,10 +105,10 @@ class World:
 
 @contextmanager
 def world() -> Iterator[World]:
-    """Join the process group that torchrun describes; without torchrun, be alone.
+    """Join the process group that torchrun describes; without torchrun, a world of one process.
 
-    nccl when this rank has a GPU, gloo otherwise. The group is left as it is where an error ends the work: to take it
-    down, nccl would wait for peers that wait for this rank. `run_main` then ends the process.
+    nccl if this rank has a GPU, else gloo. After an error the group is not destroyed: nccl would wait for peers that
+    wait for this rank. `run_main` then ends the process.
 
     Raises:
         UsageError: more processes than GPUs.
@@ -125,8 +125,8 @@ def world() -> Iterator[World]:
     if size == 1:
         yield World(rank=0, size=1, device=device)
         return
-    # A rank may wait long for clips: one that hangs is given up after data.deadline, and a batch has many. A rank that
-    # died is noticed by torchrun, not by these.
+    # A rank may wait long for clips: one that hangs is given up after data.deadline, and a batch has many. Dead ranks
+    # are noticed by torchrun, not by these groups.
     patience = timedelta(hours=2)
     dist.init_process_group("nccl" if use_cuda else "gloo", timeout=patience, device_id=device if use_cuda else None)
     control = dist.new_group(backend="gloo", timeout=patience)

@@ -20,13 +20,13 @@ from diffmavil.training.telemetry import Monitor, Telemetry
 def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World, monitor: Monitor | None = None) -> bool:
     """Run the remaining steps of `run`; False when a signal ended them early, after a checkpoint.
 
-    monitor: called every `train.probe_every` steps; what it sees stands in that step's record.
+    monitor: called every `train.probe_every` steps; its results go into that step's record.
 
     Raises:
-        UsageError: an optimiser, kernels or a CUDA graph that cannot be had here, or processes with other data.
-        RunError: too many bad clips, a run that has diverged, a checkpoint that does not fit, or a GPU that is full.
+        UsageError: an optimiser, kernels or a CUDA graph not available here, or processes with different data.
+        RunError: too many bad clips, a run that has diverged, a checkpoint that does not fit, or a full GPU.
     """
-    # Machines may have copies of a set: a file less in one of them would shift all that follow.
+    # Machines may have their own copies of a set: a file missing on one of them would shift all that follow.
     peers.check_alike("the training clips", lambda: signature(clips))
     with usage_errors():
         step = TrainStep(task, config, peers)

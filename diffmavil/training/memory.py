@@ -1,4 +1,4 @@
-"""Memory of a training process: the C heap on a CPU, and a GPU that is full."""
+"""Memory of a training process: the C heap on a CPU, and a full GPU."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _LARGEST = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Let the process keep memory that it frees, for its next step, instead of returning it to the kernel.
 
-    glibc gives large blocks back as soon as they are freed. A step frees all its activations, and the next one then
-    waits for the kernel to clear every page anew: 5 to 15 % of a step of `diffmavil-tiny`, measured on two cores.
+    glibc returns large blocks as soon as they are freed. A step frees all its activations, and the next one then waits
+    for the kernel to clear every page again: 5 to 15 % of a step of `diffmavil-tiny`, measured on two cores.
     Other C libraries are left as they are.
 
     Returns:
@@ -35,7 +35,7 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def full_gpu_told() -> Iterator[None]:
-    """Also a decorator. Raises `RunError`, which says what to change, in place of torch's error of a full GPU."""
+    """Raise `RunError`, which says what to change, instead of torch's error for a full GPU. Also a decorator."""
     try:
         yield
     except torch.OutOfMemoryError as error:

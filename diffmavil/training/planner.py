@@ -1,10 +1,10 @@
 """Adaptive batches: how many clips each step takes, as a pure function of (config, step).
 
-Fewer visible tokens make a clip cheaper, and with the same work a step can take more of them. The samples of a run,
-`train.steps * train.batch_size`, are cut into the stretches of the curriculum, in each of which the counts of visible
-tokens stay the same and so does the batch. What a plan rests on (cost, memory, measured times) is worked out once,
-before training (`diffmavil.training.budget`), and written into the config as `batch.sizes` and `batch.at_once`; from
-then on positions, ratios, batches and learning rates follow from the config and the number of the step alone.
+Fewer visible tokens make a clip cheaper, so a step can take more clips for the same work. The samples of a run,
+`train.steps * train.batch_size`, are cut into the stretches of the curriculum; within each, the counts of visible
+tokens and the batch stay the same. The basis of a plan (cost, memory, measured times) is computed once, before training
+(`diffmavil.training.budget`), and written into the config as `batch.sizes` and `batch.at_once`; from then on positions,
+ratios, batches and learning rates follow from the config and the step number alone.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ Counts = int | tuple[int, ...]
 
 
 class Plan(NamedTuple):
-    """What the schedules say at one step."""
+    """The values of the schedules at one step."""
 
     progress: float
-    """Share of the run's samples seen before it."""
+    """Fraction of the run's samples seen before this step."""
     position: int
-    """Of its first sample."""
+    """Position of its first sample."""
     keep_video: Counts
     keep_audio: Counts
     lr: float
     batch_size: int
     """Over all processes."""
     at_once: int
-    """Most clips that a process computes at once; 0: all of its batch."""
+    """Most clips that a process computes in one pass; 0: all of its batch."""
 
 
 class Stretch(NamedTuple):
@@ -59,7 +59,7 @@ class Timetable(NamedTuple):
 
 
 def stretch_count(mask: MaskConfig) -> int:
-    """Equal parts of the samples within which neither modality's ratio changes."""
+    """Number of equal parts of the samples within which neither modality's ratio changes."""
     return math.lcm(mask.video.levels, mask.audio.levels)
 
 
@@ -72,7 +72,7 @@ def counts_at(config: Config, progress: float) -> tuple[Counts, Counts]:
 
 
 def mix_notes(config: Config) -> list[str]:
-    """What `mask.least_visible` changes, a line for each modality that it changes anything for."""
+    """The effect of `mask.least_visible`, a line for each modality on which it has any."""
     mask, model = config.mask, config.model
     said = {
         "video": raised_counts(mask, mask.video, model.video.tokens),
@@ -89,10 +89,10 @@ def stretch_counts(config: Config) -> list[tuple[Counts, Counts]]:
 
 @lru_cache(maxsize=8)
 def timetable(config: Config) -> Timetable:
-    """Where each stretch begins, from `batch.begin` on.
+    """The start of each stretch, from `batch.begin` on.
 
     Raises:
-        ValueError: a plan for another number of stretches than the masking schedule has.
+        ValueError: a plan whose number of stretches is not the masking schedule's.
     """
     nominal = config.train.batch_size
     samples, parts = config.train.steps * nominal, stretch_count(config.mask)
@@ -110,7 +110,7 @@ def timetable(config: Config) -> Timetable:
 
 
 def _joined(stretches: list[Stretch]) -> Iterator[Stretch]:
-    """Neighbours alike become one."""
+    """Merge equal neighbours."""
     last = None
     for stretch in stretches:
         if last is None or last[2:] != stretch[2:]:
@@ -119,10 +119,10 @@ def _joined(stretches: list[Stretch]) -> Iterator[Stretch]:
 
 
 def plan(config: Config, step: int) -> Plan:
-    """The schedules at `step`, which may be the number of steps: what would come after the last.
+    """The schedules at `step`, which may be the number of steps: those that would follow the last step.
 
     Raises:
-        ValueError: a step before `batch.begin`, of which the config knows nothing.
+        ValueError: a step before `batch.begin`, which the config does not describe.
     """
     table = timetable(config)
     require(step >= config.batch.begin[0], "step", step, f">= {config.batch.begin[0]}, where batch.begin lies")
@@ -148,7 +148,7 @@ def plan(config: Config, step: int) -> Plan:
 
 
 def lr_scale(config: Config, batch_size: int) -> float:
-    """How much faster a step of this size learns than one of `train.batch_size`."""
+    """Learning rate of a step of this size, relative to one of `train.batch_size`."""
     power = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[config.batch.lr_rule]
     return (batch_size / config.train.batch_size) ** power
 
@@ -161,7 +161,7 @@ def passes(clips: int, at_once: int) -> list[slice]:
 
 
 def check_processes(config: Config, processes: int) -> None:
-    """Every step divides over the processes, and these can do what is asked. Raises `ValueError`."""
+    """Check that every step divides over the processes, and that they support the settings. Raises `ValueError`."""
     graphed = config.train.cuda_graph and processes > 1
     require(not graphed, "train.cuda_graph", True, f"False with {processes} processes")
     for stretch in timetable(config).stretches:
@@ -171,16 +171,16 @@ def check_processes(config: Config, processes: int) -> None:
 
 
 _PLANNED_FROM = ("rule", "gflop", "memory_gib", "multiple", "largest")
-"""Settings of `batch` that a plan of sizes rests on."""
+"""Settings of `batch` that a plan of sizes depends on."""
 
 
 def continued(old: Config, new: C, step: int, position: int | None) -> C:
-    """`new`, changed so that a run of `old` that has done `step` steps goes on at its place in the stream of samples.
+    """`new`, changed so that a run of `old` that has done `step` steps resumes at its place in the stream of samples.
 
-    Another batch size leaves the samples of the run as they are, unless the number of steps was changed too. A plan
-    that was made for other settings is made anew.
+    Another batch size keeps the samples of the run, unless the number of steps was changed too. A plan that was made
+    for other settings is made again.
 
-    position: of the next sample; None: where `old` says that it is.
+    position: position of the next sample; None: as given by `old`.
     """
     position = plan(old, step).position if position is None else position
     resized = new.train.batch_size != old.train.batch_size
@@ -198,7 +198,7 @@ def continued(old: Config, new: C, step: int, position: int | None) -> C:
 
 @dataclass(frozen=True)
 class Orders:
-    """Positions of one rank's clips for the steps from `first_step` to the last; starts anew each time."""
+    """Positions of one rank's clips for the steps from `first_step` to the last; each iteration starts again."""
 
     config: Config
     first_step: int
@@ -220,7 +220,7 @@ class Orders:
 
 
 def changes(config: Config) -> list[tuple[int, Plan]]:
-    """The first step of each run of steps that are alike but for position and learning rate, and its plan."""
+    """The first step, and its plan, of each run of steps that differ only in position and learning rate."""
     table = timetable(config)
     found: list[tuple[int, Plan]] = []
     step, parts = 0, stretch_count(config.mask) if table.stretches else 0
@@ -238,8 +238,8 @@ def changes(config: Config) -> list[tuple[int, Plan]]:
 
 
 def shapes(config: Config) -> list[Plan]:
-    """One plan for each shape that a step of the run has; with mixed masking a shape for each place in the turns at
-    which a step begins."""
+    """One plan for each shape of the run's steps; with mixed masking, also for each place in the turns at which a step
+    begins."""
     found: dict[object, Plan] = {}
     for _, now in changes(config):
         keeps = now.keep_audio, now.keep_video

@@ -1,4 +1,4 @@
-"""The run folder: created once, refused when taken, found again on resume."""
+"""The run folder: created once, refused if it already holds a run, found again on resume."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ C = TypeVar("C", bound=Config)
 class Run:
     folder: Path
     checkpoint: Path | None
-    """The checkpoint to continue from; None: start anew."""
+    """The checkpoint to resume from; None: start from scratch."""
     progress: Progress = field(default_factory=Progress)
-    """Where it continues."""
+    """Where it resumes."""
     notes: tuple[str, ...] = ()
-    """What the user should know, to be printed once."""
+    """Notes for the user, printed once."""
     begun_at: int = 0
-    """Where in the stream of samples the last step that is done began."""
+    """Position in the stream of samples at which the last finished step began."""
 
     def noting(self, note: str) -> Run:
         return replace(self, notes=(*self.notes, note))
 
 
 def open_run(preset: str, config: C, options: RunOptions, world: World) -> tuple[Run, C]:
-    """The folder of this run, the same on every rank, and its config, which on resume knows where the run was.
+    """The folder of this run, the same on every rank, and its config, which on resume includes where the run was.
 
     Raises:
-        UsageError: the folder cannot be written, or already holds a run and `--resume` was not given, or another
-            `train.init`, kind of teacher or sharing of encoders is to be resumed than it began with, or the batch does
-            not divide.
+        UsageError: the folder cannot be written, or already holds a run and `--resume` was not given; or the run began
+            with another `train.init`, kind of teacher or sharing of encoders than the one given to resume with; or the
+            batch does not divide.
         RunError: all of its checkpoints are damaged.
     """
     default = Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -86,9 +86,9 @@ def _check_settled(old: Config, new: Config) -> None:
 
 
 def _new(folder: Path, world: World) -> Run:
-    if checkpoints(folder) or read_metrics(folder):  # a start that failed before the first step is in nobody's way
+    if checkpoints(folder) or read_metrics(folder):  # leftovers of a start that failed before the first step are fine
         raise UsageError(f"--run-dir {folder}: already holds a run; add --resume to continue it, or choose another")
-    world.barrier()  # every rank has looked before one of them writes
+    world.barrier()  # every rank has checked before one of them writes
     return Run(folder, None)
 
 
@@ -100,15 +100,15 @@ def _resumed(folder: Path, world: World) -> Run:
 
 
 def with_sound_of_main(config: C, world: World) -> C:
-    """Mean and deviation of the sound as rank 0 has them: another kind of machine may differ in the last bits."""
+    """Take mean and deviation of the audio from rank 0: another kind of machine may differ in the last bits."""
     return replace(config, model=replace(config.model, audio=world.from_main(config.model.audio)))
 
 
 def write_run(run: Run, config: Config, world: World) -> Run:
-    """Create the folder with the resolved config; weights of an end beyond which it goes on get the name of their step.
+    """Create the folder with the resolved config; rename weights of an earlier end, beyond which it resumes, by step.
 
     Raises:
-        UsageError: a run that is to end before what it has done.
+        UsageError: the run would end before the steps it has done.
     """
     with usage_errors():
         batch = config.train.batch_size
@@ -125,9 +125,9 @@ def write_run(run: Run, config: Config, world: World) -> Run:
 
 
 def _set_aside(run: Run, config: Config) -> str | None:
-    """The new name of weights of an earlier end, if the run goes on beyond it.
+    """Rename the weights of an earlier end, if the run resumes beyond it; the new name.
 
-    Who asks the run for its weights is to get those of its newest checkpoint from then on, and at last of its end.
+    From then on, loading the run's weights gives those of its newest checkpoint, and finally those of its end.
     """
     ended = run.folder / WEIGHTS_FILE
     if run.checkpoint is None or not ended.exists() or run.progress.step >= timetable(config).steps:
@@ -140,7 +140,7 @@ def _set_aside(run: Run, config: Config) -> str | None:
 
 
 class StopSignals:
-    """SIGTERM (a scheduler's) and the first Ctrl-C ask for a checkpoint and a clean end; a second one ends at once."""
+    """SIGTERM (a scheduler's) and the first Ctrl-C ask for a checkpoint and a clean end; a second exits immediately."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -28,26 +28,26 @@ class StepResult(NamedTuple):
     """Scalars on the device; reading one waits for it."""
 
     scalars: torch.Tensor
-    """As `Task.names` names them."""
+    """Named by `Task.names`."""
     grad_norm: torch.Tensor
 
 
 class TrainStep:
     """A task's model, its optimiser and the arithmetic of one step.
 
-    A step whose gradient is not finite leaves parameters and optimiser state untouched: the fused optimiser reads the
-    flag on the device, for another the host waits for it. `nonfinite` counts all such steps, `nonfinite_run` those in a
+    A step whose gradient is not finite leaves parameters and optimiser state untouched: a fused optimiser reads the
+    flag on the device, for others the host waits for it. `nonfinite` counts all such steps, `nonfinite_run` those in a
     row.
 
     Raises:
-        ValueError: an optimiser or a CUDA graph that cannot be had here.
+        ValueError: an optimiser or a CUDA graph that is not available here.
     """
 
     def __init__(self, task: Task, config: Config, world: World) -> None:
         self.task, self.config = task, config
         self.device, self.world = world.device, world
         self.model = task.model
-        # Of the rate of the sound's encoder, so nothing where there is none.
+        # Relative to the audio encoder's learning rate, so it does not apply where there is no such encoder.
         head = config.head if isinstance(config, FinetuneConfig) and config.model.modalities == "av" else None
         lr_video = head.lr_video if head else 1.0
         self.optimizers = make_optimizers(self.model, config.optim, lr_video)
@@ -83,10 +83,10 @@ class TrainStep:
         return StepResult(scalars, grad_norm)
 
     def gradients(self, batch: Batch, now: Plan, offset: int) -> Tensor:
-        """Forward and backward of this rank's clips, in several passes if they do not fit at once: the task's scalars.
+        """Forward and backward of this rank's clips, in several passes if they do not fit in one: the task's scalars.
 
-        What clips of several passes have to do with each other, such as the contrast, is worked out first: how a step
-        is cut changes nothing but its memory, and costs one more forward of the encoders.
+        Terms between clips of several passes, such as the contrast, are computed first: cutting a step into passes
+        changes nothing but its memory, and costs one more forward of the encoders.
         """
         return self._in_passes(self.task.inputs(batch), now, offset)
 
@@ -106,15 +106,15 @@ class TrainStep:
         return total
 
     def _syncs(self, last: bool) -> AbstractContextManager[None]:
-        """Ranks exchange gradients after the last pass only."""
+        """Let ranks exchange gradients after the last pass only."""
         if last or not isinstance(self._forward, DistributedDataParallel):
             return nullcontext()
         return self._forward.no_sync()
 
     def one_pass(self, inputs: tuple[Tensor, ...], now: Plan, offset: int, share: float, coupled: Any = None) -> Tensor:
-        """Adds `share` times the gradient of the loss to that of the parameters; gives the task's scalars.
+        """Add `share` times the gradient of the loss to that of the parameters; return the task's scalars.
 
-        coupled: what `Task.couple` gave for this pass; None: it is the only one.
+        coupled: the output of `Task.couple` for this pass; None: it is the only one.
         """
         arguments = self.task.arguments(now, offset)
         with self._autocast():
@@ -133,8 +133,8 @@ class TrainStep:
             parameter.grad = None
 
     def warm_up(self) -> str:
-        """Forward and backward of every shape that the run will have, without an update: what is compiled or recorded
-        then is. Returns what it did, in words.
+        """Run forward and backward of every shape of the run, without an update, so that everything to be compiled or
+        recorded is. Returns what it did, in words.
         """
         begin, found = time.perf_counter(), shapes(self.config)
         for now in found:
@@ -153,7 +153,7 @@ class TrainStep:
         return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def _update(self, grad_norm: torch.Tensor) -> None:
-        # The norm is that of the all-reduced gradient, so every rank decides alike.
+        # The norm is that of the all-reduced gradient, so every rank decides the same.
         bad = (~torch.isfinite(grad_norm)).float()
         for optimizer in self.optimizers:
             if skips_on_device(optimizer):

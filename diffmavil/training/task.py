@@ -1,4 +1,4 @@
-"""What the engine asks of a task: from a batch to losses and metrics. The rest is the same for every task."""
+"""The engine's interface to a task: from a batch to losses and metrics. The rest is the same for every task."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from diffmavil.training.planner import Plan
 
 
 class Task(Protocol):
-    """What is learnt from clips; `diffmavil.training.pretraining` is one, `.classification` another.
+    """What is learnt from clips: `diffmavil.training.pretraining`, for example, or `.classification`.
 
     Attributes:
-        model: what is trained, on its device. `model(*inputs, **arguments)` gives scalars: first the loss that is
-            minimised, then what else is to be recorded.
-        names: of those scalars, as they stand in metrics.jsonl: "loss" first. None: not recorded.
+        model: the trained model, on its device. `model(*inputs, **arguments)` returns scalars: first the loss that is
+            minimised, then others to record.
+        names: names of those scalars in metrics.jsonl: "loss" first. None: not recorded.
     """
 
     @property
@@ -28,20 +28,20 @@ class Task(Protocol):
 
     @property
     def frozen(self) -> Sequence[nn.Module]:
-        """Modules beside the model that no optimiser changes, and that `draw` runs."""
+        """Modules that `draw` runs in addition to the model, and that no optimiser changes."""
         ...
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds beside the model: the tensors themselves, which are filled in place on resume."""
+        """What a checkpoint holds in addition to the model: the tensors themselves, filled in place on resume."""
         ...
 
     def after_step(self, done: int) -> None:
-        """Called when `done` steps have updated the model."""
+        """Called after each update; `done` steps have updated the model."""
         ...
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What the model reads of a batch; the first axis of each tensor is that of the clips."""
+        """The model's inputs from a batch; the first axis of each tensor is the clips."""
         ...
 
     def random_inputs(self, clips: int) -> tuple[Tensor, ...]:
@@ -53,8 +53,8 @@ class Task(Protocol):
         ...
 
     def draw(self, inputs: tuple[Tensor, ...], arguments: Mapping[str, Any]) -> Any:
-        """Everything random of a forward pass, and what frozen modules tell of its inputs, without gradients: the
-        model's argument `draws`, which no CUDA graph holds.
+        """All random draws of a forward pass, and the outputs of frozen modules for its inputs, without gradients: the
+        model's argument `draws`, which is computed outside any CUDA graph.
         """
         ...
 
@@ -66,9 +66,9 @@ class Task(Protocol):
         ...
 
     def step_flops(self, now: Plan) -> float:
-        """Of a step, for each of its clips: forward and backward."""
+        """FLOPs of a step, forward and backward, for each of its clips."""
         ...
 
     def metrics(self, now: Plan) -> dict[str, float]:
-        """What the schedules say, for the record."""
+        """The values of the schedules, to be recorded."""
         ...

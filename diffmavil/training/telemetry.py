@@ -97,7 +97,8 @@ class Telemetry:
         self._sums += torch.where(torch.isfinite(result.grad_norm), values, 0)  # a skipped step has no loss
         self._gflop += self.step.task.step_flops(now) * now.batch_size / 1e9
         self._clips += now.batch_size
-        monitored = self._monitor is not None and done % self.config.train.probe_every == 0
+        every, last = self.config.train.probe_every, done == timetable(self.config).steps
+        monitored = self._monitor is not None and every > 0 and (last or done % every == 0)
         if not (flush or monitored) and done % self.config.train.log_every:
             return
         *scalars, grad_norm, skipped, in_a_row = self._read()

@@ -1,4 +1,4 @@
-"""Fused operations for masked autoencoders. Needs torch; on CUDA also triton. See the module of each op."""
+"""Fused ops for masked autoencoders. Needs torch, and triton on CUDA. Each op is documented in its module."""
 
 from maekernels.add_noise import add_noise
 from maekernels.attention import Segments, attention

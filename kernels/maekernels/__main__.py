@@ -1,6 +1,6 @@
-"""`python -m maekernels`: what is here, which backends run and why others do not, and whether every op is right.
+"""`python -m maekernels`: show versions, which backends run here and why others do not, and check every op.
 
-Exit code 0 when every op agrees with its reference, 1 when one does not.
+Exit code 0 if every op agrees with its reference, 1 otherwise.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _devices() -> list[torch.device]:
 
 
 def _check(device: torch.device) -> int:
-    """Print a line for every op and backend on a device; how many were wrong."""
+    """Print a line for every op and backend on a device; returns the number of wrong results."""
     print(f"\nOps on {device.type}: largest difference from the reference in float64, of values and gradients")
     wrong = 0
     for result in _selfcheck.run(device):

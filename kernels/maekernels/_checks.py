@@ -1,4 +1,4 @@
-"""Argument checks shared by the ops: every failure is a `ValueError` that repeats the argument."""
+"""Argument checks shared by the ops. Every failure raises a `ValueError` that repeats the argument."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _COMPLAINT = re.compile(r"\w+=.*: must be .*")
 
 
 def run_op(op: Callable[..., T], *args: object) -> T:
-    """`op(*args)`, whose complaints are `ValueError`s.
+    """`op(*args)`, with argument errors raised as `ValueError`.
 
-    The C++ kernels throw std::invalid_argument, in Python ValueError. From torch 2.14 on the stable ABI makes a
-    RuntimeError of it, with the same words among its own.
+    The C++ kernels throw std::invalid_argument, which Python sees as ValueError. From torch 2.14 on, the stable ABI
+    turns it into a RuntimeError whose message contains the original one.
 
     Raises:
-        NotImplementedError: an argument with a tangent of forward-mode differentiation, as torch's own ops raise.
+        NotImplementedError: an argument has a forward-mode tangent; torch's own ops raise the same error.
     """
     if torch.compiler.is_compiling():
         return op(*args)
@@ -42,19 +42,19 @@ def run_op(op: Callable[..., T], *args: object) -> T:
 
 
 def _refuse_tangents(args: tuple[object, ...]) -> None:
-    """A custom op has no forward-mode derivative: its result would be without one, and no word said."""
+    """Custom ops have no forward-mode derivative: the tangent would be dropped silently."""
     if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args):
         raise NotImplementedError("forward-mode derivatives (torch.func.jvp, dual numbers): take reverse mode")
 
 
 def check(ok: bool, name: str, given: object, allowed: str) -> None:
-    """Raise `ValueError` naming the argument, what was given and what is allowed, unless `ok`."""
+    """Raise `ValueError` with the argument, the given value and what is allowed, unless `ok`."""
     if not ok:
         refuse(name, given, allowed)
 
 
 def refuse(name: str, given: object, allowed: str) -> NoReturn:
-    """What `check` raises. Called by itself where the words, put together in every call, would cost more than an op."""
+    """Raise the error of `check`. Called directly where building the message every time would cost more than an op."""
     raise ValueError(f"{name}={given}: must be {allowed}")
 
 
@@ -63,21 +63,21 @@ def describe(x: Tensor) -> str:
 
 
 def check_float(name: str, x: Tensor, dims: str) -> None:
-    """`x` is floating point and has the dimensions named in `dims`, e.g. "[B, N, D]"."""
+    """Check that `x` is floating point and has the dimensions named in `dims`, e.g. "[B, N, D]"."""
     rank = dims.count(",") + 1
     if x.dim() != rank or x.dtype not in FLOATS:
         refuse(name, describe(x), f"a float tensor {dims}")
 
 
 def check_ids(ids: Tensor, batch: int, device: torch.device) -> None:
-    """`ids` are integers [B, K] on the device of the data."""
+    """Check that `ids` are integers [B, K] on the device of the data."""
     ok = ids.dim() == 2 and ids.shape[0] == batch and ids.dtype in (torch.int32, torch.int64) and ids.device == device
     if not ok:
         refuse("ids", describe(ids), f"int32 or int64 [B, K] with B={batch} on {device}")
 
 
 def check_range(ids: Tensor, length: int) -> None:
-    """Every id is in [0, length). Reads the values: only where that waits for no device."""
+    """Check that every id is in [0, length). Reads the values: use it only where that does not wait for a device."""
     if ids.numel():
         low, high = (int(v) for v in ids.aminmax())
         check(low >= 0 and high < length, "ids", f"values in [{low}, {high}]", f"in [0, {length})")
@@ -91,14 +91,14 @@ def check_alpha_bar(alpha_bar: Tensor, batch: int, device: torch.device) -> None
 
 
 def check_alpha_bar_range(alpha_bar: Tensor) -> None:
-    """Every value is in [0, 1]. Reads the values: only where that waits for no device."""
+    """Check that every value is in [0, 1]. Reads the values: use it only where that does not wait for a device."""
     if alpha_bar.numel():
         low, high = (float(v) for v in alpha_bar.aminmax())
         check(low >= 0 and high <= 1, "alpha_bar", f"values in [{low}, {high}]", "in [0, 1]")
 
 
 def check_backend(backend: str | None, device: torch.device, native: bool = True) -> None:
-    """An explicit request is met or refused, never replaced. `native`: the op has a kernel in `csrc`."""
+    """An explicitly requested backend is used or refused, never replaced. `native`: the op has a kernel in `csrc`."""
     if backend is None:
         return
     here = ["torch"]
@@ -112,5 +112,5 @@ def check_backend(backend: str | None, device: torch.device, native: bool = True
 
 
 def check_kernel_dtype(name: str, x: Tensor) -> None:
-    """The Triton kernels compute in float32."""
+    """Refuse float64: the Triton kernels compute in float32."""
     check(x.dtype != torch.float64, name, describe(x), "float32, bfloat16 or float16 for the CUDA kernels")

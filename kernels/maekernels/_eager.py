@@ -1,9 +1,9 @@
-"""Ops called past the Python layer for autograd that torch.library.custom_op puts before each of them.
+"""Calls ops without the Python autograd layer that torch.library.custom_op puts in front of each of them.
 
-On a CPU that layer takes longer than a native kernel does for a small model. Where no gradient is needed the kernel is
-called below autograd; where one is, a torch.autograd.Function with the op's own formula calls it. Everything else goes
-through the registered op: compiling, exporting and tracing, torch.func, tensor subclasses, other devices, CPUs without
-the native kernels.
+On a CPU, that layer takes longer than a native kernel does for a small model. If no gradient is needed, the kernel is
+called below autograd; otherwise a torch.autograd.Function with the op's own formula calls it. Everything else goes
+through the registered op: compilation, export and tracing, torch.func, tensor subclasses, other devices, and CPUs
+without the native kernels.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from maekernels._native import ABSENT
 
-# torch.library calls kernels by these itself. They are private: a torch without them goes through the registered op.
+# Private functions that torch.library itself uses to call kernels. If torch lacks them, the registered op is called.
 _BelowAutograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 _transformed: Any = getattr(torch._C, "_are_functorch_transforms_active", None)
 _ABLE = not ABSENT and _BelowAutograd is not None
 
 
 def direct(op: Any) -> Callable[..., Any]:
-    """Calls `op`, a custom op or its overload, below autograd where no gradient is needed."""
+    """Return a function that calls `op`, a custom op or its overload, below autograd if no gradient is needed."""
 
     def call(*args: Any) -> Any:
         if not _eager(args) or _needs_gradient(args):
@@ -34,7 +34,7 @@ def direct(op: Any) -> Callable[..., Any]:
 
 
 def differentiable(op: Any, backward: Callable[..., Any], setup_context: Callable[..., None]) -> Callable[..., Any]:
-    """Registers the gradient of `op`, and returns what calls it by the shortest way. All arguments by position."""
+    """Register the gradient of `op` and return a function that calls it by the shortest path, arguments positional."""
     op.register_autograd(backward, setup_context=setup_context)
 
     class Direct(torch.autograd.Function):
@@ -57,14 +57,14 @@ def differentiable(op: Any, backward: Callable[..., Any], setup_context: Callabl
 
 
 def recorded() -> bool:
-    """Whether what is called now is compiled, traced or transformed, and not only computed."""
-    if torch.compiler.is_compiling():  # alone and first: what a compiler reads ends here
+    """Whether the current call is compiled, traced or transformed rather than only executed."""
+    if torch.compiler.is_compiling():  # separate and first: the compiler traces no further
         return True
     return torch._C._get_tracing_state() is not None or _transformed is None or _transformed()
 
 
 def _eager(args: tuple[Any, ...]) -> bool:
-    """Plain CPU tensors, computed now."""
+    """Whether these are plain CPU tensors in eager mode."""
     if recorded() or not _ABLE:
         return False
     tensors = [x for x in args if isinstance(x, Tensor)]

@@ -1,4 +1,4 @@
-"""What is here for the ops: versions, the device, backends and why one is missing. Imports torch, and triton if any."""
+"""The ops' environment: versions, device, backends and why one is missing. Imports torch, and triton if installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maekernels import _native
 from maekernels._native_cuda import native_ops, unfit
 
 TRITON = ((3, 6), (3, 10))
-"""The first version of Triton that the kernels are written for, and the first that they are not."""
+"""The first version of Triton that the kernels support, and the first that they do not."""
 GPU_TORCH = "with a GPU: a CUDA build of torch, see https://pytorch.org/get-started/locally"
 NO_GPU = "there is no CUDA device here"
 
@@ -24,13 +24,13 @@ class Backend(NamedTuple):
     name: str
     serves: str
     problem: str
-    """Why it does not run here; empty where it does."""
+    """Why it does not run here; empty if it does."""
     remedy: str = ""
-    """What to install or set, where that helps."""
+    """What to install or set, if that helps."""
 
 
 def versions() -> list[tuple[str, str]]:
-    """(what, version), of what results depend on."""
+    """(name, version) of everything that results depend on."""
     return [
         ("maekernels", _installed("maekernels") or "from source, not installed"),
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -41,12 +41,12 @@ def versions() -> list[tuple[str, str]]:
 
 
 def backends() -> list[Backend]:
-    """Every backend of the ops, the usual choice of each kind of device first."""
+    """Every backend of the ops, with the default for each kind of device first."""
     return [_cpu(), _triton_kernels(), _cuda(), _flash(), _xformers()]
 
 
 def _installed(package: str) -> str:
-    """The version of an installed package, which is not imported; "" without it."""
+    """The version of an installed package, without importing it; "" if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -71,12 +71,12 @@ def _cpu() -> Backend:
 
 
 def _triton() -> tuple[str, str]:
-    """Its version and what keeps it from being imported, each "" where there is none."""
+    """Its version, and the error if it cannot be imported; each "" if there is none."""
     if util.find_spec("triton") is None:
         return "", ""
     try:
         return importlib.import_module("triton").__version__, ""
-    except Exception as error:  # a driver or a compiler that it looks for at import
+    except Exception as error:  # e.g. a missing driver or compiler that it looks for at import
         return _installed("triton") or "unknown", f"it cannot be imported: {type(error).__name__}: {error}"
 
 
@@ -95,7 +95,7 @@ def _triton_kernels() -> Backend:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Major and minor of "3.7.1+git"; () of what has none."""
+    """Major and minor of "3.7.1+git"; () if there are none."""
     parts = version.split(".")[:2]
     return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()
 

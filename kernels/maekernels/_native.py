@@ -1,8 +1,8 @@
-"""The C++ kernels of `csrc/cpu`, when they were built with the package.
+"""The C++ kernels of `csrc/cpu`, if they were built with the package.
 
-The extension registers its kernels for the CPU key of the ops' own schemas. An op's Python implementation for the CPU
-is registered only where the extension is absent or switched off: `device_types=PYTHON_CPU`. MAEKERNELS_NATIVE=0
-switches it off for the process; MAEKERNELS_CPU_ISA=baseline, avx2 or avx512 chooses among its instruction sets.
+The extension registers its kernels under the CPU key of the ops' own schemas. An op's Python implementation for the CPU
+is registered only if the extension is absent or disabled: `device_types=PYTHON_CPU`. MAEKERNELS_NATIVE=0 disables it
+for the process; MAEKERNELS_CPU_ISA=baseline, avx2 or avx512 selects its instruction set.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import warnings
 
 
 def _load() -> str:
-    """Load the extension; "" when that worked, or why there is none."""
+    """Load the extension; returns "" on success, otherwise why there is none."""
     if os.environ.get("MAEKERNELS_NATIVE", "1") == "0":
         return "MAEKERNELS_NATIVE=0 switches the native kernels off"
     try:
@@ -27,7 +27,7 @@ def _load() -> str:
 
 
 ABSENT = _load()
-"""Why there are no native CPU kernels; empty where there are."""
+"""Why there are no native CPU kernels; empty if there are."""
 
 PYTHON_CPU: tuple[str, ...] = ("cpu",) if ABSENT else ()
-"""Devices that the Python implementations of the ops with a native kernel are registered for."""
+"""Devices for which ops with a native kernel register their Python implementation."""

@@ -1,9 +1,8 @@
-"""How the pixel ops (`patchify`, `diffuse_patches`, `masked_mse`) see their input.
+"""The input layout shared by the pixel ops (`patchify`, `diffuse_patches`, `masked_mse`).
 
-Video, image and spectrogram are one thing inside: a strided view [B, T, H, W, C] cut into patches (pt, ph, pw). An
-image has T = 1; a spectrogram [B, F, M] has T = C = 1, H = F, W = M; channels-first is a permuted view. Token n is
-patch (t, h, w) in row-major order; inside a patch the P = pt*ph*pw*C elements are ordered (t, h, w, c) as in MAE and
-VideoMAE.
+Video, image and spectrogram are handled alike: a strided view [B, T, H, W, C] cut into patches (pt, ph, pw). An image
+has T = 1; a spectrogram [B, F, M] has T = C = 1, H = F, W = M; channels-first is a permuted view. Token n is patch
+(t, h, w) in row-major order; the P = pt*ph*pw*C elements of a patch are ordered (t, h, w, c), as in MAE and VideoMAE.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ if TYPE_CHECKING:
 
 MAX_CHANNELS = 4
 NormPix = bool | Literal["channel"]
-"""How a target patch is normalised: not, by its own mean and deviation (MAE), or each channel by its own (VideoMAE)."""
+"""Target normalisation: none, by the patch's own mean and deviation (MAE), or by those of each channel (VideoMAE)."""
 PLAIN, PATCH, CHANNEL = 0, 1, 2
-"""The same, as the registered ops and the kernels take it."""
+"""The same modes as the registered ops and the kernels take them."""
 _CHUNK = 2**17
 
 
 class Grid(NamedTuple):
-    """Patches along (time, height, width), their size, and the channels."""
+    """Number of patches along (time, height, width), their size, and the number of channels."""
 
     t: int
     h: int
@@ -49,7 +48,7 @@ class Grid(NamedTuple):
 
 
 def as_video(x: Tensor, patch: Sequence[int], channels_first: bool) -> tuple[Tensor, Grid]:
-    """The view [B, T, H, W, C] of `x`, and its grid. Shapes have been checked by `check_pixels`."""
+    """`x` as a view [B, T, H, W, C], and its grid. The shapes must have passed `check_pixels`."""
     if x.dim() == 3:
         video = x[:, None, :, :, None]
     elif x.dim() == 4:
@@ -70,7 +69,7 @@ def check_pixels(
     channels_first: bool,
     norm_pix: NormPix = False,
 ) -> Grid:
-    """The grid of valid arguments; `ValueError` naming the argument otherwise."""
+    """Check the arguments and return their grid; an invalid one raises `ValueError` naming it."""
     check(len(patch) in (2, 3) and all(p > 0 for p in patch), "patch", tuple(patch), "2 or 3 positive sizes")
     rank_ok = x.dim() == 5 if len(patch) == 3 else x.dim() in (3, 4)
     if not rank_ok or (x.dtype != torch.uint8 and x.dtype not in FLOATS):
@@ -102,7 +101,7 @@ def norm_mode(norm_pix: NormPix) -> int:
 
 
 def scale_and_shift(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
-    """value = x * scale + shift for each channel; uint8 is scaled by 1/255 first."""
+    """Scale and shift of each channel, for value = x * scale + shift; uint8 is scaled by 1/255 first."""
     unit = 255.0 if x.dtype == torch.uint8 else 1.0
     return [1.0 / (unit * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
@@ -110,9 +109,9 @@ def scale_and_shift(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> t
 def gather_patches(
     x: Tensor, ids: Tensor, patch: Sequence[int], mean: Sequence[float], std: Sequence[float], channels_first: bool
 ) -> Tensor:
-    """Normalised chosen patches, float32 (float64 from float64) [B, K, P], in plain torch.
+    """The selected patches, normalised, float32 (float64 for float64 input) [B, K, P], in plain torch.
 
-    The patches are picked from `x` as it is stored, before any arithmetic: a pixel that is not chosen is not read.
+    The patches are gathered from `x` as stored, before any arithmetic: pixels of other patches are not read.
     """
     video, g = as_video(x, patch, channels_first)
     chosen = _gather_rows(video, ids, g) if video.is_contiguous() else _gather_strided(video, ids, g)
@@ -123,7 +122,7 @@ def gather_patches(
 
 
 def _gather_rows(video: Tensor, ids: Tensor, g: Grid) -> Tensor:
-    """Copies of whole patch rows (pw * C contiguous elements)."""
+    """Gather whole patch rows (pw * C contiguous elements)."""
     batch, t, h, w = _token_index(ids, g)
     first = ((batch * g.t + t) * g.pt * g.h + h) * g.ph * g.w + w
     dt = torch.arange(g.pt, device=ids.device)[:, None] * (g.h * g.ph * g.w)
@@ -133,12 +132,12 @@ def _gather_rows(video: Tensor, ids: Tensor, g: Grid) -> Tensor:
 
 
 def _gather_strided(video: Tensor, ids: Tensor, g: Grid) -> Tensor:
-    """Any strides, without a copy of the whole input."""
+    """Gather with any strides, without copying the whole input."""
     return _as_grid(video, g)[_token_index(ids, g)].flatten(2)
 
 
 def scatter_patches(x: Tensor, values: Tensor, ids: Tensor, patch: Sequence[int], channels_first: bool) -> Tensor:
-    """`x`, its patches `ids` overwritten with `values` [B, K, P] of its dtype."""
+    """Overwrite the patches `ids` of `x` with `values` [B, K, P] of its dtype, and return `x`."""
     video, g = as_video(x, patch, channels_first)
     _as_grid(video, g)[_token_index(ids, g)] = values.unflatten(2, (g.pt, g.ph, g.pw, g.channels))
     return x
@@ -156,25 +155,25 @@ def _token_index(ids: Tensor, g: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def sample_chunks(batch: int, elements: int) -> Iterator[slice]:
-    """Slices of the batch whose temporaries stay in a CPU's cache; `elements` of one sample."""
+    """Slices of the batch whose temporaries fit in a CPU's cache; `elements`: of one sample."""
     step = max(1, _CHUNK // max(1, elements))
     return (slice(b, min(b + step, batch)) for b in range(0, batch, step))
 
 
 class Normalised(NamedTuple):
-    """Patches of mean 0 and deviation 1, and what their gradient needs: both broadcast against `values`."""
+    """Patches of mean 0 and deviation 1, and the factors of their gradient, which broadcast against `values`."""
 
     values: Tensor
     rstd: Tensor
-    """What (v - mean) was multiplied by."""
+    """The factor of (v - mean)."""
     slope: Tensor
-    """What the part of the gradient along the values is multiplied by: rstd for PATCH, 1 / sqrt(var) for CHANNEL."""
+    """The factor of the gradient's component along the values: rstd for PATCH, 1 / sqrt(var) for CHANNEL."""
 
 
 def normalise_patches(values: Tensor, mode: int, channels: int) -> Normalised:
     """(v - mean) / deviation of [B, K, P], var unbiased.
 
-    PATCH: over all of a patch, deviation sqrt(var + 1e-6). CHANNEL: over each channel, sqrt(var) + 1e-6.
+    PATCH: over the whole patch, with deviation sqrt(var + 1e-6). CHANNEL: over each channel, with sqrt(var) + 1e-6.
     """
     if mode == CHANNEL:
         values = values.unflatten(-1, (-1, channels)).mT
@@ -186,12 +185,12 @@ def normalise_patches(values: Tensor, mode: int, channels: int) -> Normalised:
     deviation = variance.sqrt()
     rstd = 1 / (deviation + 1e-6)
     slope = torch.where(deviation > 0, 1 / deviation, 0.0)
-    # Back from [B, K, C, P / C] to the order of the patch.
+    # From [B, K, C, P / C] back to patch order.
     return Normalised(*(x.expand_as(values).mT.flatten(-2) for x in (centred * rstd, rstd, slope)))
 
 
 def normalise_backward(grad: Tensor, normal: Normalised, mode: int, channels: int) -> Tensor:
-    """The gradient before the normalisation from that after it, [B, K, P]."""
+    """The gradient with respect to the input of the normalisation, from that of its output, [B, K, P]."""
     apart = (lambda x: x.unflatten(-1, (-1, channels)).mT) if mode == CHANNEL else (lambda x: x)
     g, v, rstd, slope = apart(grad), *map(apart, normal)
     along = (g * v).sum(-1, keepdim=True) / (v.shape[-1] - 1)
@@ -202,9 +201,9 @@ def normalise_backward(grad: Tensor, normal: Normalised, mode: int, channels: in
 def pixel_args(
     x: Tensor, patch: Sequence[int], mean: Sequence[float], std: Sequence[float], channels_first: bool
 ) -> tuple[Grid, dict[str, Any]]:
-    """The grid, and the arguments by which the kernels address and normalise the pixels of `x`.
+    """The grid, and the kernel arguments that address and normalise the pixels of `x`.
 
-    Any strides: they are passed in. Patch offsets are int32, everything from the sample to the patch int64.
+    Any strides are allowed: they are passed in. Offsets within a patch are int32, those of samples and patches int64.
     """
     check_kernel_dtype("x", x)
     video, g = as_video(x, patch, channels_first)
@@ -219,9 +218,9 @@ def pixel_args(
 
 
 def patch_tile(dim: int, whole: bool) -> Tile:
-    """A tile of 2048 pixels: 16 for each of 128 threads, that is 16 bytes of uint8.
+    """A tile of 2048 pixels: 16 for each of 128 threads, i.e. 16 bytes of uint8.
 
-    Kernels that reduce over a patch take it `whole`, padded to a power of two, with more warps for larger ones.
+    Kernels that reduce over a patch need it `whole`: padded to a power of two, with more warps for larger patches.
     """
     if not whole:
         return row_tile(dim, 2048)
@@ -240,7 +239,7 @@ def patch_origin(batch, token, sb, st, sh, sw, GH: tl.constexpr, GW: tl.constexp
 
 @jit
 def patch_offset(p, st, sh, sw, sc, PH: tl.constexpr, PW: tl.constexpr, C: tl.constexpr, PACKED: tl.constexpr):
-    """int32 offset of element p = (t, h, w, c) from the patch's first pixel; PACKED: w and c are contiguous."""
+    """int32 offset of element p = (t, h, w, c) from the first pixel of its patch; PACKED: w and c are contiguous."""
     line = p // (PW * C)
     along = p % (PW * C)
     offset = (line // PH) * st + (line % PH) * sh
@@ -253,8 +252,8 @@ def patch_offset(p, st, sh, sw, sc, PH: tl.constexpr, PW: tl.constexpr, C: tl.co
 def of_channel(values, p, C: tl.constexpr):
     """values[p % C], from a tuple of C numbers.
 
-    Written over runs of 8 elements: the inner choice is the same for a whole run, which one thread holds, and the outer
-    one is known to the compiler, so that hardly an instruction for each element is left.
+    Works on runs of 8 elements: the inner selection is the same for a whole run, which one thread holds, and the outer
+    one is resolved at compile time, so that hardly any instructions per element remain.
     """
     run, step = p // 8, p % 8
     found = tl.zeros_like(p).to(tl.float32)
@@ -272,10 +271,10 @@ def load_patches(
     GT: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     C: tl.constexpr, PACKED: tl.constexpr, EIGHTS: tl.constexpr,
 ):  # fmt: skip
-    """Normalised elements `p` of the patches ids[row], float32 [ROWS, CHUNK], and their token numbers [ROWS].
+    """Normalised elements `p` of the patches ids[row], float32 [ROWS, CHUNK], and their token indices [ROWS].
 
-    An id that is none, which the CPU refuses, is not read and gives NaN.
-    EIGHTS: a thread takes 8 neighbours at a time, the way the noise is made, and not 16, where that is a choice.
+    An out-of-range id, which the CPU path refuses, is not read and yields NaN.
+    EIGHTS: where possible, a thread takes 8 contiguous elements at a time, matching the noise, instead of 16.
     """
     token = tl.load(ids_ptr + row, mask=row < rows, other=0)
     known = ((token >= 0) & (token < GT * GH * GW))[:, None]
@@ -293,7 +292,7 @@ def load_patches(
 
 @jit
 def normalise_rows(v, inside, P: tl.constexpr):
-    """Each row of the tile minus its mean over sqrt(var + 1e-6); elements outside are 0. And 1 / sqrt(var + 1e-6)."""
+    """Each row of the tile as (v - mean) / sqrt(var + 1e-6), 0 for elements outside; and 1 / sqrt(var + 1e-6)."""
     centred = tl.where(inside, v - (tl.sum(tl.where(inside, v, 0.0), axis=1) / P)[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / (P - 1)
     rstd = (1.0 / tl.sqrt(variance + 1e-6))[:, None]
@@ -302,7 +301,7 @@ def normalise_rows(v, inside, P: tl.constexpr):
 
 @jit
 def normalise_channels(v, p, inside, P: tl.constexpr, C: tl.constexpr):
-    """Each channel of each row of the tile minus its mean over sqrt(var) + 1e-6; elements outside are 0."""
+    """Each channel of each row of the tile as (v - mean) / (sqrt(var) + 1e-6), 0 for elements outside."""
     SIZE: tl.constexpr = P // C
     found = tl.zeros_like(v)
     for c in tl.static_range(C):
@@ -315,7 +314,7 @@ def normalise_channels(v, p, inside, P: tl.constexpr, C: tl.constexpr):
 
 @jit
 def normalise_channels_backward(grad, v, p, inside, P: tl.constexpr, C: tl.constexpr):
-    """The gradient of the tile `v` before `normalise_channels` from that after it."""
+    """The gradient with respect to the tile `v`, the input of `normalise_channels`, from that of its output."""
     SIZE: tl.constexpr = P // C
     found = tl.zeros_like(v)
     for c in tl.static_range(C):

@@ -1,7 +1,7 @@
-"""Every op once, small, by every backend that is here, against its reference in float64, for `python -m maekernels`.
+"""Self-check for `python -m maekernels`: each op, small, on every available backend against its float64 reference.
 
-This tells a broken install or driver; the tests of the repository say whether the ops are right. Where torch is the
-only backend the reference is compared with itself in float64, which shows rounding and little else.
+It detects a broken installation or driver; the tests of the repository check whether the ops are correct. If torch is
+the only backend, the reference is compared with itself in float64, which shows rounding and little else.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from maekernels.random_mask import random_mask
 from maekernels.scatter_tokens import scatter_tokens
 
 TOLERANCE = 2e-5
-"""Of float32 against float64, as a share of the largest value: some two hundred roundings. Faults are larger by far."""
+"""For float32 against float64, relative to the largest value: about two hundred roundings. Bugs are far larger."""
 
 Case = Callable[..., tuple[Tensor, list[Tensor]]]
-"""(device, dtype, backend) -> what the op gives, and the leaves that have a gradient."""
+"""(device, dtype, backend) -> the op's output, and the leaves that have a gradient."""
 
 PATCH, MEAN, STD = (2, 4, 4), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 NORMS: tuple[NormPix, ...] = (False, True, "channel")
@@ -38,12 +38,12 @@ SEED, OFFSET = 2**40 + 5, 7
 
 
 class Result(NamedTuple):
-    """How an op did by one backend."""
+    """The result of an op on one backend."""
 
     op: str
     backend: str
     difference: float
-    """The largest of values and gradients, as a share of the largest expected one; infinite after an error."""
+    """The largest over values and gradients, relative to the largest expected value; infinite after an error."""
     error: str = ""
 
     @property
@@ -52,13 +52,13 @@ class Result(NamedTuple):
 
 
 def run(device: torch.device) -> Iterator[Result]:
-    """Every op by every backend that the device has."""
+    """Run every op on every backend that the device has."""
     for op, case in CASES.items():
         expected = _values(case, torch.device("cpu"), torch.float64, "math" if op == "attention" else "torch")
         for backend in backends(op, device):
             try:
                 found = _values(case, device, torch.float32, backend)
-            except Exception as error:  # whatever it is, the other ops are to be told of too
+            except Exception as error:  # of any kind: the other ops must still be reported
                 yield Result(op, backend, float("inf"), f"{type(error).__name__}: {error}")
             else:
                 pairs = zip(found, expected, strict=True)
@@ -66,7 +66,7 @@ def run(device: torch.device) -> Iterator[Result]:
 
 
 def backends(op: str, device: torch.device) -> list[str]:
-    """The names of what can compute an op on the device, in float32."""
+    """The names of the backends that can compute an op on the device in float32."""
     if op == "attention":
         return ["sdpa", "math"]
     if device.type == "cuda":
@@ -77,7 +77,7 @@ def backends(op: str, device: torch.device) -> list[str]:
 
 
 def _cuda_built(device: torch.device) -> bool:
-    """Whether there is csrc's CUDA library for the GPU, be it one that does not load: its op then says why."""
+    """Whether csrc's CUDA library is present for the GPU, even if it does not load: its op then reports why."""
     try:
         return native_ops() is not None and runs_native(device)
     except (ImportError, OSError):
@@ -101,7 +101,7 @@ def _difference(got: Tensor, want: Tensor) -> float:
 
 
 def _uniform(shape: tuple[int, ...], seed: int) -> Tensor:
-    """float32 in [-1, 1), the same on every device."""
+    """float32 in [-1, 1), identical on every device."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -110,12 +110,12 @@ def _leaf(shape: tuple[int, ...], seed: int, device: torch.device, dtype: torch.
 
 
 def _pixels(device: torch.device) -> Tensor:
-    """uint8 video [B, T, H, W, C] of TOKENS patches."""
+    """uint8 video [B, T, H, W, C] with TOKENS patches."""
     return ((_uniform((BATCH, 8, 16, 16, 3), 1) + 1) * 127.5).to(device, torch.uint8)
 
 
 def _ids(device: torch.device) -> Tensor:
-    """int32 [B, VISIBLE], by torch alone: an op is not judged by another."""
+    """int32 [B, VISIBLE], from torch alone, so that no op is judged by another."""
     order = _uniform((BATCH, TOKENS), 2).argsort(1)[:, :VISIBLE]
     return order.sort(1).values.to(device, torch.int32)
 
@@ -129,7 +129,7 @@ def _random_mask(device: torch.device, dtype: torch.dtype, backend: str) -> tupl
     options = {"seed": SEED, "offset": OFFSET, "device": device, "backend": backend}
     plain = random_mask(BATCH, TOKENS, VISIBLE, **options)
     tubes = random_mask(BATCH, TOKENS, VISIBLE, groups=groups, **options)
-    # One wrong id in many must not drown: every difference is at least 1 / TOKENS.
+    # A single wrong id must not go unnoticed: every difference is at least 1 / TOKENS.
     return torch.cat([*plain, *tubes], 1), []
 
 

@@ -1,4 +1,4 @@
-"""Where chosen tokens lie: what gathering, scattering and the gradient of patchify share.
+"""Token indexing shared by gather, scatter and the backward pass of patchify.
 
 Shapes: ids [B, K], unique within a sample, out of N tokens.
 """
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def flat_rows(ids: Tensor, length: int) -> Tensor:
-    """Row numbers in [B * N, D], int64 [B * K]."""
+    """Row indices into [B * N, D], int64 [B * K]."""
     return (torch.arange(ids.shape[0], device=ids.device)[:, None] * length + ids).flatten()
 
 
 @jit
 def _inverse_kernel(ids_ptr, inverse_ptr, N, K, BLOCK: tl.constexpr):
-    """One sample's inverse of ids: k at inverse[ids[k]], -1 elsewhere."""
+    """Invert the ids of one sample: inverse[ids[k]] = k, -1 elsewhere."""
     batch = tl.program_id(0).to(tl.int64)
     ids_ptr += batch * K
     inverse_ptr += batch * N
@@ -34,12 +34,12 @@ def _inverse_kernel(ids_ptr, inverse_ptr, N, K, BLOCK: tl.constexpr):
     for first in range(0, K, BLOCK):
         k = first + tl.arange(0, BLOCK)
         token = tl.load(ids_ptr + k, mask=k < K, other=0)
-        # An id that is none, which the CPU refuses, must not write to another sample, or beyond them all.
+        # An out-of-range id, which the CPU path refuses, must not write to another sample or out of bounds.
         tl.store(inverse_ptr + token, k, mask=(k < K) & (token >= 0) & (token < N))
 
 
 def launch_inverse(ids: Tensor, length: int) -> Tensor:
-    """int32 [B, length]: k where ids[b, k] is the token, -1 where no id is. Ids that are no token are passed over."""
+    """int32 [B, length]: the k for which ids[b, k] is the token, -1 if there is none. Out-of-range ids are skipped."""
     ids = ids.contiguous()
     inverse = ids.new_empty((len(ids), length), dtype=torch.int32)
     if inverse.numel():

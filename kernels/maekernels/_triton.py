@@ -1,8 +1,8 @@
-"""Triton, imported at the first launch, so that `import maekernels` and the CPU path need only torch.
+"""Imports Triton at the first launch, so that `import maekernels` and the CPU path need only torch.
 
-Kernels are written at module level under `@jit` and read `tl` as a global. The first launch imports Triton, gives the
-kernel's module its `tl` and `libdevice`, and replaces each `LazyKernel` there by what `triton.jit` makes of it; from
-then on a launch is Triton's own.
+Kernels are written at module level under `@jit` and read `tl` as a global. The first launch imports Triton, sets `tl`
+and `libdevice` in the kernel's module, and replaces each `LazyKernel` there by the output of `triton.jit`; after that,
+launches go straight to Triton.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _loading = threading.RLock()
 
 
 class LazyKernel:
-    """A kernel, or a device function of one, not yet seen by Triton."""
+    """A kernel or device function that Triton has not seen yet."""
 
     def __init__(self, fn: Callable[..., Any], do_not_specialize: tuple[str, ...]) -> None:
         self.fn = fn
         self.do_not_specialize = do_not_specialize
         self._jitted: Any = None
         self._ready = False
-        """Whether all names that it uses are replaced too; another thread must not launch it before."""
+        """Whether all names that it uses have been replaced too; no other thread may launch it before."""
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         return self.load()[grid]
@@ -35,14 +35,14 @@ class LazyKernel:
         raise RuntimeError(f"{self.fn.__name__} is a Triton device function: call it from a kernel")
 
     def load(self) -> Any:
-        """The `triton.JITFunction` (under TRITON_INTERPRET=1 the interpreted one)."""
+        """The `triton.JITFunction` (the interpreted one under TRITON_INTERPRET=1)."""
         if not self._ready:
             with _loading:
                 self._load()
         return self._jitted
 
     def _load(self) -> None:
-        if self._jitted is not None:  # by another thread, or further up: kernels of a module know one another
+        if self._jitted is not None:  # by another thread, or further up the stack: kernels refer to each other
             return
         try:
             import triton
@@ -51,7 +51,7 @@ class LazyKernel:
         except ImportError as error:
             raise RuntimeError("maekernels on CUDA needs triton >= 3.6: pip install 'triton>=3.6,<3.10'") from error
         jitted = triton.jit(do_not_specialize=list(self.do_not_specialize))(self.fn)
-        # a * b + c rounded once, as up to now by default: triton 3.9 warns where a launch leaves that open.
+        # Contract a * b + c to an FMA, the default so far: triton 3.9 warns if a launch does not set it.
         jitted.run = partial(jitted.run, enable_fp_fusion=True)
         self._jitted = jitted
         names = self.fn.__globals__
@@ -81,7 +81,7 @@ def interpreted() -> bool:
 
 
 def register_cuda(op: Any, launch: Callable[..., Any]) -> None:
-    """Make `launch` the CUDA implementation of the custom op, run on the device of its first tensor."""
+    """Register `launch` as the CUDA implementation of the custom op, run on the device of its first tensor."""
 
     def on_device(*args: Any, **kwargs: Any) -> Any:
         tensors = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
@@ -100,27 +100,27 @@ def next_power_of_2(n: int) -> int:
 
 
 class Tile(NamedTuple):
-    """What one program works on: `rows` by `chunk` of the elements of a row, with `warps` warps."""
+    """The work of one program: `rows` rows by `chunk` elements of each, with `warps` warps."""
 
     rows: int
     chunk: int
     warps: int = 4
 
     def programs(self, rows: int, dim: int) -> int:
-        """How many cover `rows` rows of `dim` elements."""
+        """The number of programs that cover `rows` rows of `dim` elements."""
         return cdiv(rows, self.rows) * cdiv(dim, self.chunk)
 
     @property
     def meta(self) -> dict[str, int]:
-        """The kernel's arguments for it."""
+        """The kernel arguments for this tile."""
         return {"ROWS": self.rows, "CHUNK": self.chunk, "num_warps": self.warps}
 
 
 def row_tile(dim: int, elements: int) -> Tile:
     """A tile of `elements` elements over rows of `dim`.
 
-    `chunk` is the largest power of two up to 1024 that divides `dim`, so that no lane idles; where that is below 64, as
-    many elements as there are, masked at the end.
+    `chunk` is the largest power of two up to 1024 that divides `dim`, so that no lane idles; if that is below 64, it is
+    `dim` rounded up to a power of two, up to 1024, with the tail masked.
     """
     chunk = min(dim & -dim, 1024)
     if chunk < 64:

@@ -1,13 +1,14 @@
-"""The DDPM forward process q(x_t | x_0) (Ho et al. 2020), noise made in place.
+"""The DDPM forward process q(x_t | x_0) (Ho et al. 2020), with noise generated on the fly.
 
     out[b] = sqrt(alpha_bar[b]) x0[b] + sqrt(1 - alpha_bar[b]) eps[b],     eps ~ N(0, 1) by Philox
 
-Shapes: x0 [B, ...], alpha_bar [B]. eps is keyed by (seed, sample offset + b, element inside the sample): it is never
-stored and can be made again.
+Shapes: x0 [B, ...], alpha_bar [B]. eps is keyed by (seed, sample offset + b, element within the sample): it is never
+stored and can be regenerated.
 
-Cost for E elements of s bytes: forward reads and writes E s each, E / 4 Philox blocks of 40 integer instructions (20
-wide multiplications, 20 three-input xors), about 8 FLOPs an element for Box-Muller and the mix; backward reads and
-writes E s each, E FLOPs. Forward bound by bytes or by Philox's integer arithmetic, backward by bytes.
+Cost for E elements of s bytes: forward reads and writes E s bytes each, with E / 4 Philox blocks of 40 integer
+instructions (20 wide multiplications, 20 three-input xors) and about 8 FLOPs per element for Box-Muller and the mix;
+backward reads and writes E s bytes each, with E FLOPs. Forward is bound by memory or by Philox's integer arithmetic,
+backward by memory.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ def add_noise(
 
     Args:
         x0: float [B, ...].
-        alpha_bar: float32 [B] in [0, 1], the share of the signal's variance that is left.
+        alpha_bar: float32 [B] in [0, 1], the remaining fraction of the signal's variance.
         seed: int in [0, 2^63) or a 0-d int64 tensor on the device.
         offset: index of the first sample.
         backend: for tests and benchmarks only: 'torch', 'native' or 'triton'.
 
     Returns:
-        x_t in the shape and dtype of `x0`.
+        x_t with the shape and dtype of `x0`.
     """
     check(x0.dim() >= 1 and x0.dtype in FLOATS, "x0", describe(x0), "a float tensor [B, ...]")
     check(x0.numel() < 2**30 * max(1, len(x0)), "x0", describe(x0), "of fewer than 2^30 elements for each sample")
@@ -161,7 +162,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    # One multiplication: on a CPU torch does it, without an op around it.
+    # A single multiplication: on a CPU, plain torch does it, without a custom op.
     run = _reference_backward if grad.device.type == "cpu" else _add_noise_backward
     return run(grad, ctx.saved_tensors[0]), None, None, None
 

@@ -1,25 +1,27 @@
-"""Attention without a mask, for batches of equal sequences and for sequences of any lengths packed end to end.
+"""Attention without a mask, for batches of equal-length sequences and for variable-length sequences packed end to end.
 
     out_i = sum_j softmax_j(<q_i, k_j> / sqrt(D)) v_j        over the keys j of the same sequence as the query i
 
 Shapes: padded q [B, N, H, D], k and v [B, M, H, D]; packed q [T, H, D], k and v [U, H, D], where sequence s has the
-queries cu_seqlens[s] .. cu_seqlens[s + 1] and likewise the keys. Cross-attention has other keys than queries.
+queries cu_seqlens[s] .. cu_seqlens[s + 1], and likewise for the keys. In cross-attention the keys have their own
+sequences.
 
-Whose kernels compute it:
+Backends:
 
-    sdpa       torch's scaled_dot_product_attention; packed: one call for each run of sequences of equal lengths
+    sdpa       torch's scaled_dot_product_attention; packed: one call for each run of equal-length sequences
     math       matrix product, softmax, matrix product: stores the N x M weights for the backward pass
-    flash      FlashAttention as torch carries it, packed by torch.nn.attention.varlen; CUDA, half precision
+    flash      FlashAttention as shipped with torch, packed by torch.nn.attention.varlen; CUDA, half precision
     xformers   memory_efficient_attention, packed with a BlockDiagonalMask; CUDA, needs the package
 
-`auto` takes flash, xformers (outside of graphs), sdpa in this order for packed sequences on CUDA, and sdpa for padded
-ones, which chooses among torch's kernels. On a CPU it takes sdpa, but math in half precision while the weights are
-small: torch's fused backward pass is made of small half-precision products there and takes five to eight times as long
-(measured on one core of a CPU with AVX512-BF16, D of 32 and 64, up to 218 queries; in float32 the two are alike).
+For packed sequences on CUDA, `auto` tries flash, xformers (outside of graphs) and sdpa, in this order; for padded ones
+it uses sdpa, which dispatches among torch's kernels. On a CPU it uses sdpa, but math in half precision while the
+weights are small: there, torch's fused backward pass consists of small half-precision products and takes five to eight
+times as long (measured on one core of a CPU with AVX512-BF16, D of 32 and 64, up to 218 queries; in float32 the two are
+equally fast).
 
-Cost of a sequence with N queries and M keys, s the bytes of an element: 4 N M H D FLOPs forward, and 2.5 times as many
-backward (the weights are made again); reads and writes (2 N + 2 M) H D s. Bound by matrix multiplication from a few
-hundred tokens on.
+Cost of a sequence with N queries and M keys and s bytes per element: 4 N M H D FLOPs forward, and 2.5 times as many
+backward (the weights are recomputed); reads and writes (2 N + 2 M) H D s. Compute-bound (matrix multiplication) from a
+few hundred tokens on.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ Backend = Literal["auto", "sdpa", "math", "flash", "xformers"]
 BACKENDS: tuple[Backend, ...] = ("auto", "sdpa", "math", "flash", "xformers")
 _HALF = (torch.bfloat16, torch.float16)
 _SMALL_WEIGHTS = 2**22
-"""Weights of one sequence, all heads, up to which `auto` stores them on a CPU: 8 MiB in half precision."""
+"""Weights of one sequence, over all heads, up to which `auto` stores them on a CPU: 8 MiB in half precision."""
 
 
 class Segments(NamedTuple):
-    """Where packed sequences begin and end, for the device and for the host, which so never waits for the device."""
+    """Bounds of packed sequences, on the device and on the host, so that the host never waits for the device."""
 
     cu_seqlens: Tensor
     """int32 [S + 1], from 0 to the number of tokens."""
@@ -52,10 +54,10 @@ class Segments(NamedTuple):
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str | None = None) -> Segments:
-        """From lengths on the host, at least 1 each (or `ValueError`).
+        """From lengths on the host, each at least 1 (else `ValueError`).
 
-        The bounds are made on the device, by a launch for each run of equal lengths: a copy from the host would wait
-        for the device, and a CUDA graph cannot record it.
+        The bounds are computed on the device, with one launch for each run of equal lengths: a copy from the host would
+        wait for the device, and a CUDA graph cannot capture it.
         """
         check(min(lengths, default=1) > 0, "lengths", list(lengths), "at least 1 each")
         parts, first = [], 0
@@ -68,7 +70,7 @@ class Segments(NamedTuple):
 
     @property
     def longest(self) -> int:
-        # Not max(..., default=0): where lengths are symbolic, torch.compile does not follow that.
+        # Not max(..., default=0): torch.compile cannot trace that with symbolic lengths.
         return max(self.lengths) if self.lengths else 0
 
 
@@ -85,17 +87,17 @@ def attention(
 
     Args:
         q: queries, float [B, N, H, D]; packed [T, H, D]. Any strides.
-        k, v: keys and values [B, M, H, D]; packed [U, H, D]; of the type and device of `q`.
-        cu_seqlens: packed sequences: their bounds as `Segments`, or int32 or int64 [S + 1], which is read and so waited
-            for on CUDA. None: padded.
-        cu_seqlens_k: the bounds of the keys; None: those of the queries.
-        backend: whose kernels. A name other than 'auto' is what runs, or an error.
+        k, v: keys and values [B, M, H, D]; packed [U, H, D]; with the dtype and device of `q`.
+        cu_seqlens: bounds of packed sequences as `Segments`, or int32 or int64 [S + 1], which is read on the host and
+            so waits for the device on CUDA. None: padded.
+        cu_seqlens_k: bounds of the keys; None: those of the queries.
+        backend: any name other than 'auto' is used, or raises an error.
 
     Returns:
-        The shape and type of `q`; under autocast, where torch's own attention computes it, the type of that.
+        The shape and dtype of `q`; under autocast, where torch's own attention computes it, the dtype of its output.
 
     Raises:
-        ValueError: shapes that do not belong together, or a backend that cannot compute this here.
+        ValueError: inconsistent shapes, or a backend that cannot compute this here.
     """
     bounds = _check(q, k, v, cu_seqlens, cu_seqlens_k, backend)
     if bounds is None:
@@ -147,13 +149,13 @@ def _segments(name: str, bounds: Segments | Tensor, tokens: Tensor) -> Segments:
 
 
 def _choose(backend: Backend, q: Tensor, queries: int, keys: int, packed: bool) -> str:
-    """Who computes it, for sequences of at most this many queries and keys."""
+    """The backend for sequences of at most this many queries and keys."""
     if backend != "auto":
         problem = _problem(backend, q.device.type, q.device.index, q.dtype, q.shape[-1])
         check(problem is None, "backend", repr(backend), f"another here: {problem}")
         return backend
     if q.device.type == "cuda" and packed:
-        # xformers' mask is copied from the host at each call: no graph can hold that, and no compiler follows it.
+        # xformers copies its mask from the host on every call: that can be neither captured nor compiled.
         graphed = torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()
         for candidate in ("flash",) if graphed else ("flash", "xformers"):
             if _problem(candidate, q.device.type, q.device.index, q.dtype, q.shape[-1]) is None:
@@ -166,7 +168,7 @@ _known: dict[tuple[object, ...], str | None] = {}
 
 
 def _problem(backend: str, device: str, index: int | None, dtype: torch.dtype, dim: int) -> str | None:
-    """Why `backend` cannot compute this; None: it can. Found once for each case."""
+    """Why `backend` cannot compute this; None if it can. Determined once for each case."""
     case = (backend, device, index, dtype, dim)
     if case not in _known:
         _known[case] = {"flash": _flash_problem, "xformers": _xformers_problem}.get(backend, _none)(
@@ -175,7 +177,7 @@ def _problem(backend: str, device: str, index: int | None, dtype: torch.dtype, d
     return _known[case]
 
 
-# What torch.compiler.assume_constant_result does, which would import the compiler and triton with this module.
+# The effect of torch.compiler.assume_constant_result, which would import the compiler and triton with this module.
 _problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -184,7 +186,7 @@ def _none(device: str, index: int | None, dtype: torch.dtype, dim: int) -> None:
 
 
 _WHOLE_FLASH = ((8, 0), (9, 0), (10, 0), (10, 3))
-"""Compute capabilities whose shared memory holds every backward pass; torch's own choice leaves the others out too."""
+"""Compute capabilities whose shared memory fits every backward pass; torch's own dispatch excludes the others too."""
 
 
 def _flash_problem(device: str, index: int | None, dtype: torch.dtype, dim: int) -> str | None:
@@ -201,12 +203,12 @@ def _flash_problem(device: str, index: int | None, dtype: torch.dtype, dim: int)
 
 
 def _xformers_problem(device: str, index: int | None, dtype: torch.dtype, dim: int) -> str | None:
-    """Import it, and try one token forward and backward: its kernels depend on the wheel, the GPU, type and width."""
+    """Import it, and try one token forward and backward: its kernels depend on the wheel, the GPU, dtype and width."""
     if device != "cuda":
         return f"xformers runs on CUDA, these tensors are on {device}"
     try:
-        importlib.import_module("xformers.ops")  # before a tensor is made
-        # What is found holds for all later calls, whichever mode the first one is in.
+        importlib.import_module("xformers.ops")  # before any tensor is created
+        # The result is cached for all later calls, whatever mode the first one runs in.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
             token = torch.ones(1, 1, dim, dtype=dtype, device=f"{device}:{index or 0}", requires_grad=True)
             one = Segments.of([1], token.device)
@@ -247,14 +249,14 @@ def _flash_packed(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segm
         return torch.empty_like(q)
     q, k, v = map(_aligned, (q, k, v))
     out = varlen_attn(q, k, v, queries.cu_seqlens, keys.cu_seqlens, queries.longest, keys.longest)
-    assert isinstance(out, Tensor)  # a pair only when asked for more
+    assert isinstance(out, Tensor)  # a tuple only if more outputs are requested
     return out
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """As flash reads it: 16 bytes at a time, which it does not check."""
+    """Aligned as flash requires: it reads 16 bytes at a time, and does not check."""
     step = 16 // x.element_size()
-    # The compiler follows no offsets; what it makes itself begins where it may.
+    # The compiler cannot trace storage offsets; tensors that it allocates itself are aligned.
     begin = 0 if torch.compiler.is_compiling() else x.storage_offset()
     whole = x.stride(-1) == 1 and all(n % step == 0 for n in (begin, *x.stride()[:-1]))
     return x if whole else x.clone(memory_format=torch.contiguous_format)
@@ -268,7 +270,7 @@ def _xformers_packed(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: S
 
 
 def _by_runs(padded: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    """Packed attention by a padded one: sequences of equal lengths that follow one another make a batch."""
+    """Packed attention from a padded one: consecutive sequences of equal length form a batch."""
 
     def packed(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segments) -> Tensor:
         parts, first_q, first_k = [], 0, 0
@@ -283,7 +285,7 @@ def _by_runs(padded: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[...
 
 
 def _runs(queries: Sequence[int], keys: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(how many, queries, keys) of neighbouring sequences that are of one size."""
+    """(count, queries, keys) of each run of consecutive sequences of equal size."""
     count = 0
     for i in range(len(queries)):
         count += 1

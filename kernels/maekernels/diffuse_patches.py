@@ -6,18 +6,18 @@
     out          = sqrt(alpha_bar[b]) v + sqrt(1 - alpha_bar[b]) eps
 
 eps is keyed by (seed, sample offset + b, element ids[b, q] * P + p): the noise of a patch does not depend on which
-other patches are chosen, and choosing all of them equals `add_noise` on the whole patchified sample.
+other patches are selected, and selecting all of them equals `add_noise` on the whole patchified sample.
 
 Shapes: x as in `patchify`, ids [B, Q], alpha_bar [B], out [B, Q, P].
 
-Cost, with s and o the bytes of an element of x and of out:
+Cost, with s and o bytes per element of x and of out:
 
     forward    reads B Q P s, writes B Q P o; B Q P / 4 Philox blocks of 40 integer instructions; 10 B Q P FLOPs, 15
                with norm_pix
-    backward   B Q P o read and written (and B Q P s read with norm_pix, 10 B Q P FLOPs), then `patchify`'s
+    backward   B Q P o read and written (and B Q P s read with norm_pix, 10 B Q P FLOPs), then `patchify`'s backward
 
-uint8 to bfloat16 moves 3 bytes for an element and takes 10 integer instructions: counted for an H200 (4.3 TB/s, 132 SMs
-of 64 integer lanes) both take about 0.7 ps, so neither the noise nor the bytes may be made twice.
+uint8 to bfloat16 moves 3 bytes and takes 10 integer instructions per element: calculated for an H200 (4.3 TB/s, 132 SMs
+with 64 integer lanes), both take about 0.7 ps, so neither the noise nor the memory traffic may be duplicated.
 """
 
 from __future__ import annotations
@@ -81,15 +81,15 @@ def diffuse_patches(
     channels_first: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """x_t of the chosen patches. Differentiable in a float `x`.
+    """x_t of the selected patches. Differentiable in a float `x`.
 
     Args:
         x, ids, patch, mean, std, channels_first: as in `patchify`; ids [B, Q].
         alpha_bar: float32 [B] in [0, 1].
         seed: int in [0, 2^63) or a 0-d int64 tensor on the device.
         offset: index of the first sample.
-        norm_pix: normalise each patch by its own mean and standard deviation before the noise; 'channel': each channel
-            of it by its own, as VideoMAE's target.
+        norm_pix: normalise each patch by its own mean and standard deviation before adding noise; 'channel': each of
+            its channels separately, like VideoMAE's target.
         dtype: of the result.
         backend: for tests and benchmarks only: 'torch', 'native' or 'triton'.
 
@@ -154,7 +154,7 @@ def patch_noise(seed: Tensor, ids: Tensor, patch_dim: int, offset: int) -> Tenso
     if patch_dim % 4 == 0:
         blocks = ids.long()[..., None] * (patch_dim // 4) + torch.arange(patch_dim // 4, device=ids.device)
         return philox.normal_of_blocks(seed, samples, blocks.flatten(1)).view(batch, count, patch_dim)
-    # Patches that start inside a block: take every block a patch touches, then its elements.
+    # Patches may start inside a Philox block: generate every block a patch touches, then select its elements.
     first = ids.long()[..., None] * patch_dim
     blocks = first // 4 + torch.arange((patch_dim + 6) // 4, device=ids.device)
     noise = philox.normal_of_blocks(seed, samples, blocks.flatten(1)).view(batch, count, -1)
@@ -168,7 +168,7 @@ def _diffuse_kernel(
     C: tl.constexpr, PACKED: tl.constexpr, P: tl.constexpr, NORM: tl.constexpr, FAST: tl.constexpr, ROWS: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """A tile of ROWS chosen patches by CHUNK of their P elements; NORM: CHUNK holds all P."""
+    """A tile of ROWS selected patches by CHUNK of their P elements; with NORM, CHUNK covers all P."""
     CHUNKS: tl.constexpr = (P + CHUNK - 1) // CHUNK
     row = tl.program_id(0) // CHUNKS * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(0) % CHUNKS * CHUNK
@@ -201,7 +201,7 @@ def _diffuse_backward_kernel(
     GT: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     C: tl.constexpr, PACKED: tl.constexpr, P: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the patches before the noise and, with NORM, before their normalisation."""
+    """The gradient with respect to the patches before the noise and, with NORM, before their normalisation."""
     CHUNKS: tl.constexpr = (P + CHUNK - 1) // CHUNK
     row = tl.program_id(0) // CHUNKS * ROWS + tl.arange(0, ROWS)
     p = tl.program_id(0) % CHUNKS * CHUNK + tl.arange(0, CHUNK)
@@ -315,7 +315,7 @@ def _diffuse_patches_backward(
     norm_pix: int,
     channels_first: bool,
 ) -> Tensor:
-    """d loss / d v, [B, Q, P]; `patchify_backward` takes it to the pixels."""
+    """d loss / d v, [B, Q, P]; `patchify_backward` propagates it to the pixels."""
     grad = grad.contiguous()
     if norm_pix != PLAIN:
         return _reference_backward(grad, x, ids, patch, mean, std, alpha_bar, norm_pix, channels_first)

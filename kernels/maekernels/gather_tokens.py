@@ -1,10 +1,10 @@
-"""Chosen tokens of a sequence: out[b, k, :] = x[b, ids[b, k], :].
+"""Gather tokens of a sequence: out[b, k, :] = x[b, ids[b, k], :].
 
-Shapes: x [B, N, D], ids [B, K], out [B, K, D]. ids are unique within a sample, so the gradient is a plain scatter:
-every row of it is written once, without atomics (`scatter_tokens` with a fill of 0).
+Shapes: x [B, N, D], ids [B, K], out [B, K, D]. ids are unique within a sample, so the gradient is a plain scatter: each
+of its rows is written once, without atomics (`scatter_tokens` with a fill of 0).
 
-Cost, with s the bytes of an element: forward reads and writes B K D s each, backward reads B K D s and writes B N D s;
-ids add 4 B K bytes, and their inverse 8 B N in the backward pass. No FLOPs. Bound by bytes.
+Cost, with s bytes per element: forward reads and writes B K D s each, backward reads B K D s and writes B N D s; ids
+add 4 B K bytes, and their inverse 8 B N in the backward pass. No FLOPs. Memory-bound.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _reference(x: Tensor, ids: Tensor) -> Tensor:
 def _gather_kernel(
     x_ptr, ids_ptr, out_ptr, rows, N, K, sb, sn, D: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """A tile of ROWS chosen tokens by CHUNK of D; NaN for an id that is none, which the CPU refuses."""
+    """A tile of ROWS selected tokens by CHUNK of D; NaN for an out-of-range id, which the CPU path refuses."""
     CHUNKS: tl.constexpr = (D + CHUNK - 1) // CHUNK
     pid = tl.program_id(0)
     row = pid // CHUNKS * ROWS + tl.arange(0, ROWS)
@@ -93,7 +93,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    # Each op is the other's gradient: by its registered name, or their files would import each other.
+    # Each op is the other's gradient: called by its registered name, since their files cannot import each other.
     scatter = direct(torch.ops.maekernels.scatter_tokens.default)
     return scatter(grad, ctx.saved_tensors[0], ctx.length, 0.0, None), None
 

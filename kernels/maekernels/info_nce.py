@@ -1,25 +1,26 @@
-"""Symmetric InfoNCE between paired rows (van den Oord et al. 2018; CLIP), over all processes.
+"""Symmetric InfoNCE between paired rows (van den Oord et al. 2018; CLIP), across all ranks.
 
     s_ij = <a_i / |a_i|, b_j / |b_j|> / temperature
     loss = 0.5 mean_i (logsumexp_j s_ij - s_ii) + 0.5 mean_i (logsumexp_j s_ji - s_ii)
 
-Shapes: a, b [B, D]. When torch.distributed runs with W > 1 ranks, i counts the local rows and j the N = W B rows of
-all ranks: the mean of the losses over ranks is the loss of the whole batch, and gradients averaged over ranks equal
-those of one process. With one rank both directions share one matrix s.
+Shapes: a, b [B, D]. When torch.distributed runs with W > 1 ranks, i iterates over the local rows and j over the
+N = W B rows of all ranks: the mean of the losses over ranks is the loss of the whole batch, and gradients averaged over
+ranks equal those of one process. With one rank, both directions share one matrix s.
 
-The B x N matrix is not stored. Forward: each program multiplies a tile of rows by a tile of columns and leaves the
-tile's logsumexp of each row (and column), 1/64 of the matrix (and 1/64 or 1/128); a second kernel joins them. Backward:
-the softmax weights are made again, for strips of rows with at most 2^22 elements, and multiplied by the rows. On a CPU
-a matrix of at most one strip is stored: the reference, which needs as much memory and two products fewer.
+The B x N matrix is not stored. Forward: each program multiplies a tile of rows by a tile of columns and stores the
+tile's logsumexp of each row (and column), 1/64 of the matrix (and 1/64 or 1/128); a second kernel combines them.
+Backward: the softmax weights are recomputed, for strips of rows with at most 2^22 elements, and multiplied by the rows.
+On a CPU, a matrix of at most one strip is stored: this is the reference, which needs as much memory and two products
+fewer.
 
-Cost of `contrast` for M rows against N, with o the bytes of an element:
+Cost of `contrast` for M rows against N, with o bytes per element:
 
     forward    2 M N D FLOPs
     backward   6 M N D FLOPs (the weights again, and their products with both sides)
     bytes      (M + N) D o read, and as many written in the backward pass; tiles are read again from the cache
 
-W = 1: M = N = B once; W > 1: M = B, N = W B, twice. Bound by matrix multiplication from about a thousand rows on,
-before that by launch latency.
+W = 1: M = N = B, once; W > 1: M = B, N = W B, twice. Compute-bound (matrix multiplication) from about a thousand rows
+on, bound by launch latency below that.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def info_nce(a: Tensor, b: Tensor, temperature: float, *, backend: str | None = 
     """Contrast the rows of `a` and `b`, pair i against all others. Differentiable in both.
 
     Args:
-        a, b: float [B, D], any norm, of one type (else both become the wider); with several ranks the same B on each.
-        temperature: a positive number. To torch.compile it is a constant: another one compiles again.
+        a, b: float [B, D], any norm, of one dtype (else both are promoted to the wider); the same B on every rank.
+        temperature: a positive number. torch.compile treats it as a constant: another value recompiles.
         backend: for tests and benchmarks only: 'torch' or 'triton'.
 
     Returns:
@@ -62,7 +63,7 @@ def info_nce(a: Tensor, b: Tensor, temperature: float, *, backend: str | None = 
     check_backend(backend, a.device, native=False)
     wide = torch.promote_types(a.dtype, b.dtype)
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    # One strip would be the whole matrix: made again in the backward pass it takes as much memory, and more time.
+    # One strip would be the whole matrix: recomputed in the backward pass it takes as much memory, and more time.
     kept = a.device.type == "cpu" and ranks * len(a) ** 2 <= _STRIP
     plain = backend == "torch" or kept
     unit, contrast = (_reference_unit, _reference_contrast) if plain else (_unit_rows, _contrast)
@@ -75,13 +76,13 @@ def info_nce(a: Tensor, b: Tensor, temperature: float, *, backend: str | None = 
 
 
 def all_rows(x: Tensor) -> Tensor:
-    """The rows `[W B, ...]` of all W ranks' x `[B, ...]`, in rank order; differentiable. Alone: `x` itself."""
+    """The rows `[W B, ...]` of all W ranks' x `[B, ...]`, in rank order; differentiable. With one rank: `x` itself."""
     alone = not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
     return x if alone else _AllRows.apply(x)  # type: ignore[return-value]
 
 
 class _AllRows(torch.autograd.Function):
-    """The rows of every rank, in rank order; a rank's gradient is the sum over all ranks' losses."""
+    """The rows of every rank, in rank order; the gradient of a rank's rows is the sum over all ranks' losses."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class _AllRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        # Reduced in place: another use of the rows may have been given the same tensor.
+        # Cloned, since it is reduced in place: autograd may pass the same tensor to another use of the rows.
         grad = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)
         first = dist.get_rank() * ctx.rows
@@ -100,7 +101,7 @@ class _AllRows(torch.autograd.Function):
 
 
 def _reference_unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of norm 1 in the type of `x`, and 1 / norm in float32 [B]. A row of zeros stays one."""
+    """Rows of norm 1 in the dtype of `x`, and 1 / norm in float32 [B]. A row of zeros stays zero."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     inverse = 1 / torch.linalg.vector_norm(wide, dim=1).clamp_min(1e-12)
     return (wide * inverse[:, None]).to(x.dtype).contiguous(), inverse
@@ -109,7 +110,7 @@ def _reference_unit(x: Tensor) -> tuple[Tensor, Tensor]:
 def _reference_contrast(
     q: Tensor, k: Tensor, first: int, temperature: float, both: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of unit rows q [M, D] against k [N, D], where q_i belongs to k_{first + i}.
+    """The loss of unit rows q [M, D] against k [N, D], where q_i is paired with k_{first + i}.
 
     both: the mean of rows against columns and columns against rows (M = N, first = 0). Returns the loss and the
     logsumexp of rows [M] and columns [N] (empty unless both).
@@ -130,14 +131,14 @@ def _similarity(q: Tensor, k: Tensor, temperature: float) -> Tensor:
 
 @torch.library.custom_op("maekernels::products", mutates_args=())
 def _products(q: Tensor, k: Tensor) -> Tensor:
-    """q @ k.T; an op, so that autocast touches neither it nor its gradient, which runs under the caller's autocast."""
+    """q @ k.T; an op, so that autocast affects neither it nor its gradient, which runs under the caller's autocast."""
     with torch.autocast(q.device.type, enabled=False):
         return q @ k.T
 
 
 @_products.register_fake
 def _(q, k):
-    return q.new_empty((q.shape[0], k.shape[0]))  # len() would fix the sizes, and so compile for each anew
+    return q.new_empty((q.shape[0], k.shape[0]))  # len() would specialise on the sizes and recompile for each
 
 
 def _setup_products(ctx, inputs, output):
@@ -156,7 +157,7 @@ _products.register_autograd(_backward_products, setup_context=_setup_products)
 def _reference_weights(
     q: Tensor, k: Tensor, rows: Tensor, columns: Tensor, start: int, first: int, temperature: float, both: bool
 ) -> Tensor:
-    """d loss / d s times M, of the rows `q`, which begin at row `start`: [rows of q, N] in the type of q."""
+    """d loss / d s times M, for the rows `q`, which start at row `start`: [rows of q, N] in the dtype of q."""
     s = _similarity(q, k, temperature)
     weights = (s - rows[:, None]).exp()
     if both:
@@ -167,7 +168,7 @@ def _reference_weights(
 
 @jit
 def _unit_kernel(x_ptr, out_ptr, inverse_ptr, D, BLOCK: tl.constexpr):
-    """One row."""
+    """Normalise one row."""
     row = tl.program_id(0).to(tl.int64)
     square = tl.zeros([BLOCK], tl.float32)
     for d0 in range(0, D, BLOCK):
@@ -184,7 +185,7 @@ def _unit_kernel(x_ptr, out_ptr, inverse_ptr, D, BLOCK: tl.constexpr):
 
 @jit
 def _unit_backward_kernel(grad_ptr, unit_ptr, inverse_ptr, out_ptr, D, BLOCK: tl.constexpr):
-    """One row: the part of the gradient across the row, over the row's norm."""
+    """One row: the component of the gradient orthogonal to the row, divided by the row's norm."""
     row = tl.program_id(0).to(tl.int64)
     dot = tl.zeros([BLOCK], tl.float32)
     for d0 in range(0, D, BLOCK):
@@ -204,7 +205,7 @@ def _unit_backward_kernel(grad_ptr, unit_ptr, inverse_ptr, out_ptr, D, BLOCK: tl
 def _tile(
     q_ptr, k_ptr, i, j, M, N, D, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr
 ):
-    """<q_i, k_j> of a tile, float32 [ROWS, COLUMNS]."""
+    """<q_i, k_j> for a tile, float32 [ROWS, COLUMNS]."""
     products = tl.zeros([ROWS, COLUMNS], tl.float32)
     rows = i.to(tl.int64)[:, None] * D
     columns = j.to(tl.int64)[None, :] * D
@@ -221,7 +222,7 @@ def _stats_kernel(
     q_ptr, k_ptr, own_ptr, rows_ptr, columns_ptr, M, N, D, first, per_temperature,
     BOTH: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """A tile of s: its logsumexp of each row to rows[tile column, M] and of each column to columns[tile row, N]."""
+    """A tile of s: the logsumexp of each row to rows[tile column, M], and of each column to columns[tile row, N]."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     j = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     s = _tile(q_ptr, k_ptr, i, j, M, N, D, PRECISION, ROWS, COLUMNS, STEP) * per_temperature
@@ -241,7 +242,7 @@ def _stats_kernel(
 
 @jit
 def _join_kernel(partial_ptr, own_ptr, out_ptr, share_ptr, M, PARTS, factor, BLOCK: tl.constexpr):
-    """The logsumexp over the PARTS of [PARTS, M], and the sum of factor * (logsumexp - own) of BLOCK rows."""
+    """The logsumexp over the PARTS of [PARTS, M], and the sum of factor * (logsumexp - own) over BLOCK rows."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     top = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
@@ -261,7 +262,7 @@ def _weights_kernel(
     q_ptr, k_ptr, rows_ptr, columns_ptr, out_ptr, M, N, D, start, first, per_temperature,
     BOTH: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """A tile of d loss / d s times the number of rows, for a strip of rows that begins at `start`."""
+    """A tile of d loss / d s times the number of rows, for a strip of rows that starts at `start`."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     j = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     s = _tile(q_ptr, k_ptr, i, j, M, N, D, PRECISION, ROWS, COLUMNS, STEP) * per_temperature
@@ -298,11 +299,11 @@ class _Tiling(NamedTuple):
 
 
 def _tiling(q: Tensor, k: Tensor) -> _Tiling:
-    """Tiles of 128 x 64 where they fill a GPU, else of 64 x 64; float32 as three tf32 products, for its precision."""
+    """Tiles of 128 x 64 where they fill a GPU, else of 64 x 64; float32 as three tf32 products, for precision."""
     half = q.element_size() == 2
     rows, columns = 128 if half and len(q) >= 128 and len(q) * len(k) >= 1024 * 1024 else 64, 64
     meta = {"PRECISION": "ieee" if half else "tf32x3", "ROWS": rows, "COLUMNS": columns, "STEP": 64 if half else 32}
-    # Eight warps for the smaller 16-bit tile: with four, ptxas sometimes aims at 80 registers for sm_100 and spills.
+    # Eight warps for the smaller 16-bit tile: with four, ptxas sometimes targets 80 registers for sm_100 and spills.
     return _Tiling(rows, columns, {**meta, "num_warps": 8 if half and rows == 64 else 4})
 
 
@@ -349,18 +350,18 @@ def _backward_in_strips(
     temperature: float,
     both: bool,
 ) -> tuple[Tensor, Tensor]:
-    """d loss / d q and d loss / d k, from the weights of a strip of rows at a time."""
+    """d loss / d q and d loss / d k, from the weights of one strip of rows at a time."""
     q, k = q.contiguous(), k.contiguous()
     wide = torch.promote_types(q.dtype, torch.float32)
     factor = grad.to(wide) / (len(q) * temperature)
     grad_q, grad_k = torch.empty_like(q), torch.zeros_like(k, dtype=wide)
-    # Each strip reads and writes the whole of grad_k: on a GPU at least so many rows that the products outweigh it.
+    # Each strip reads and writes all of grad_k: on a GPU it has at least enough rows for the products to dominate.
     step = max(512 if q.is_cuda else 1, _STRIP // len(k))
     with torch.autocast(q.device.type, enabled=False):
         for start in range(0, len(q), step):
             strip = slice(start, start + step)
             weights = weights_of(q[strip], k, rows[strip], columns, start, first, temperature, both)
-            # On CUDA a factor without dimensions would be rounded to half precision, where it may be infinite.
+            # On CUDA, a 0-d factor would be rounded to half precision, where it may overflow to infinity.
             grad_q[strip] = (weights @ k).to(wide) * factor
             grad_k += weights.T @ q[strip]
     return grad_q, (grad_k * factor).to(k.dtype)

@@ -1,7 +1,7 @@
-"""Ops as layers whose `forward` can stand in for another's, as `kernelize` of Hugging Face's `kernels` puts it there.
+"""Ops as layers whose `forward` can replace another layer's, as `kernelize` of Hugging Face's `kernels` does.
 
-A layer has no state of its own: it reads that of the layer whose forward it replaces, by the names annotated here. That
-layer decides shapes and names; these are what such layers of masked autoencoders have.
+A layer has no state of its own: it reads the attributes annotated here from the layer whose forward it replaces. That
+layer determines shapes and names; the annotated ones are typical of masked autoencoders.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from maekernels.scatter_tokens import scatter_tokens
 
 
 class VisiblePatches(nn.Module):
-    """The chosen patches, normalised: pixels uint8 or float and ids [B, K] -> float32 [B, K, P]."""
+    """The selected patches, normalised: pixels uint8 or float and ids [B, K] -> float32 [B, K, P]."""
 
     has_backward = True
     can_torch_compile = True
@@ -30,7 +30,7 @@ class VisiblePatches(nn.Module):
 
 
 class RestoreTokens(nn.Module):
-    """Tokens [B, K, D] back at their places among `num_tokens`, the mask token [D] elsewhere: [B, N, D]."""
+    """Tokens [B, K, D] restored to their positions among `num_tokens`, the mask token [D] elsewhere: [B, N, D]."""
 
     has_backward = True
     can_torch_compile = True
@@ -42,7 +42,7 @@ class RestoreTokens(nn.Module):
 
 
 class MaskedMSE(nn.Module):
-    """The loss of predictions [B, Q, P] of the masked patches of pixels, named by ids [B, Q]: a float32 scalar."""
+    """The loss of predictions [B, Q, P] of the pixels' masked patches, given by ids [B, Q]: a float32 scalar."""
 
     has_backward = True
     can_torch_compile = True

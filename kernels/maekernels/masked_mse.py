@@ -1,19 +1,19 @@
-"""Mean squared error of predicted patches against the pixels themselves.
+"""Mean squared error of predicted patches against the stored pixels.
 
     v    = the normalised patch ids[b, q] of x[b]                        (as `patchify`)
     norm_pix:  v = (v - mean(v)) / sqrt(var(v) + 1e-6)                   over the P elements, var unbiased (MAE)
     "channel": v = (v - mean(v)) / (sqrt(var(v)) + 1e-6)                 over each channel of the patch (VideoMAE)
     loss = mean over b, q, p of (pred[b, q, p] - v[b, q, p])^2,     d loss / d pred = 2 (pred - v) / (B Q P)
 
-Shapes: pred [B, Q, P], x as in `patchify`, ids [B, Q], loss a float32 scalar. The target is read from the stored
-pixels, in the forward and again in the backward pass, and never kept.
+Shapes: pred [B, Q, P], x as in `patchify`, ids [B, Q], loss a float32 scalar. The target is computed from the stored
+pixels in the forward pass and again in the backward pass, and is never stored.
 
-Cost, with s and o the bytes of an element of x and of pred:
+Cost, with s and o bytes per element of x and of pred:
 
     forward    reads B Q P (s + o);                       10 B Q P FLOPs (5 without norm_pix)
     backward   reads B Q P (s + o), writes B Q P o;       11 B Q P FLOPs (5)
 
-Bound by bytes. The gradient is made in the backward pass: keeping it from the forward pass would write it there, and
+Memory-bound. The gradient is computed in the backward pass: storing it in the forward pass would write it there, and
 then read and write it again to multiply it by the incoming gradient.
 """
 
@@ -69,17 +69,17 @@ def masked_mse(
     channels_first: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Mean squared error over all elements of the patches `ids`. Differentiable in `pred`; the target is data.
+    """Mean squared error over all elements of the patches `ids`. Differentiable in `pred`, not in the target.
 
     Args:
         pred: float [B, Q, P], P ordered (t, h, w, c).
         x, ids, patch, mean, std, channels_first: as in `patchify`; ids [B, Q]. No gradient flows to `x`.
-        norm_pix: normalise each target patch by its own mean and standard deviation; 'channel': each channel of it by
-            its own, which VideoMAE does on pixels in [0, 1] (mean 0 and std 1 for uint8).
+        norm_pix: normalise each target patch by its own mean and standard deviation; 'channel': each of its channels
+            separately, as VideoMAE does on pixels in [0, 1] (mean 0 and std 1 for uint8).
         backend: for tests and benchmarks only: 'torch', 'native' or 'triton'.
 
     Returns:
-        float32 scalar (float64 for float64 `pred`); nan when there are no elements, as torch's mean.
+        float32 scalar (float64 for float64 `pred`); nan if there are no elements, like torch's mean.
     """
     grid = check_pixels(x, ids, patch, mean, std, channels_first, norm_pix)
     check_float("pred", pred, "[B, Q, P]")
@@ -129,9 +129,9 @@ def _masked_mse_kernel(
     C: tl.constexpr, PACKED: tl.constexpr, P: tl.constexpr, NORM: tl.constexpr, BACKWARD: tl.constexpr,
     ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """A tile of ROWS patches by CHUNK of their P elements; NORM: CHUNK holds all P.
+    """A tile of ROWS patches by CHUNK of their P elements; with NORM, CHUNK covers all P.
 
-    Forward: out is the tile's share of the loss, [programs]. Backward: out is the gradient, [rows, P].
+    Forward: out is the tile's contribution to the loss, [programs]. Backward: out is the gradient, [rows, P].
     """
     CHUNKS: tl.constexpr = (P + CHUNK - 1) // CHUNK
     row = tl.program_id(0) // CHUNKS * ROWS + tl.arange(0, ROWS)

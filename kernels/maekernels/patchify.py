@@ -1,17 +1,17 @@
-"""Chosen patches of a video, image or spectrogram, normalised, straight from its stored pixels.
+"""Selected patches of a video, image or spectrogram, normalised, straight from the stored pixels.
 
     out[b, k, p] = (x[b, pixel p of patch ids[b, k]] - mean[c]) / std[c]        uint8 x: x / 255 first
 
 Shapes: x [B, T, H, W, C] | [B, H, W, C] | [B, F, M], ids [B, K], out [B, K, P], P = `pt*ph*pw*C` ordered (t, h, w, c).
-Peers convert the whole clip to float, cut it into N patches and then gather K of them.
+Other implementations convert the whole clip to float, cut it into N patches and then gather K of them.
 
-Cost, with s and o the bytes of an element of x and of out:
+Cost, with s and o bytes per element of x and of out:
 
     forward    reads B K P s, writes B K P o;  2 B K P FLOPs
-    backward   reads B K P o, writes B N P s (every pixel once, 0 where no patch was chosen);  B K P FLOPs
+    backward   reads B K P o, writes B N P s (every pixel once, 0 where no patch was selected);  B K P FLOPs
 
-Bound by bytes. A row of a 16-pixel RGB patch is 48 bytes, one and a half 32-byte sectors: neighbours that are not
-chosen cost up to a third more than counted here.
+Memory-bound. A row of a 16-pixel RGB patch is 48 bytes, one and a half 32-byte sectors: neighbouring patches that are
+not selected add up to a third to the bytes counted here.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def patchify(
         x: uint8 or float; video [B, T, H, W, C] for 3 patch sizes, image [B, H, W, C] or spectrogram [B, F, M] for 2;
             with channels_first [B, C, T, H, W] or [B, C, H, W]. Any strides; 1 to 4 channels.
         ids: int32 or int64 [B, K] in [0, N); unique within a sample if `x` needs its gradient.
-        patch: (time, height, width), (height, width) or (frames, mels); divides the sizes.
-        mean, std: for each channel (spectrogram: one value).
+        patch: (time, height, width), (height, width) or (frames, mels); must divide the sizes.
+        mean, std: one value per channel (spectrogram: a single value).
         dtype: of the result.
         backend: for tests and benchmarks only: 'torch', 'native' or 'triton'.
 
@@ -93,7 +93,7 @@ def _reference(
 def _reference_backward(
     grad: Tensor, x: Tensor, ids: Tensor, patch: Sequence[int], std: Sequence[float], channels_first: bool
 ) -> Tensor:
-    """d loss / d x: the gradient of each chosen pixel over its std, 0 elsewhere."""
+    """d loss / d x: the gradient of each selected pixel divided by its std, 0 elsewhere."""
     scale = grad.new_tensor(scale_and_shift(x, std, std)[0], dtype=torch.promote_types(x.dtype, torch.float32))
     values = (grad.unflatten(2, (-1, len(std))) * scale).flatten(2)
     return scatter_patches(torch.zeros_like(x), values.to(x.dtype), ids, patch, channels_first)
@@ -105,7 +105,7 @@ def _patchify_kernel(
     GT: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     C: tl.constexpr, PACKED: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """A tile of ROWS chosen patches by CHUNK of their P elements."""
+    """A tile of ROWS selected patches by CHUNK of their P elements."""
     CHUNKS: tl.constexpr = (P + CHUNK - 1) // CHUNK
     row = tl.program_id(0) // CHUNKS * ROWS + tl.arange(0, ROWS)
     p = tl.program_id(0) % CHUNKS * CHUNK + tl.arange(0, CHUNK)
@@ -124,7 +124,7 @@ def _patchify_backward_kernel(
     GT: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     C: tl.constexpr, PACKED: tl.constexpr, N: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """A tile of ROWS patches of the whole grid: every pixel is written once, chosen or not."""
+    """A tile of ROWS patches of the whole grid: every pixel is written once, selected or not."""
     CHUNKS: tl.constexpr = (P + CHUNK - 1) // CHUNK
     row = tl.program_id(0) // CHUNKS * ROWS + tl.arange(0, ROWS)
     p = tl.program_id(0) % CHUNKS * CHUNK + tl.arange(0, CHUNK)

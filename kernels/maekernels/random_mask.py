@@ -3,24 +3,25 @@
     key_i  = a Philox word of (seed, sample, token i)                      [32 bits]
     keep   = the `num_keep` tokens with the smallest keys; ties by smaller token index
 
-Groups make structured masks: tokens of one group share their key, so a group is kept or masked as a whole, except
-that exactly `num_keep` tokens are kept always, so at most the last group is split.
+Groups define structured masks: the tokens of a group share a key, so a group is kept or masked as a whole, except that
+exactly `num_keep` tokens are always kept, so at most the last group is split.
 
     tube mask (VideoMAE)           groups[n] = n % (h * w)                  spatial position
     time / frequency mask (audio)  groups[n] = n // freq   /   n % freq     column / row of the spectrogram
     time x frequency (AudioMAE)    groups = stack([time, freq])             [2, N]
 
-With several group sets the key of a token is the maximum of its keys in the sets, so the kept tokens are those whose
-time *and* frequency keys are small. Tokens of equal group key are ordered by an own key of the token, then by index.
+With several group sets, the key of a token is the maximum of its keys in the sets, so the kept tokens are those whose
+time *and* frequency keys are small. Tokens with equal group keys are ordered by the token's own key, then by index.
 
 Shapes: B samples, N tokens, K kept. ids_keep [B, K] and ids_mask [B, N-K], int32, each ascending.
 
-Cost: writes 4 B N bytes; B N / 4 Philox blocks, and in the kernel B N more for each group set. The kernel takes one
-program for a sample and builds the key of the last kept token bit by bit, 32 counts over keys in registers (64 with
+Cost: writes 4 B N bytes; B N / 4 Philox blocks, and in the kernel B N more for each group set. The kernel uses one
+program per sample and builds the key of the last kept token bit by bit, with 32 counts over keys in registers (64 with
 groups), so nothing is sorted. Bound by launch latency. No gradient.
 
-Where `maekernels._C_cuda` was built, samples of up to 8192 tokens take its kernel (csrc/cuda/random_mask.h): the key of
-the last kept token in digits of 8 bits, usually two of them, and a group's word made once, not once for each token.
+If `maekernels._C_cuda` was built, samples of up to 8192 tokens use its kernel (csrc/cuda/random_mask.h): it finds the
+key of the last kept token in digits of 8 bits, usually two of them, and computes a group's word once, not once per
+token.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 
 NATIVE_LENGTH = 8192
-"""The most tokens that the kernel of csrc takes."""
+"""The maximum number of tokens that the csrc kernel supports."""
 
 
 class MaskIds(NamedTuple):
@@ -66,14 +67,14 @@ def random_mask(
     """Split the `length` tokens of each sample into `num_keep` visible and the masked rest.
 
     A pure function of (seed, sample index offset + b, length, num_keep, groups): the same on CPU and GPU, and a batch
-    split over processes gives the same masks as the whole batch.
+    split over processes gets the same masks as the whole batch.
 
     Args:
-        seed: int in [0, 2^63), or a 0-d int64 tensor on the device (which a CUDA graph can change).
+        seed: int in [0, 2^63), or a 0-d int64 tensor on the device (which can change between replays of a CUDA graph).
         offset: index of the first sample.
-        groups: None, or int32/int64 [N] or [G, N] with labels in [0, N) on the device: tokens of one label stay
+        groups: None, or int32/int64 [N] or [G, N] with labels in [0, N) on the device: tokens with the same label stay
             together (see the module).
-        device: of the result; default the seed's, or torch's default.
+        device: of the result; by default the seed's, or torch's default device.
         backend: for tests and benchmarks only: 'torch', 'native' (csrc on a CPU), 'triton' or 'cuda' (csrc).
     """
     check(batch >= 0, "batch", batch, "not negative")
@@ -108,7 +109,7 @@ def _reference(
             philox.uint32(seed, length, samples=samples, stream=philox.MASK_GROUPS + g)[:, labels.long()]
             for g, labels in enumerate(groups)
         ]
-        # [group key | own key], as signed 64 bits in the same order.
+        # [group key | own key], as signed 64-bit integers with the same order.
         key = ((torch.stack(sets).amax(0) - 2**31) << 32) | own
     if num_keep == 0 or length == 0:
         keep = torch.zeros(batch, length, dtype=torch.bool, device=seed.device)
@@ -129,14 +130,14 @@ def _copy(x: Tensor) -> Tensor:
 
 @jit
 def _word(seed, stream: tl.constexpr, sample, element):
-    """One word of each element."""
+    """One word per element."""
     w0, w1, w2, w3 = philox_words(seed, stream, sample, element // 4)
     return tl.where(element % 4 < 2, tl.where(element % 2 == 0, w0, w1), tl.where(element % 2 == 0, w2, w3))
 
 
 @jit
 def _kth_smallest(key, candidate, k, BITS: tl.constexpr):
-    """The k-th smallest (from 1) of the candidates' BITS-bit keys, built from its highest bit down."""
+    """The k-th smallest (counting from 1) of the candidates' BITS-bit keys, built from its highest bit down."""
     bit = tl.full([], 1, key.dtype) << (BITS - 1)
     found = tl.full([], 0, key.dtype)
     for _ in range(BITS):
@@ -150,7 +151,7 @@ def _kth_smallest(key, candidate, k, BITS: tl.constexpr):
 def _random_mask_kernel(
     seed_ptr, groups_ptr, keep_ptr, mask_ptr, offset, num_keep, N, GROUPS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One sample: its keys, the key of the last kept token, and the two lists in order."""
+    """One sample: its keys, the key of the last kept token, and the two ordered lists."""
     batch = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, BLOCK)
     inside = n < N
@@ -200,8 +201,8 @@ def _random_mask(
     return _reference(batch, length, num_keep, seed, offset, groups)
 
 
-# torch.library.custom_op puts a layer for autograd before every op, in Python, which takes longer than a mask does on a
-# CPU. Integers have no gradient: calls fall through it.
+# torch.library.custom_op puts a Python autograd layer in front of every op, which takes longer than a mask does on a
+# CPU. Integers have no gradient, so calls fall through it.
 _NO_GRADIENT = torch.library.Library("maekernels", "IMPL")
 for _key in ("AutogradCPU", "AutogradCUDA"):
     _NO_GRADIENT.impl("random_mask", torch.library.fallthrough_kernel, _key)

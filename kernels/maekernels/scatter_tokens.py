@@ -1,16 +1,16 @@
-"""Tokens put back to their places, the rest filled.
+"""Scatter tokens to their positions in a sequence, and fill the rest.
 
     out[b, ids[b, k], :] = values[b, k, :]        all other rows: fill
 
 Shapes: values [B, K, D], ids [B, K], fill a number or [D], out [B, N, D]. ids are unique within a sample, so a small
-kernel can invert them (token -> k or -1) and the large one writes every row of the result once, in order.
+kernel can invert them (token -> k or -1), and the large one writes every row of the result once, in order.
 
-Cost, with s the bytes of an element:
+Cost, with s bytes per element:
 
     forward    reads B K D s, writes B N D s (and 8 B N for the inverse)
     backward   values: a gather, B K D s read and written;  fill: reads the B (N-K) D s of its rows, as many additions
 
-Bound by bytes.
+Memory-bound.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 def scatter_tokens(
     values: Tensor, ids: Tensor, length: int, fill: float | Tensor = 0.0, *, backend: str | None = None
 ) -> Tensor:
-    """Place rows of each sample in a sequence of `length`. Differentiable in `values` and in a tensor `fill`.
+    """Scatter the rows of each sample into a sequence of `length`. Differentiable in `values` and in a tensor `fill`.
 
     Args:
         values: float [B, K, D], any strides.
         ids: int32 or int64 [B, K], unique within a sample, in [0, length).
-        fill: of the other rows: a number, or a float tensor [D] (a mask token).
+        fill: value of the other rows: a number, or a float tensor [D] (a mask token).
         backend: for tests and benchmarks only: 'torch', 'native' or 'triton'.
 
     Returns:
@@ -109,7 +109,7 @@ def _scatter_kernel(
 def _fill_grad_kernel(
     grad_ptr, inverse_ptr, partial_ptr, rows, N, sb, sn, D: tl.constexpr, PART, ROWS: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """Sum over PART rows of the gradient of those rows that hold the fill, for CHUNK of D."""
+    """Sum of the gradient over those of PART rows that hold the fill, for CHUNK of D."""
     d = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     total = tl.zeros([ROWS, CHUNK], partial_ptr.dtype.element_ty)
     for first in range(0, PART, ROWS):
@@ -127,7 +127,7 @@ def _launch_scatter(values: Tensor, ids: Tensor, length: int, number: float, row
     out = values.new_empty((batch, length, dim))
     tile = row_tile(dim, 8192 // out.element_size())
     if row is None and values.dtype == torch.float64:
-        row = values.new_full((dim,), number)  # Triton takes Python's numbers as float32
+        row = values.new_full((dim,), number)  # Triton passes Python numbers as float32
     if out.numel():
         inverse, (sb, sk, _) = launch_inverse(ids, length), values.stride()
         fill = values if row is None else row.contiguous()
@@ -142,7 +142,7 @@ def _launch_fill_grad(grad: Tensor, ids: Tensor) -> Tensor:
     batch, length, dim = grad.shape
     grad = grad if grad.stride(2) == 1 else grad.contiguous()
     tile = row_tile(dim, 8192 // grad.element_size())
-    # Enough parts to fill a GPU, each long enough that their sums cost little.
+    # Enough parts to fill a GPU, each long enough that summing the parts is cheap.
     part = tile.rows * max(1, cdiv(batch * length, tile.rows * 512))
     parts = cdiv(batch * length, part)
     partial = grad.new_empty((parts, dim), dtype=torch.promote_types(grad.dtype, torch.float32))

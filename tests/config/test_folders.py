@@ -113,6 +113,10 @@ def test_no_folder_is_made_to_see_whether_it_can_be(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Path, "mkdir", forbidden)
     assert check_writable("OUT", tmp_path / "a" / "b")
+    (tmp_path / "leads").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path / "leads", tmp_path / "leads" / "c"):
+        with pytest.raises(ValueError, match="cannot be written: Not a directory"):
+            check_writable("OUT", path)
 
 
 def test_what_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from diffmavil.config import DataConfig
 from diffmavil.data.clips import Clip
-from diffmavil.data.overlap import shared
+from diffmavil.data.overlap import recordings, shared
 from diffmavil.data.sources import open_source, split_source
 from diffmavil.data.table import ClipTable
 
@@ -201,8 +201,12 @@ def test_links_to_one_file_are_one_recording(tmp_path: Path) -> None:
     for link, target in (("train/a.mp4", "a"), ("train/b.mp4", "b"), ("test/a.mp4", "a"), ("test/other.mp4", "c")):
         (tmp_path / link).parent.mkdir(exist_ok=True)
         (tmp_path / link).symlink_to(tmp_path / "pool" / f"{target}.mp4")
-    for root, both in (("train", ["a.mp4"]), ("pool", ["a.mp4", "other.mp4"])):
-        split = split_source(data(tmp_path / root, eval_root=str(tmp_path / "test")))
+    for train, test, both in (
+        ("train", "test", ["a.mp4"]),
+        ("pool", "test", ["a.mp4", "other.mp4"]),
+        ("test", "pool", ["a.mp4", "c.mp4"]),
+    ):
+        split = split_source(data(tmp_path / train, eval_root=str(tmp_path / test)))
         assert [Path(clip.path).name for clip in shared(split.train.clips, split.held_out.clips)] == both
 
 
@@ -218,6 +222,18 @@ def test_a_recording_under_two_suffixes_is_on_one_side(tmp_path: Path) -> None:
     assert "20 files differ from another one in their suffix alone: both are on one side" in train.note
     alone = touch(tmp_path / "alone", *(f"{i}.mp4" for i in range(40)))
     assert "suffix" not in split_source(data(alone)).train.note
+
+
+def test_where_no_hash_is_low_a_recording_is_held_out_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{i}.{suffix}" for i in range(10) for suffix in ("mp4", "webm")]
+    monkeypatch.setattr("diffmavil.data.sources.hash_share", lambda name: 0.5 + int(Path(name).stem) / 100)
+    _, held_out = split_source(data(touch(tmp_path, *names)))
+    assert sorted(Path(clip.path).name for clip in held_out.clips) == ["0.mp4", "0.webm"]
+
+
+def test_what_follows_a_dot_in_a_name_is_no_suffix_of_a_recording() -> None:
+    names = ["take.1", "take.2", "a 10.00", "a.MP4", "a.wav", "b/a.wav"]
+    assert recordings(names) == {name: "a.MP4" if name == "a.wav" else name for name in names}
 
 
 @pytest.mark.parametrize(

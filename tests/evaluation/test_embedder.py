@@ -260,7 +260,7 @@ def test_real_clips(model: Embedder):
         ({"video": ["a.mp4", "b.mp4"], "audio": ["a.wav"]}, r"video, audio=\(2, 1\): must be as many of both"),
         ({"video": np.zeros((4, 8, 8, 3), np.uint8)}, "fps=None: must be the frames a second"),
         ({"clips": "a.mp4", "fps": 25}, "fps=25: must be left out beside clips"),
-        ({"audio": (np.zeros(3), 16_000)}, r"audio=\[16000\]: must be clips without numbers: rates are"),
+        ({"audio": (np.zeros(3), 16_000)}, "audio='a tuple with the number 16000': must be clips: a sound is an array"),
         (
             {"audio": [(np.zeros(3), 16_000)]},
             "tuple of 2: must be an array or a tensor; rates are given",

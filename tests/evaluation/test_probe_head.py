@@ -38,6 +38,17 @@ def test_its_scores_are_those_of_the_probe_on_its_features(tuned: FinetuneConfig
     torch.testing.assert_close(model.scores(*seen).double(), probe(x), rtol=1e-3, atol=1e-4)
 
 
+def test_a_class_without_a_clip_begins_as_the_least_likely_and_no_less(
+    tuned: FinetuneConfig, clips: ClipSet, model: Classifier
+):
+    """Nothing holds its bias, which would run off to where it is never learnt."""
+    kept = replace(clips, clips=[clip for clip in clips.clips if 2 not in clip.labels])
+    assert {label for clip in kept.clips for label in clip.labels} == {0, 1}
+    probe_head.start_with_probe(model, tuned, kept, batch_size=4)
+    assert not model.head.weight[2].any()
+    assert model.head.bias[2] == model.head.bias[:2].min()
+
+
 def test_of_many_clips_some_are_chosen(
     tuned: FinetuneConfig, clips: ClipSet, model: Classifier, monkeypatch: pytest.MonkeyPatch
 ):

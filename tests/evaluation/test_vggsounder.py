@@ -38,6 +38,19 @@ def test_the_file_is_read(tmp_path):
     assert found == {"--i-y1v8Hy8_000000": {"male speech, man speaking": "A", "rain": "AV"}, "b_1": {"rain": "V"}}
 
 
+def test_clips_with_background_music_are_left_out(tmp_path):
+    header = "video_id,label,modality,background_music,static_image,voice_over\n"
+    rows = [
+        "a_1,rain,AV,True,False,False",
+        "a_1,wind,A,False,False,False",
+        "b_1,rain,V,False,False,False",
+        "c_1,rain,A",
+    ]
+    found = read_annotations(write(tmp_path, rows, header))
+    assert found.labels == {"b_1": {"rain": "V"}, "c_1": {"rain": "A"}}
+    assert found.with_music == {"a_1"}
+
+
 @pytest.mark.parametrize(
     ("header", "rows", "why"),
     [

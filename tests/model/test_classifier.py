@@ -175,6 +175,18 @@ def test_blocks_are_left_out_by_their_rate_and_weigh_1_in_the_mean(clips):
     assert not torch.equal(many["audio"][1, 0], many["audio"][1, 1])
 
 
+@pytest.mark.parametrize(("learning", "whole"), [(0, 2), (1, 1), (2, 0), (None, 0)])
+def test_frozen_blocks_are_never_left_out(clips, learning, whole):
+    """RANDOM's first block has a rate of 0, so of a depth of 2 the second tells."""
+    video, spec = clips(1)
+    model = made(replace(RANDOM, drop_path=0.4, fusion_depth=3, blocks=learning))
+    scales = model.draw(video.expand(500, -1, -1, -1, -1), spec.expand(500, -1, -1), seed=1, offset=0).scales
+    for name in ("audio", "video"):
+        assert (scales[name][:whole] == 1).all()
+        assert (scales[name][1] == 0).any() == (whole < 2)
+    assert (scales["fusion"] == 0).any()
+
+
 def test_without_drop_path_and_masks_training_sees_what_scores_see(clips):
     video, spec = clips(4)
     model = made()

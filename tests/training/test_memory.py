@@ -16,21 +16,28 @@ from tests.training.test_planner import adaptive
 
 
 def test_on_a_gpu_a_step_that_does_not_fit_is_cut_and_one_that_fits_is_left(monkeypatch):
-    gpu = World(rank=0, size=1, device=torch.device("cuda", 0))
     need = 2**30
     monkeypatch.setattr(
         "diffmavil.training.budget.memory_bytes", lambda config, video, audio, device, teacher: (need, need)
     )
 
-    def planned(gib: float, **batch):
+    def planned(gib: float, processes: int = 1, **batch):
         has = SimpleNamespace(total_memory=gib * 2**30)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: has)
         config = adaptive(**batch)
-        return resolve_batches(replace(config, train=replace(config.train, batch_size=8)), gpu).batch.at_once
+        one = World(rank=0, size=processes, device=torch.device("cuda", 0))
+        return resolve_batches(replace(config, train=replace(config.train, batch_size=8)), one).batch.at_once
 
     assert planned(11.25) == ()  # a fifth is left: 9 of 11.25, of which parameters take one
     assert planned(10.0) == (7, 7, 7, 7)
     assert planned(10.0, memory_gib=9.5) == (8, 8, 8, 8)
+    assert planned(1.5) == (1, 1, 1, 1), "an estimate that nobody asked for refuses nothing"
+    # A run that goes on has its sizes, and the passes of the machine that it is on now.
+    sizes = (16, 8, 8, 8)
+    assert planned(10.0, 2, rule="flops", sizes=sizes) == (7, 7, 7, 7)
+    assert planned(22.0, 2, rule="flops", sizes=sizes) == ()
+    assert planned(22.0, 2, rule="flops", sizes=sizes, at_once=(3, 3, 3, 3)) == ()
+    assert planned(22.0, 2, rule="flops", sizes=sizes, at_once=(3, 3, 3, 3), memory_gib=20) == (3, 3, 3, 3)
     with pytest.raises(ValueError, match=r"batch\.memory_gib=12: must be at most 10\.0, which the GPU has"):
         planned(10.0, memory_gib=12)
 

@@ -67,6 +67,18 @@ def test_a_monitor_sees_its_steps_and_its_time_is_not_that_of_training(
     assert told.index("step 3: seen") < told.index("step 3/6")
 
 
+def test_a_monitor_sees_the_last_step_too(tmp_path: Path) -> None:
+    """Whose weights are those that the rate has fallen to nothing for."""
+    seen: list[int] = []
+
+    def look(done: int) -> Observation:
+        seen.append(done)
+        return Observation({}, [])
+
+    run(tmp_path, look, probe_every=4)
+    assert seen == [4, 6]
+
+
 def test_without_an_interval_a_monitor_sees_nothing(tmp_path: Path) -> None:
     run(tmp_path, lambda done: pytest.fail("asked for nothing"))
     assert [record["step"] for record in read_metrics(tmp_path)] == [2, 4, 6]
