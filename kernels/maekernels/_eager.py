@@ -18,7 +18,7 @@ from maekernels._native import ABSENT
 
 # Private functions that torch.library itself uses to call kernels. If torch lacks them, the registered op is called.
 _BelowAutograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
-_transformed: Any = getattr(torch._C, "_are_functorch_transforms_active", None)
+_transforms_active: Any = getattr(torch._C, "_are_functorch_transforms_active", None)
 _ABLE = not ABSENT and _BelowAutograd is not None
 
 
@@ -60,7 +60,12 @@ def recorded() -> bool:
     """Whether the current call is compiled, traced or transformed rather than only executed."""
     if torch.compiler.is_compiling():  # separate and first: the compiler traces no further
         return True
-    return torch._C._get_tracing_state() is not None or _transformed is None or _transformed()
+    return torch._C._get_tracing_state() is not None or _transforms_active is None or transformed()
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func is at work, as far as torch tells. Not for code that is compiled."""
+    return _transforms_active is not None and _transforms_active()
 
 
 def _eager(args: tuple[Any, ...]) -> bool:

@@ -9,7 +9,8 @@ ranks equal those of one process. With one rank, both directions share one matri
 
 The B x N matrix is not stored. Forward: each program multiplies a tile of rows by a tile of columns and stores the
 tile's logsumexp of each row (and column), 1/64 of the matrix (and 1/64 or 1/128); a second kernel combines them.
-Backward: the softmax weights are recomputed, for strips of rows with at most 2^22 elements, and multiplied by the rows.
+Backward: the softmax weights are recomputed, for strips of rows with at most 2^22 elements, on a GPU of at least 512
+rows, and multiplied by the rows.
 On a CPU, a matrix of at most one strip is stored: this is the reference, which needs as much memory and two products
 fewer.
 
@@ -31,7 +32,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from maekernels._checks import check, check_backend, check_float, check_kernel_dtype, describe
+from maekernels._checks import check, check_backend, check_float, check_kernel_dtype, describe, run_op
 from maekernels._triton import cdiv, jit, next_power_of_2, register_cuda
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ def info_nce(a: Tensor, b: Tensor, temperature: float, *, backend: str | None = 
 
     Returns:
         float32 scalar (float64 for float64 rows).
+
+    Raises:
+        NotImplementedError: rows with a forward-mode tangent.
     """
     check_float("a", a, "[B, D]")
     check_float("b", b, "[B, D]")
@@ -67,7 +71,7 @@ def info_nce(a: Tensor, b: Tensor, temperature: float, *, backend: str | None = 
     kept = a.device.type == "cpu" and ranks * len(a) ** 2 <= _STRIP
     plain = backend == "torch" or kept
     unit, contrast = (_reference_unit, _reference_contrast) if plain else (_unit_rows, _contrast)
-    a, b = unit(a.to(wide))[0], unit(b.to(wide))[0]
+    a, b = run_op(unit, a.to(wide))[0], run_op(unit, b.to(wide))[0]
     if ranks == 1:
         return contrast(a, b, 0, temperature, True)[0]
     first = dist.get_rank() * len(a)

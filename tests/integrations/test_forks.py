@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from maekernels.integrations import MaskedPatchEmbed, masked_ids, random_masking, tube_mask
 from tests.integrations.written_maes import KINDS, OnOps, Plain
@@ -97,8 +98,18 @@ def test_masked_ids_compiles_where_the_number_is_known():
     mask = torch.rand(4, 30).argsort(dim=1) < 12
     compiled = torch.compile(lambda mask: masked_ids(mask, 12), fullgraph=True, backend="aot_eager")
     assert all(torch.equal(a, b) for a, b in zip(compiled(mask), masked_ids(mask), strict=True))
-    with pytest.raises(RuntimeError, match="must hide masked=12 tokens"):
+    with pytest.raises(RuntimeError, match="must hide `masked` tokens of every sample"):
         compiled(torch.zeros(4, 30, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "default"])
+def test_masked_ids_compiles_for_one_number_after_another(dynamic):
+    """From the second on, or at once where asked to, the compiler sees a symbol in place of the number."""
+    torch._dynamo.reset()
+    compiled = torch.compile(masked_ids, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for masked in (12, 13, 14):
+        mask = torch.rand(4, 30).argsort(dim=1) < masked
+        assert all(torch.equal(a, b) for a, b in zip(compiled(mask, masked=masked), masked_ids(mask), strict=True))
 
 
 # MaskedPatchEmbed
@@ -167,6 +178,28 @@ def test_a_convolution_that_changed_is_refused():
     nn.utils.parametrizations.weight_norm(conv)
     with pytest.raises(ValueError, match=r"must be as it was given: it is a ParametrizedConv2d"):
         embed(x, ids)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "change",
+    [
+        nn.utils.weight_norm,
+        lambda conv: prune.random_unstructured(conv, "weight", 0.5),
+        lambda conv: conv.register_forward_hook(lambda module, args, out: 2 * out),
+        lambda conv: conv.register_full_backward_hook(lambda module, before, after: None),
+    ],
+    ids=["weight_norm", "prune", "forward hook", "backward hook"],
+)
+def test_a_convolution_with_hooks_is_refused(change):
+    """They would not run, and a weight that is made in one would be out of date."""
+    conv = nn.Conv2d(3, 8, 4, 4)
+    embed = MaskedPatchEmbed(conv)
+    change(conv)
+    with pytest.raises(ValueError, match="must be as it was given: it has hooks, which would not run"):
+        embed(torch.zeros(1, 3, 8, 8), torch.zeros(1, 1).long())
+    with pytest.raises(ValueError, match="by Conv2d or Conv3d: it has hooks, which would not run"):
+        MaskedPatchEmbed(conv)
 
 
 def test_replicas_are_refused():

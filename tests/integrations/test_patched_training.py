@@ -43,6 +43,48 @@ def test_compiled_in_one_graph(name):
     assert_alike({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, expected_grads)
 
 
+@pytest.mark.filterwarnings("ignore")
+@BOTH
+def test_exported_for_batches_of_any_size(name):
+    case, other = (make_case(name, batch=batch, num_hidden_layers=1, decoder_num_hidden_layers=1) for batch in (3, 5))
+    model, size = patch(case.make(), masked=case.masked).eval(), torch.export.Dim("batch", min=2, max=64)
+    shapes = {key: {0: size} for key in case.inputs}
+    exported = torch.export.export(model, (), case.inputs, dynamic_shapes=shapes).module()
+    with torch.no_grad():
+        assert_alike(exported(**other.inputs), case.make().eval()(**other.inputs))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch.func itself
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # of torch's attention under vmap
+def test_gradients_of_each_sample():
+    """torch.func, for which our ops have no rules: transformers' own code computes it."""
+    case = make_case("vit_mae")
+    found = []
+    for model in (patch(case.make()), case.make()):
+        weights = {name: p.detach() for name, p in model.named_parameters()}
+
+        def loss(weights, pixels, noise, model=model):
+            inputs = {"pixel_values": pixels[None], "noise": noise[None]}
+            return torch.func.functional_call(model, weights, (), inputs).loss
+
+        found.append(torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, *case.inputs.values()))
+    assert_alike(*found)
+    assert all(len(grad) == 3 for grad in found[0].values())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # of torch.func itself
+@BOTH
+def test_gradients_by_torch_func(name):
+    case = make_case(name)
+    model = patch(case.make())
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    def loss(weights):
+        return torch.func.functional_call(model, weights, (), case.inputs).loss
+
+    assert_alike(torch.func.grad(loss)(weights), run(case.make(), case.inputs)[1])
+
+
 @BOTH
 def test_saved_and_loaded(name, tmp_path: Path):
     case = make_case(name)

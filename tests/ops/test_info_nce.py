@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.multiprocessing.spawn import spawn
 
 from maekernels import info_nce
@@ -170,6 +171,20 @@ def test_export():
 
     a, b = make(8, 16)
     assert_same(torch.export.export(Contrast(), (a, b)).module()(b, a), info_nce(b, a, 0.1))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch.func.jvp itself
+@pytest.mark.parametrize("kept", [True, False], ids=["stored matrix", "strips"])
+def test_forward_mode_is_refused_and_not_silently_nothing(kept, monkeypatch):
+    monkeypatch.setattr(sys.modules["maekernels.info_nce"], "_STRIP", 2**22 if kept else 1)
+    a, b = make(8, 16)
+    for loss, x in ((lambda x: info_nce(x, b, 0.1), a), (lambda x: info_nce(a, x, 0.1), b)):
+        with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
+            torch.func.jvp(loss, (x,), (x,))
+        with forward_ad.dual_level():
+            assert_same(loss(x), info_nce(a, b, 0.1))
+            with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
+                loss(forward_ad.make_dual(x, x))
 
 
 def one_rank(rank: int, file: str, out: str) -> None:

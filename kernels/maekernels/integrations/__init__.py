@@ -1,9 +1,9 @@
-"""The ops in other people's masked autoencoders.
+"""The ops in existing masked autoencoders.
 
     patch(model), unpatch(model)     transformers' ViTMAEForPreTraining and VideoMAEForPreTraining; timm's ViT blocks
-    random_masking, MaskedPatchEmbed, tube_mask     what a fork of MAE, AudioMAE or VideoMAE calls instead of its own
+    random_masking, MaskedPatchEmbed, tube_mask     replace a fork's own code of MAE, AudioMAE or VideoMAE
 
-Needs torch alone: a peer's package is looked at only when a model of it is given. See docs/integrations.md.
+Needs only torch: transformers or timm is accessed only when one of its models is given. See docs/integrations.md.
 """
 
 from maekernels.integrations._patching import patch, unpatch

@@ -1,10 +1,11 @@
-"""One more attention function of transformers, for the modules of one model.
+"""An additional attention function for transformers, for the modules of one model.
 
-transformers picks a function by the name in a module's config. The modules of a patched model see their config through
-`SeenConfig`, which gives our function's name where the model asks for "sdpa": the config itself, which other models may
-share and which is saved, stays as it is. A model that asks for "eager", "flash_attention_2" or another gets it.
+transformers selects a function by the name in a module's config. The modules of a patched model see their config
+through `SeenConfig`, which returns our function's name where the model asks for "sdpa". The config itself, which is
+saved and may be shared with other models, is unchanged. A model that asks for "eager", "flash_attention_2" or another
+function gets that one.
 
-Ours differs from transformers' sdpa on a CPU in half precision alone, and there for shapes for which it is faster.
+Ours differs from transformers' sdpa only in half precision on a CPU, for shapes where it is faster.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NAME = "maekernels"
 
 
 class SeenConfig:
-    """A config with our attention in the place of sdpa. A pickle of it is the config, and is read without us."""
+    """A config with our attention in place of sdpa. It pickles as the plain config, which loads without our package."""
 
     def __init__(self, config: Any) -> None:
         self.__dict__["config"] = config
@@ -33,7 +34,7 @@ class SeenConfig:
         return NAME if name == "sdpa" else name
 
     def __getattr__(self, name: str) -> Any:
-        # Copying and pickling ask before there is a config.
+        # Copying and pickling look up attributes before there is a config.
         if name == "config" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.config, name)
@@ -59,9 +60,9 @@ def attention_forward(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """In transformers' terms: query [B, H, N, D] and so on -> [B, N, H, D], and no weights, as its sdpa.
+    """In transformers' layout: query [B, H, N, D] and so on -> [B, N, H, D], and no weights, like its sdpa.
 
-    Where ours is not faster, or does not have it (masks, dropout, causality, another scale), transformers' own sdpa.
+    Calls transformers' own sdpa if ours is not faster or lacks a feature (masks, dropout, causality, another scale).
     """
     if not (wins(query, key) and _plain(module, query, key, value, attention_mask, dropout, scaling, is_causal)):
         sdpa = _functions()["sdpa"]
@@ -91,17 +92,17 @@ def _plain(
 
 
 def _functions() -> Any:
-    # Loaded by whoever has such a model; torch.compile does not trace an import.
+    # Already loaded if there is such a model; torch.compile does not trace an import.
     return sys.modules["transformers.modeling_utils"].ALL_ATTENTION_FUNCTIONS
 
 
 def replace_attention(modules: list[nn.Module]) -> None:
-    """Let these modules of transformers, which choose a function by their config, take ours for sdpa."""
+    """Make these transformers modules, which select a function by their config, use ours for sdpa."""
     if NAME not in _functions():
         _functions().register(NAME, attention_forward)
     for module in modules:
-        restore_attention(module)  # a part of another patched model
-        module.__dict__["config"] = SeenConfig(module.config)  # as it was held, past nn.Module's own attributes
+        restore_attention(module)  # it may be part of another patched model
+        module.__dict__["config"] = SeenConfig(module.config)  # stored as before, bypassing nn.Module.__setattr__
 
 
 def restore_attention(module: nn.Module) -> None:

@@ -1,12 +1,11 @@
-"""Whether a function of another package is one that was read before its replacement was written.
+"""Whether a function of another package is one that was reviewed when its replacement was written.
 
-A fingerprint is a hash of a function's code: its parameters' names and the words of its body, without docstring,
-comments and layout, the same on every Python. The defaults of parameters are not in it. Versions are not compared: a
-release that did not change what is replaced is known, and one that did is not.
+A fingerprint is a hash of a function's code: its parameter names and the tokens of its body, without docstring,
+comments and layout, identical on every Python version. Parameter defaults are not included. Versions are not compared:
+a release that did not change the replaced code is accepted, and one that did is not.
 
-What is hashed is the function under its decorators, which a replacement takes away with it: those of the packages
-themselves (a tuple or an output object, recorded hidden states) the replacements have too; anyone else's are found by
-`foreign_wrapper`.
+The hash is of the function beneath its decorators, which the replacement removes as well: the replacements cover those
+of the packages themselves (a tuple or an output object, recorded hidden states); `foreign_wrapper` detects any others.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ _LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tok
 
 
 def fingerprint(function: Callable[..., Any]) -> str:
-    """Of the function under its decorators. Raises `OSError` where there is no source."""
+    """The fingerprint of the function beneath its decorators. Raises `OSError` if there is no source."""
     return of_source(inspect.getsource(inspect.unwrap(function)))
 
 
 def foreign_wrapper(function: Callable[..., Any]) -> str | None:
-    """The module that wrote a wrapper around the function, if it is of none of the PACKAGES.
+    """The module that defines a wrapper around the function, if it belongs to none of the PACKAGES.
 
-    Told by its globals: `functools.wraps` gives a wrapper the `__module__` of what it wraps.
+    Identified by its globals: `functools.wraps` gives a wrapper the `__module__` of the function that it wraps.
     """
     while (inner := getattr(function, "__wrapped__", None)) is not None:
         where = getattr(function, "__globals__", {}).get("__name__", type(function).__module__)
@@ -53,5 +52,5 @@ def of_source(source: str) -> str:
     lines = source.splitlines(keepends=True)[body[0].lineno - 1 :]
     tokens = tokenize.generate_tokens(io.StringIO(textwrap.dedent("".join(lines))).readline)
     words = "".join(token.string for token in tokens if token.type not in _LAYOUT)
-    # From Python 3.12 on an f-string is several tokens, without the spaces between them.
+    # From Python 3.12 on, an f-string is several tokens, without the spaces between them.
     return hashlib.sha256(f"{names}{''.join(words.split())}".encode()).hexdigest()[:16]

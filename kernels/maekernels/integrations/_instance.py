@@ -1,11 +1,11 @@
-"""Another `forward` for one module object, and the way back.
+"""Replace `forward` on a single module object, and undo it.
 
-The replacement lives in the object's own `__dict__`: its class, and other models of it, stay as they are, and so do the
-names of a state_dict. What was there before is the class's own `forward`, or the module is refused.
+The replacement is stored in the object's own `__dict__`: its class, other models of that class and the keys of a
+state_dict are unchanged. If the object's `forward` was not the class's own before, the module is refused.
 
-A method in an object's `__dict__` is bound to that object, and so are copies of the dictionary. With `forward` go three
-methods that copying asks an object for: a deep copy and a replica of DataParallel get the replacement bound to
-themselves, a pickle and a shallow copy go without it.
+A method in an object's `__dict__` is bound to that object, and copies of the dictionary keep that binding. Therefore
+three methods that copying looks up are set along with `forward`: a deep copy and a DataParallel replica get the
+replacement bound to themselves; a pickle and a shallow copy do not include it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Forward = Callable[..., Any]
 
 
 def check_parts(parts: Mapping[str, nn.Module], known: Mapping[str, Sequence[str]], versions: str) -> None:
-    """Every method of `known`, named "Part.method", is of known code and nobody replaced it, or `ValueError`."""
+    """Raise `ValueError` unless every method of `known`, named "Part.method", has known code and is not replaced."""
     for name, codes in known.items():
         part, method = name.split(".")
         check_known(type(parts[part]), method, codes, versions)
@@ -34,7 +34,7 @@ def check_parts(parts: Mapping[str, nn.Module], known: Mapping[str, Sequence[str
 
 
 def check_known(owner: type, method: str, known: Sequence[str], versions: str) -> None:
-    """`owner.method` is code that the replacement was written for, as in `versions` of its package, or `ValueError`."""
+    """Raise `ValueError` unless `owner.method` is code that the replacement was written for, as in `versions`."""
     function = getattr(owner, method, None)
     allowed = f"code that this patch was written for, as in {versions}"
     check(function is not None, "model", f"{owner.__name__} without {method}", allowed)
@@ -54,29 +54,29 @@ def _package(owner: type) -> str:
 
 
 def check_untouched(module: nn.Module, method: str) -> None:
-    """Nobody else replaced this method of the module."""
+    """Check that nobody else has replaced this method of the module."""
     allowed = "as its package made it" + (": patch it first" if method == "forward" else ", for it would not be called")
     check(not overridden(module, method), "model", f"{type(module).__name__} whose {method} was replaced", allowed)
 
 
 def overridden(module: nn.Module, *methods: str) -> bool:
-    """Whether the object has another such method than its class."""
+    """Whether the object overrides one of these methods of its class."""
     for method in methods:
         own = module.__dict__.get(method)
-        # transformers 4.57 leaves the class's own forward there after it has recorded hidden states.
+        # transformers 4.57 leaves the class's own forward there after recording hidden states.
         if own is not None and getattr(own, "__func__", None) is not getattr(type(module), method, None):
             return True
     return False
 
 
 def replace_forward(module: nn.Module, forward: Forward) -> None:
-    """`forward(module, ...)` instead of the class's, with its signature, which transformers' Trainer reads."""
+    """Use `forward(module, ...)` instead of the class's, with its signature, which transformers' Trainer inspects."""
 
     def replaced(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return forward(self, *args, **kwargs)
 
     replaced.__name__ = replaced.__qualname__ = "forward"
-    # Not `functools.wraps`: accelerate follows __wrapped__ to the end when it takes its own wrapper off.
+    # Not `functools.wraps`: accelerate follows __wrapped__ to the end when it removes its own wrapper.
     replaced.__signature__ = inspect.signature(type(module).forward)  # type: ignore[attr-defined]
     replaced.__doc__ = type(module).forward.__doc__
     _bind(module, {"forward": _marked(replaced)} | _COPYING)
@@ -97,7 +97,7 @@ def _bind(module: nn.Module, functions: Mapping[str, Forward]) -> None:
 
 
 def _replaced(module: nn.Module) -> dict[str, Forward]:
-    """What of ours the object has, unbound."""
+    """Our functions that are set on the object, unbound."""
     own = {name: value for name, value in vars(module).items() if isinstance(value, MethodType)}
     return {name: value.__func__ for name, value in own.items() if is_ours(value)}
 
@@ -131,13 +131,13 @@ _COPYING = {"_replicate_for_data_parallel": _replicate, "__deepcopy__": _deepcop
 
 
 def is_ours(forward: Any) -> bool:
-    """Ours itself, not what was wrapped around it, to which `functools.wraps` gives its attributes."""
+    """Whether this is our function itself, not a wrapper, to which `functools.wraps` copies its attributes."""
     function = getattr(forward, "__func__", forward)
     return function is not None and getattr(function, "__maekernels__", None) is function
 
 
 def check_not_wrapped(module: nn.Module) -> None:
-    """Nobody wrapped our `forward` since."""
+    """Check that nobody has wrapped our `forward` since."""
     own = module.__dict__.get("forward")
     inner = None if is_ours(own) else own
     while inner is not None and not is_ours(inner):
@@ -147,7 +147,7 @@ def check_not_wrapped(module: nn.Module) -> None:
 
 
 def has_hooks(*modules: nn.Module) -> bool:
-    """Whether somebody watches one of these modules, which then have to be called."""
+    """Whether one of these modules has hooks, so that they have to be called."""
     return any(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
         for module in modules

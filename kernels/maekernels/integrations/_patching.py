@@ -1,4 +1,4 @@
-"""`patch` and `unpatch`: which model is known, and by whom it is patched."""
+"""`patch` and `unpatch`: identify the model and apply its patch."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ VIT, VIDEO = (vit_mae.MODULE, "ViTMAEForPreTraining"), (video_mae.MODULE, "Video
 
 
 def patch(model: Model, *, masked: int | None = None, attention: bool = True) -> Model:
-    """Let a model of somebody else compute by our ops, with the same results.
+    """Make an existing model compute with our ops, with the same results.
 
-    Works on the object: its class, config, weights and their names stay as they are. Patch before DDP, torch.compile or
-    accelerate wraps the model.
+    Modifies the object only: its class, config, weights and their names are unchanged. Patch before DDP, torch.compile
+    or accelerate wraps the model.
 
     Args:
-        model: transformers' ViTMAEForPreTraining or VideoMAEForPreTraining (a subclass that leaves their methods alone
-            is one too), or any model with timm's ViT blocks.
-        masked: VideoMAE: how many tokens of each clip are hidden. With it nothing waits for the device, and a mask that
-            hides another number is an error; None reads their number from each mask.
-        attention: False leaves attention as it is. In half precision on a CPU ours is faster and less accurate
+        model: transformers' ViTMAEForPreTraining or VideoMAEForPreTraining (or a subclass that does not override their
+            methods), or any model with timm's ViT blocks.
+        masked: VideoMAE: the number of masked tokens per clip. If given, nothing waits for the device, and a mask with
+            another number is an error; None reads the number from each mask.
+        attention: False leaves attention unchanged. In half precision on a CPU, ours is faster and less accurate
             (docs/integrations.md).
 
     Returns:
         The model.
 
     Raises:
-        ValueError: a model, or a version of it, that this was not written for; nothing was changed.
+        ValueError: the model, or its version, is not supported; nothing was changed.
     """
     check(
         not any(is_ours(m.__dict__.get("forward")) for m in model.modules()), "model", _name(model), "not yet patched"
@@ -53,7 +53,7 @@ def patch(model: Model, *, masked: int | None = None, attention: bool = True) ->
 
 
 def unpatch(model: Model) -> Model:
-    """Undo `patch`: the model computes as its package made it, bit for bit. `ValueError` where it is not patched."""
+    """Undo `patch`: the model computes as its package defines it, bit for bit. `ValueError` if it is not patched."""
     for module in model.modules():
         check_not_wrapped(module)
     ours = [module for module in model.modules() if is_ours(module.__dict__.get("forward"))]

@@ -1,15 +1,16 @@
-"""transformers' VideoMAEForPreTraining on our ops: 4.57 and 5.x.
+"""transformers' VideoMAEForPreTraining with our ops: 4.57 and 5.x.
 
-    embeddings   the visible tubelets alone are cut out and embedded
-    attention    `attention`, where the config says sdpa
-    loss         `masked_mse` reads the target from the pixels: taken back to [0, 1], each channel of a tubelet by its
-                 own mean and deviation
+    embeddings   only the visible tubelets are extracted and embedded
+    attention    `attention`, if the config says sdpa
+    loss         `masked_mse` reads the target from the pixels: mapped back to [0, 1], each channel of a tubelet
+                 normalised by its own mean and deviation
 
-transformers indexes with the boolean mask, which waits for the device four times a forward, and copies its position
-tables there in each. Here the mask becomes token numbers on the device: `masked` says how many tokens each clip hides,
-and nothing waits; without it their number is read from the mask. Masks of unequal numbers are refused, where
-transformers would mix samples. A call without a mask, of another size, of a type or on a device that the ops do not
-have, or with a patch embedding that was replaced or has hooks is computed by transformers' own code.
+transformers indexes with the boolean mask, which waits for the device four times per forward pass, and each time copies
+its position tables there. Here the mask is converted to token indices on the device: `masked` is the number of masked
+tokens per clip, and nothing waits; without it, the number is read from the mask. Masks with unequal numbers per clip
+are refused, where transformers would mix samples. A call without a mask, with another size, with a dtype or device that
+the ops do not support, under torch.func, or with a patch embedding that was replaced or has hooks is computed by
+transformers' own code.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "VideoMAEDecoder.forward": ("a0060227a903dfc4", "087d28d10ef082cd"),
 }
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, by which pixels of three channels are taken back to [0, 1]."""
+"""ImageNet's, used to map pixels with three channels back to [0, 1]."""
 
 
 def replace(model: Any, masked: int | None) -> list[nn.Module]:
-    """Check and patch; returns the modules with attention. `ValueError` for what is not known."""
+    """Check and patch the model; returns its attention modules. `ValueError` if its code is unknown."""
     embeddings = model.videomae.embeddings
     parts = {
         "VideoMAEForPreTraining": model,
@@ -61,7 +62,7 @@ def replace(model: Any, masked: int | None) -> list[nn.Module]:
 
 
 def _ours(embed: Any, pixel_values: Any, mask: Any) -> bool:
-    """Clips of the model's own size with a boolean mask; what they are not is told by transformers."""
+    """Whether these are clips of the model's own size with a boolean mask; transformers reports invalid ones."""
     if not for_ops(pixel_values) or pixel_values.dim() != 5 or not embeds_plainly(embed, MODULE):
         return False
     _, frames, channels, height, width = pixel_values.shape
@@ -69,13 +70,13 @@ def _ours(embed: Any, pixel_values: Any, mask: Any) -> bool:
     fits = (channels, height, width) == (embed.num_channels, *embed.image_size)
     whole = frames % tubelet == 0 and height % rows == 0 and width % columns == 0
     tokens = frames // tubelet * (height // rows) * (width // columns)
-    shape = (len(pixel_values), embed.num_patches)
+    shape = (pixel_values.shape[0], embed.num_patches)  # len() would fix it in an export
     masked = isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == shape
     return fits and whole and tokens == embed.num_patches and masked
 
 
 def _table(owner: Any, device: torch.device) -> Tensor:
-    """The positions [N, D], once moved to the device and kept there."""
+    """The position table [N, D], moved to the device once and kept there."""
     if owner.position_embeddings.device != device:
         owner.position_embeddings = owner.position_embeddings.to(device)
     return owner.position_embeddings[0].detach()
@@ -140,5 +141,5 @@ def _loss(self: Any, pixel_values: Tensor, logits: Tensor, ids_mask: Tensor) -> 
     loss = masked_mse(logits, pixel_values.movedim(2, -1), ids_mask, patch, mean, std, "channel" if norm else False)
     if torch.is_autocast_enabled(logits.device.type):
         return loss
-    # torch's MSELoss gives the type of its inputs.
+    # torch's MSELoss returns the dtype of its inputs.
     return loss.to(torch.promote_types(logits.dtype, pixel_values.dtype))

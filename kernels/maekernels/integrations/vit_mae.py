@@ -1,13 +1,13 @@
-"""transformers' ViTMAEForPreTraining on our ops: 4.57, 5.0 and on, and the rewrite from 5.17 on.
+"""transformers' ViTMAEForPreTraining with our ops: 4.57, 5.0 and later, and the rewrite from 5.17 on.
 
-    embeddings   noise, argsort as before; the visible patches alone are cut out and embedded; positions gathered alike
-    attention    `attention`, where the config says sdpa
-    decoder      `scatter_tokens` puts tokens, class token and mask tokens in their places in one pass
-    loss         `masked_mse` reads the target from the pixels; no patch is copied that is not masked
+    embeddings   noise and argsort as before; only the visible patches are extracted and embedded, likewise positions
+    attention    `attention`, if the config says sdpa
+    decoder      `scatter_tokens` writes tokens, class token and mask tokens to their positions in one pass
+    loss         `masked_mse` reads the target from the pixels; only masked patches are copied
 
-Masks come from torch's generator exactly as before: a seed gives the run it gave without the patch. A call of another
-size, with `interpolate_pos_encoding`, of a type or on a device that the ops do not have, or with a part that was
-replaced or a patch embedding that has hooks is computed by transformers' own code.
+Masks come from torch's generator exactly as before: a seed reproduces the run without the patch. A call with another
+size, with `interpolate_pos_encoding`, with a dtype or device that the ops do not support, under torch.func, or with a
+part that was replaced or a patch embedding that has hooks is computed by transformers' own code.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "ViTMAEDecoder.forward": ("6595ae1e3d8db230", "3a4284f1589c0599", "4a8d8cb8636d66ad"),
 }
 UNTIL_5_17 = {"ViTMAEForPreTraining.forward_loss": ("8fb8045bddd5873a",)}
-"""A method of its own until then."""
+"""A separate method until then."""
 
 
 def replace(model: Any) -> list[nn.Module]:
-    """Check and patch; returns the modules with attention. `ValueError` for what is not known."""
+    """Check and patch the model; returns its attention modules. `ValueError` if its code is unknown."""
     embeddings, decoder = model.vit.embeddings, model.decoder
     parts = {
         "ViTMAEForPreTraining": model,
@@ -56,7 +56,7 @@ def replace(model: Any) -> list[nn.Module]:
     replace_forward(model, _model_forward(sys.modules[MODULE].ViTMAEForPreTrainingOutput))
     replace_forward(embeddings, _embeddings_forward)
     replace_forward(decoder, _decoder_forward)
-    # Until 5.16 an attention module holds another, which reads the config.
+    # Until 5.16, an attention module contains another one, which reads the config.
     named = [m for m in model.modules() if type(m).__name__ in ("ViTMAESelfAttention", "ViTMAEAttention")]
     return [module for module in named if hasattr(module, "config")]
 
@@ -66,7 +66,7 @@ def _embeddings_forward(self: Any, pixel_values: Tensor, noise: Tensor | None = 
     embed = self.patch_embeddings
     if rest or any(kwargs.values()) or not _fits(embed, pixel_values) or overridden(self, "random_masking"):
         return type(self).forward(self, pixel_values, noise, *rest, **kwargs)
-    batch, length = len(pixel_values), embed.num_patches
+    batch, length = pixel_values.shape[0], embed.num_patches  # len() would fix it in an export
     keep = int(length * (1 - self.config.mask_ratio))
     if noise is None:
         noise = torch.rand(batch, length, device=pixel_values.device)
@@ -80,7 +80,7 @@ def _embeddings_forward(self: Any, pixel_values: Tensor, noise: Tensor | None = 
 
 
 def _fits(embed: Any, pixel_values: Any) -> bool:
-    """Pictures of the model's own size; what they are not is told by transformers."""
+    """Whether these are images of the model's own size; transformers reports invalid ones."""
     if not for_ops(pixel_values) or not embeds_plainly(embed, MODULE):
         return False
     height, width = embed.image_size
@@ -93,10 +93,10 @@ def _decoder_forward(self: Any, hidden_states: Tensor, ids_restore: Tensor, *res
     if rest or any(kwargs.values()) or not for_ops(hidden_states):
         return type(self).forward(self, hidden_states, ids_restore, *rest, **kwargs)
     x = self.decoder_embed(hidden_states)
-    # As torch.cat with the mask tokens would under autocast.
+    # As torch.cat with the mask tokens would do under autocast.
     x = x.to(torch.promote_types(x.dtype, self.mask_token.dtype))
     ids_keep = inverse(ids_restore)[:, : x.shape[1] - 1]
-    places = F.pad(ids_keep + 1, (1, 0))  # the class token is first and stays so
+    places = F.pad(ids_keep + 1, (1, 0))  # the class token stays first
     x = scatter_tokens(x, places, ids_restore.shape[1] + 1, self.mask_token[0, 0]) + self.decoder_pos_embed
     for layer in self.decoder_layers:
         x = layer(x)
@@ -129,7 +129,7 @@ def _model_forward(output: type) -> Any:
 
 
 def _loss(self: Any, pixel_values: Tensor, logits: Tensor, ids_restore: Tensor, keep: int) -> Tensor:
-    """Mean over masked patches: all samples have as many, so it is the mean over all their elements."""
+    """Mean over masked patches: every sample has equally many, so it is the mean over all their elements."""
     ids_mask = inverse(ids_restore)[:, keep:]
     size, channels = self.config.patch_size, self.config.num_channels
     normal = ([0.0] * channels, [1.0] * channels)
