@@ -1,7 +1,7 @@
-"""Other people's weights to ours, and ours to other people's: `python -m diffmavil.convert IN OUT [--to FORMAT]`.
+"""Convert weights of other projects to ours, and ours to theirs: `python -m diffmavil.convert IN OUT [--to FORMAT]`.
 
-IN is found out by what is in it: MAE, ViTMAE, CrossMAE, AudioMAE, VideoMAE, CAV-MAE, MAViL, or ours; a file, a folder
-as transformers has it, or a name on the Hub. docs/exchange.md tells of each what becomes of it.
+IN is recognised by its contents: MAE, ViTMAE, CrossMAE, AudioMAE, VideoMAE, CAV-MAE, MAViL, or ours; a file, a folder
+as written by transformers, or a name on the Hub. docs/exchange.md describes how each is converted.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ Format = Literal["diffmavil", "transformers", "torch-export", "onnx", "safetenso
 
 @dataclass(frozen=True)
 class Options:
-    """Weights of others to ours, and ours to others'. What was mapped, reshaped, interpolated and left over is printed;
-    nothing in a file is ever run."""
+    """Convert weights of other projects to ours, and ours to theirs. Prints what was mapped, reshaped, interpolated and
+    left over; nothing in a file is ever executed."""
 
     source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="IN")]]
     """A file, a folder with config.json, or owner/name on the Hub."""
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """NAME.safetensors, or a folder."""
     to: Format | None = None
-    """diffmavil (of others' weights the default): one file that every command takes. transformers: a video branch as
-    ViTMAE or VideoMAE. torch-export, onnx: encoders and features, or the scores of a fine-tuned model, as graphs.
-    safetensors: weights and config.json."""
+    """Output format. diffmavil (default for others' weights): one file that every command reads. transformers: a video
+    branch as ViTMAE or VideoMAE. torch-export, onnx: encoders and features, or the scores of a fine-tuned model, as
+    graphs. safetensors: weights and config.json."""
     asked: tyro.conf.OmitArgPrefixes[Asked] = field(default_factory=Asked)
 
     @property
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
         console = open_console()
         if ours:
             path = expand(options.source)
-            weights = find_weights(path) if path.is_dir() else found.weights  # of a fine-tuned run the headline's
+            weights = find_weights(path) if path.is_dir() else found.weights  # of a fine-tuned run, its headline's
             model, config = load_any(weights)
             tuned = isinstance(model, Classifier)
             allowed = "another: a fine-tuned model becomes torch-export, onnx or safetensors"
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def find(source: str) -> Found:
-    """Where the weights lie; fetched, if the source is no path here and looks like a name on the Hub."""
+    """Locate the weights; download them if the source is not a local path and looks like a name on the Hub."""
     path = expand(source)
     if not path.exists() and looks_like_hub_id(source):
         path = fetch(source)
@@ -105,9 +105,9 @@ def find(source: str) -> Found:
 def write(
     model: DiffMAViL | Classifier, config: Config, options: Options, notes: Mapping[str, str], decodes: bool
 ) -> Report | None:
-    """Write OUT; what there is to tell of it.
+    """Write OUT and return the report about it, if there is one.
 
-    notes: as of `export_weights`. decodes: the decoder was trained, and is written for transformers too.
+    notes: as in `export_weights`. decodes: the decoder was trained, and is written for transformers too.
     """
     out, to = options.out, options.to or "diffmavil"
     if to == "diffmavil":
@@ -120,13 +120,13 @@ def write(
         write_folder(model, config, out, notes)
         return None
     if to == "transformers":
-        assert isinstance(model, DiffMAViL)  # main has looked
+        assert isinstance(model, DiffMAViL)  # checked in main
         return write_transformers(model, out, decodes=decodes)
     return export_graphs(model, config, out, cast(Kind, to))
 
 
 def show(report: Report, console: Console) -> None:
-    """The table of parts, and what is left over, new, and taken for granted."""
+    """Print the table of parts, and what is left over, new, and assumed."""
     table = Table("ours", "theirs", "how", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for row in report.rows:
         table.add_row(*row)

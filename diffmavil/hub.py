@@ -1,7 +1,7 @@
 """Models to and from the Hugging Face Hub: `python -m diffmavil.hub push RUN owner/name`, `... pull owner/name OUT`.
 
-What is pushed: model.safetensors, config.json, config.yaml, and README.md, the model's card. Of the paths of data in
-them only the last names are told. `--local FOLDER` takes a folder in place of the Hub, in which owner/name is a folder.
+Pushed files: model.safetensors, config.json, config.yaml, and README.md, the model card. They contain only the last
+component of data paths. `--local FOLDER` uses a folder instead of the Hub, with owner/name as a folder inside it.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Push:
-    """Upload a model with its card; the model is made on the Hub if it is not there."""
+    """Upload a model with its card; create it on the Hub if it does not exist."""
 
     source: tyro.conf.Positional[Path]
-    """A run folder, or weights of ours."""
+    """Run folder, or weights in our format."""
     name: tyro.conf.Positional[str]
     """owner/name."""
     license: str | None = None
-    """Of the weights, as the Hub spells it: apache-2.0, cc-by-4.0 ... None: the card says that none was given."""
+    """License of the weights as the Hub spells it, e.g. apache-2.0 or cc-by-4.0. None: the card says none was given."""
     private: bool = False
-    """Make a model that only its owners see."""
+    """Create a model that only its owners see."""
     message: str = "Upload by diffmavil"
-    """Of the commit."""
+    """Commit message."""
     local: Path | None = None
-    """A folder in place of the Hub: the files go to FOLDER/owner/name, and nothing leaves this machine."""
+    """Folder to use instead of the Hub: files go to FOLDER/owner/name, and nothing leaves this machine."""
 
     def __post_init__(self) -> None:
         require(looks_like_hub_id(self.name), "name", self.name, "owner/name")
@@ -57,16 +57,16 @@ class Push:
 
 @dataclass(frozen=True)
 class Pull:
-    """Fetch a model of ours."""
+    """Download a model in our format."""
 
     name: tyro.conf.Positional[str]
     """owner/name."""
     out: tyro.conf.Positional[Path]
-    """Folder that gets its files."""
+    """Folder for its files."""
     revision: str | None = None
     """Branch, tag or commit. None: the newest."""
     local: Path | None = None
-    """A folder in place of the Hub."""
+    """Folder to use instead of the Hub."""
 
     def __post_init__(self) -> None:
         require(looks_like_hub_id(self.name), "name", self.name, "owner/name")
@@ -74,7 +74,7 @@ class Pull:
 
 @dataclass(frozen=True)
 class Options:
-    """Models to and from the Hugging Face Hub."""
+    """Push models to the Hugging Face Hub, or pull them."""
 
     what: tyro.conf.OmitSubcommandPrefixes[
         Annotated[Push, tyro.conf.subcommand("push")] | Annotated[Pull, tyro.conf.subcommand("pull")]
@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def push(options: Push) -> str:
-    """What was done, in a line."""
+    """Push a model; return a one-line summary."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         make_folder(options.source, folder, options.name, options.license)
@@ -104,7 +104,7 @@ def push(options: Push) -> str:
 
 
 def pull(options: Pull) -> str:
-    """What was done, in a line. The weights are loaded once, to see that they are ours and whole."""
+    """Pull a model; return a one-line summary. The weights are loaded once to check that they are ours and complete."""
     check_no_run("OUT", options.out)
     check_writable("OUT", options.out)
     if options.local is None:
@@ -119,14 +119,14 @@ def pull(options: Pull) -> str:
 
 
 def make_folder(source: Path, folder: Path, name: str, licence: str | None) -> None:
-    """All files of a model. Raises `UsageError` for weights that are not ours.
+    """Write all files of a model. Raises `UsageError` for weights that are not ours.
 
-    Of a fine-tuned run these are the weights of its headline, whose scores stand on the card; the last ones, without
-    scores, where those are gone or others by now.
+    For a fine-tuned run, write the weights of its headline, with their scores on the card; if they are gone or have
+    changed since, the last weights, without scores.
     """
     weights = locate(source).weights
     model, config = load_any(weights)
-    run, beside = weights.parent, source.is_dir()  # weights alone may lie beside the results of others
+    run, beside = weights.parent, source.is_dir()  # a file of weights may be next to other weights' results
     tuned = read_classification(run) if beside and isinstance(model, Classifier) else None
     best = scored_file(tuned, run) if tuned is not None else None
     if best is not None:
@@ -153,7 +153,7 @@ C = TypeVar("C", bound=Config)
 
 
 def without_paths(config: C) -> C:
-    """The config with the last names of its paths alone: what is pushed is public."""
+    """The config with only the last component of its paths: what is pushed is public."""
     data = config.data
     data = replace(
         data,

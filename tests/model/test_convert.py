@@ -238,6 +238,15 @@ def test_a_missing_file_is_not_sought_on_the_hub(tmp_path: Path, monkeypatch: py
         main(["models/mae.pth", str(tmp_path / "out")])
 
 
+def test_a_piece_of_a_model_is_refused(tmp_path: Path) -> None:
+    save_file(mae.random_state(), tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(
+        UsageError, match=r"^IN='.*-of-00002\.safetensors': is one of several pieces of a model; must be"
+    ):
+        main([str(tmp_path / "model-00001-of-00002.safetensors"), str(tmp_path / "out"), *FLAGS])
+    assert not (tmp_path / "out").exists()
+
+
 def test_mistakes_end_with_code_2_and_no_traceback(tmp_path: Path, environment: dict[str, str]) -> None:
     _code(tmp_path / "theirs.pth")
     command = [sys.executable, "-m", "diffmavil.convert", str(tmp_path / "theirs.pth"), str(tmp_path / "out")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -199,6 +200,10 @@ def test_more_frames_are_interpolated_in_time(imported: Import) -> None:
     torch.testing.assert_close(table[1], 0.75 * trained[0] + 0.25 * trained[1])
 
 
+def without_block(state: foreign.State, start: str) -> foreign.State:
+    return {name: value for name, value in state.items() if not name.startswith(start)}
+
+
 @pytest.mark.parametrize(
     ("state", "asked", "said"),
     [
@@ -214,6 +219,17 @@ def test_more_frames_are_interpolated_in_time(imported: Import) -> None:
             SMALL,
             r"has blocks\.1\.ls1\.gamma; blocks of a plain vision transformer are needed",
         ),
+        (
+            without_block(mae.random_state(depth=3), "blocks.1."),
+            SMALL,
+            r"has blocks\.2, but lacks blocks\.1\.attn\.proj\.weight; must have all of its blocks",
+        ),
+        (
+            without_block(foreign.video_mae(), "encoder.blocks.1.attn.proj."),
+            SMALL,
+            r"has encoder\.blocks\.1, but lacks",
+        ),
+        (without_block(foreign.mavil(3), "blocks_av.0."), SMALL, r"has blocks_av\.1, but lacks blocks_av\.0\."),
         (mae.random_state(), Asked(heads=5), "5 do not divide its width 48: --heads"),
         (mae.random_state(), Asked(modalities="audio"), "--modalities=audio: an image MAE .* has video alone"),
         (mae.random_state(), Asked(size=30), "video.size=30: must be a multiple"),
@@ -224,8 +240,73 @@ def test_more_frames_are_interpolated_in_time(imported: Import) -> None:
             "lacks pos_embed_v; found: ",
         ),
     ],
-    ids=["another", "no square", "no grid", "layer scale", "heads", "modality", "size", "frames", "no positions"],
+    ids=[
+        "another",
+        "no square",
+        "no grid",
+        "layer scale",
+        "block missing",
+        "last block in part",
+        "fusion block missing",
+        "heads",
+        "modality",
+        "size",
+        "frames",
+        "no positions",
+    ],
 )
 def test_what_does_not_fit_is_told(imported: Import, state: foreign.State, asked: Asked, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         imported(state, asked)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "norm_pre.weight",
+        "reg_token",
+        "embeddings.register_tokens",
+        "storage_tokens",
+        "dist_token",
+        "rel_pos_bias.relative_position_bias_table",
+        "rope.freqs",
+        "patch_embed.norm.bias",
+    ],
+)
+@pytest.mark.parametrize(
+    "source", [mae.random_state, foreign.audio_mae, foreign.mavil], ids=["MAE", "AudioMAE", "MAViL"]
+)
+def test_a_part_outside_of_the_blocks_that_changes_features_is_refused(
+    imported: Import, source: Callable[[], foreign.State], name: str
+) -> None:
+    with pytest.raises(ValueError, match=f"has {re.escape(name)}; must be a plain vision transformer"):
+        imported(source() | {name: torch.ones(48)})
+
+
+@pytest.mark.parametrize("name", ["fc_norm.weight", "head.weight", "decoder.reg_token"])
+def test_a_part_on_top_of_the_encoder_is_left_over(imported: Import, name: str) -> None:
+    found = imported(mae.random_state() | {name: torch.ones(48)})
+    assert any(line.startswith(name.removesuffix(".weight")) for line in found.report.left)
+
+
+def test_whole_numbers_that_are_no_weights_are_left_over(imported: Import) -> None:
+    more = {"num_batches_tracked": torch.tensor(3), "embeddings.position_ids": torch.arange(16)}
+    left = imported(mae.random_state() | more).report.left
+    assert more.keys() <= set(left)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_other_floats_become_float32(imported: Import, dtype: torch.dtype) -> None:
+    state = {name: value.to(dtype) for name, value in mae.random_state().items()}
+    ours = imported(state).model.state_dict()["video.encoder.blocks.1.mlp.0.weight"]
+    assert torch.equal(ours, state["blocks.1.mlp.fc1.weight"].float())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("name", ["blocks.1.attn.qkv.weight", "decoder_pos_embed"])
+def test_weights_of_another_type_are_refused(imported: Import, name: str, dtype: torch.dtype) -> None:
+    state = foreign.audio_mae()
+    state[name] = state[name].to(dtype)
+    told = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=f"{re.escape(name)} is of {told}; must be of float16, bfloat16, float32, flo"):
+        imported(state)

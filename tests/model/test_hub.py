@@ -19,6 +19,7 @@ from diffmavil.evaluation.classification import KINDS
 from diffmavil.hub import main
 from diffmavil.model import DiffMAViL
 from diffmavil.model.classifier import Classifier
+from diffmavil.model.exchange.hub import looks_like_hub_id
 from diffmavil.model.weights import export_weights, load_classifier, load_weights
 from tests.evaluation.test_evaluate import evaluation
 from tests.model import foreign
@@ -150,6 +151,25 @@ def test_a_name_must_have_an_owner(run: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit, match="2"):
         main(["push", str(run), "my-model"])
     assert "name='my-model': must be owner/name" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("name", ["../..", "me/..", "../me", "./me", "me/.", "me/..."])
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_a_name_of_dots_is_no_name(
+    run: Path, tmp_path: Path, name: str, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    argv = {"push": [str(run), name], "pull": [name, str(tmp_path / "out")]}[way]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit, match="2"):
+        main([way, *argv, "--local", str(tmp_path / "a" / "b")])
+    assert f"name='{name}': must be owner/name" in " ".join(capsys.readouterr().err.split())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["me/.hidden", "me/v1..2", "..me/model", "a.b/c.d"])
+def test_dots_in_a_name_are_fine(name: str) -> None:
+    assert looks_like_hub_id(name)
 
 
 @pytest.fixture

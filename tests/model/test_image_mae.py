@@ -279,8 +279,22 @@ _STATE = mae.random_state()
         ),
         (_STATE | {"patch_embed.proj.weight": torch.zeros(48, 1, 8, 8)}, r"not for pictures: .*\[48, 1, 8, 8\]"),
         (_STATE | {"norm.bias": torch.full((48,), torch.nan)}, "norm.bias is not finite"),
+        (_STATE | {"norm.bias": torch.ones(48, dtype=torch.int8)}, "norm.bias is of int8; must be of float16"),
+        (_without(mae.random_state(depth=3), "blocks.1.attn.proj.weight"), r"has blocks\.1, but lacks blocks\.1\.attn"),
+        (_STATE | {"norm_pre.weight": torch.ones(48)}, "has norm_pre.weight; must be a plain vision transformer"),
     ],
-    ids=["another", "part missing", "norm missing", "shape", "video", "sound", "nan"],
+    ids=[
+        "another",
+        "part missing",
+        "norm missing",
+        "shape",
+        "video",
+        "sound",
+        "nan",
+        "int8",
+        "a block between",
+        "norm before",
+    ],
 )
 def test_what_is_no_image_mae_is_refused(
     small: ModelConfig, saved: Callable[..., Path], state: mae.State, said: str

@@ -101,6 +101,13 @@ def test_what_holds_no_weights_is_refused(tmp_path: Path, content: object, said:
         read_state(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "pytorch_model-00002-of-00010.bin"])
+def test_a_piece_of_a_model_is_refused(tmp_path: Path, name: str) -> None:
+    save_file(STATE, tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name}': is one of several pieces of a model; .*give the folder"):
+        read_state(tmp_path / name)
+
+
 def test_what_is_no_file_of_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read: No such file"):
         read_state(tmp_path / "missing.pth")

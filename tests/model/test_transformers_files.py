@@ -21,6 +21,7 @@ from diffmavil.model.exchange.locate import locate
 from diffmavil.model.exchange.sources import import_weights
 from diffmavil.model.exchange.transformers_files import write_transformers
 from tests.model import foreign
+from tests.model import image_mae_files as mae
 from tests.model.foreign import close
 from tests.model.peers import randomised, transformers
 from tests.model.test_foreign_weights import clip, encoded, no_sound
@@ -221,3 +222,126 @@ def test_a_config_that_tells_another_model_is_refused(tmp_path: Path, told: str,
     (tmp_path / "config.json").write_text(told)
     with pytest.raises(ValueError, match=said):
         import_weights(locate(tmp_path), Asked())
+
+
+VIDEO: dict[str, object] = {"num_attention_heads": 3, "image_size": 32, "num_frames": 4}
+
+
+def with_table() -> foreign.State:
+    """A VideoMAE that keeps its positions: of 2 x 4 x 4 patches."""
+    return foreign.video_mae() | {"encoder.pos_embed": torch.zeros(1, 32, foreign.WIDTH)}
+
+
+def beside(
+    folder: Path, state: foreign.State, told: dict[str, object], pixels: dict[str, object] | None = None
+) -> ModelConfig:
+    """What becomes of a state beside a config.json and a preprocessor_config.json."""
+    torch.save(state, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels or {}))
+    return import_weights(locate(folder), Asked(mels=32)).config.model
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"num_hidden_layers": 12}, "num_hidden_layers=12: must be 2, as in the file"),
+        ({"hidden_size": 768}, "hidden_size=768: must be 48, as in the file"),
+        ({"intermediate_size": 3072}, "intermediate_size=3072: must be 96, as in the file"),
+        ({"num_channels": 4}, "num_channels=4: must be 3, as in the file"),
+        ({"tubelet_size": 1}, "tubelet_size=1: must be 2, as in the file"),
+        ({"patch_size": 16}, "patch_size=16: must be 8 x 8, as in the file"),
+        ({"patch_size": [8, 16]}, r"patch_size=\[8, 16\]: must be 8 x 8, as in the file"),
+        ({"patch_size": "8"}, "patch_size='8': must be a positive whole number, or two: height and width"),
+    ],
+    ids=["depth", "width", "hidden", "channels", "tubelet", "patch", "pair of patch", "text"],
+)
+def test_sizes_other_than_those_of_the_file_are_refused(tmp_path: Path, told: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=rf"IN='.*pytorch_model\.bin': config\.json beside it tells {said}$"):
+        beside(tmp_path, foreign.video_mae(), VIDEO | told)
+
+
+def test_sizes_of_the_file_are_taken(tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96, "num_channels": 3, "tubelet_size": 2}
+    config = beside(tmp_path, foreign.video_mae(), VIDEO | sizes | {"patch_size": [8, 8]})
+    assert (config.encoder.depth, config.encoder.width, config.video.patch) == (2, 48, (2, 8, 8))
+
+
+@pytest.mark.parametrize("size", [32, [32, 32], 48, [48, 48]], ids=str)
+def test_the_size_of_a_clip_may_be_a_pair(tmp_path: Path, size: int | list[int]) -> None:
+    config = beside(tmp_path, foreign.video_mae(), VIDEO | {"image_size": size})
+    assert config.video.size == (size if isinstance(size, int) else size[0])
+
+
+@pytest.mark.parametrize("size", [32, [32, 32]], ids=str)
+def test_the_size_of_a_picture_may_be_a_pair(tmp_path: Path, size: int | list[int]) -> None:
+    assert beside(tmp_path, mae.random_state(), {"num_attention_heads": 3, "image_size": size}).video.size == 32
+
+
+@pytest.mark.parametrize(
+    ("source", "told", "said"),
+    [
+        (foreign.video_mae, {"image_size": [32, 48]}, r"image_size=\[32, 48\]: must be as high as wide"),
+        (foreign.video_mae, {"image_size": [32]}, r"image_size=\[32\]: must be a positive whole number, or two"),
+        (foreign.video_mae, {"image_size": {"height": 32}}, "image_size={'height': 32}: must be a positive whole num"),
+        (mae.random_state, {"image_size": 224}, "image_size=224: must be 32 x 32, as in the file"),
+        (mae.random_state, {"image_size": [16, 64]}, r"image_size=\[16, 64\]: must be 32 x 32, as in the file"),
+        (with_table, {"num_frames": 16}, "num_frames=16: must be 4, as in the file"),
+        (with_table, {"image_size": 64}, "has 32 positions, which do not fill frames of 8 x 8 patches"),
+    ],
+    ids=["not square", "one alone", "object", "of a picture", "of a picture, pair", "frames", "of a clip's table"],
+)
+def test_another_size_of_the_input_is_refused(
+    tmp_path: Path, source: Callable[[], foreign.State], told: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        beside(tmp_path, source(), VIDEO | told)
+
+
+@pytest.mark.parametrize("told", [{}, {"image_size": [48, 32]}], ids=["not told", "time x mels"])
+def test_one_channel_is_a_spectrogram(tmp_path: Path, told: dict[str, object]) -> None:
+    grey = {"model_type": "vit_mae", "num_channels": 1, "num_attention_heads": 3}
+    config = beside(tmp_path, foreign.audio_mae(), grey | told)
+    assert (config.modalities, config.audio.frames, config.audio.mels) == ("audio", 48, 32)
+
+
+@pytest.mark.parametrize(("size", "rows"), [(64, 64), ([32, 48], 24)], ids=["grey picture", "mels x time"])
+def test_one_channel_at_another_size_is_no_spectrogram(tmp_path: Path, size: int | list[int], rows: int) -> None:
+    state = foreign.audio_mae(mel_patches=1, time_patches=rows)
+    grey = {"model_type": "vit_mae", "num_channels": 1, "num_attention_heads": 3, "image_size": size}
+    with pytest.raises(ValueError, match=r"config\.json beside it tells image_size=.*: must be \d+ x 32, time x mels"):
+        beside(tmp_path, state, grey)
+
+
+_PIXELS = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "mean", "std"),
+    [
+        ({}, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+        ({"do_normalize": True, "do_rescale": True, "rescale_factor": 0.00392}, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+        ({"do_normalize": False}, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    ],
+    ids=["not told", "normalised", "not normalised"],
+)
+def test_how_pixels_are_normalised(
+    tmp_path: Path, pixels: dict[str, object], mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    video = beside(tmp_path, foreign.video_mae(), dict(VIDEO), _PIXELS | pixels).video
+    assert (video.mean, video.std) == (mean, std)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "said"),
+    [
+        ({"do_rescale": False}, "do_rescale=False: must be True, as ours"),
+        ({"rescale_factor": 1.0}, "rescale_factor=1.0: must be 1/255, as ours"),
+        ({"rescale_factor": 1 / 127.5, "do_normalize": False}, r"rescale_factor=0\.0078.*: must be 1/255, as ours"),
+        ({"rescale_factor": "1/255"}, "rescale_factor='1/255': must be 1/255, as ours"),
+    ],
+    ids=["not rescaled", "by one", "to 0..2", "text"],
+)
+def test_pixels_on_another_scale_are_refused(tmp_path: Path, pixels: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=rf"preprocessor_config\.json beside it tells {said}"):
+        beside(tmp_path, foreign.video_mae(), dict(VIDEO), _PIXELS | pixels)

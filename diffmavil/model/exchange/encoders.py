@@ -67,7 +67,7 @@ def read_decoder(reader: Reader, names: Names, grids: Grids, encoder: EncoderCon
         return None
     root, state = theirs.patch.removesuffix("decoder_embed"), reader.state
     ours = f"{'video' if len(grids.trained) == 3 else 'audio'}.decoder"
-    table = state.named[theirs.positions][0].float()
+    table = state.look(theirs.positions)[0]
     if table[0].any():  # a position of the CLS token, which has none in our decoder
         return None
     state.take(theirs.positions)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from diffmavil.config import AudioConfig, VideoConfig
 from diffmavil.config.model import IMAGENET_MEAN, IMAGENET_STD
 from diffmavil.model.exchange.names import Names
 from diffmavil.model.exchange.reader import Grids, Reader
 from diffmavil.model.exchange.tables import square
+from diffmavil.model.exchange.told import check_area, check_told, told_side
 
 _SIZE = 224  # of all the sources
+_RESCALED, _CLOSE = 1 / 255, 1e-3  # pixels in 0..1, and how far a written factor may be off
 Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
@@ -31,6 +35,7 @@ def picture_input(reader: Reader, names: Names, spacing: float, rows: int) -> tu
         raise reader.state.refusal(
             f"patches of {height} x {width} in a square table of positions; must be as high as wide"
         )
+    check_area(reader, "image_size", side * height, side * width)
     config = _video(reader, size=side * height, frames=1, patch=(1, height, width), spacing=spacing)
     return config, Grids((1, side, side), config.grid)
 
@@ -53,6 +58,7 @@ def video_input(
             said = f"has {rows} positions, which do not fill frames of {space[0]} x {space[1]} patches"
             raise reader.state.refusal(f"{names.positions} {said}: --trained-size")
         frames = times * t
+        check_told(reader, "num_frames", frames)
     elif frames % t:
         raise reader.state.refusal(f"{frames} frames are no multiple of its tubelet's {t}: --trained-frames")
     config = _video(reader, size=size, frames=frames, patch=(t, height, width), spacing=spacing)
@@ -63,7 +69,7 @@ def _trained(reader: Reader, frames: int, known: bool) -> tuple[int, int]:
     """Size and frames that the source saw: as config.json tells, as asked, or as published."""
     found = []
     for flag, told, asked, usual in (
-        ("trained-size", reader.told.get("image_size"), reader.ask("trained_size"), _SIZE),
+        ("trained-size", told_side(reader, "image_size"), reader.ask("trained_size"), _SIZE),
         ("trained-frames", reader.told.get("num_frames"), reader.ask("trained_frames"), frames),
     ):
         value = told if isinstance(told, int) else asked or usual
@@ -86,8 +92,22 @@ def _video(reader: Reader, size: int, frames: int, patch: tuple[int, int, int], 
 
 
 def _colours(reader: Reader) -> Colours:
-    """preprocessor_config.json's, which the caller put beside config.json's; else ImageNet's."""
-    found = [reader.told.get("image_mean"), reader.told.get("image_std")]
+    """preprocessor_config.json's, which the caller put beside config.json's; else ImageNet's.
+
+    Raises:
+        ValueError: its pixels are not in 0..1 before they are normalised, as ours are.
+    """
+    told = reader.told
+    scaled, factor = told.get("do_rescale", True), told.get("rescale_factor", _RESCALED)
+    if scaled is False:
+        raise reader.state.refusal("preprocessor_config.json beside it tells do_rescale=False: must be True, as ours")
+    if not isinstance(factor, int | float) or not math.isclose(factor, _RESCALED, rel_tol=_CLOSE):
+        raise reader.state.refusal(
+            f"preprocessor_config.json beside it tells rescale_factor={factor!r}: must be 1/255, as ours"
+        )
+    if told.get("do_normalize") is False:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    found = [told.get("image_mean"), told.get("image_std")]
     if all(isinstance(one, list) and len(one) == 3 for one in found):
         mean, std = (tuple(float(x) for x in one) for one in found)  # type: ignore[union-attr]  # lists, as just seen
         return mean, std  # type: ignore[return-value]  # of three

@@ -8,14 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_ID = re.compile(r"(?!\.+/)[\w.-]+/(?!\.+\Z)[\w.-]+")
 _FILES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".tar")
 _READ = ["*.json", "*.safetensors", "*.bin"]
 """Of what lies beside the weights, what is read."""
 
 
 def looks_like_hub_id(name: str) -> bool:
-    """Whether it is of the kind owner/name, and not of the kind folder/file.pth."""
+    """Whether it is of the kind owner/name, and not of the kind folder/file.pth or ../folder."""
     return _ID.fullmatch(name) is not None and not name.endswith(_FILES)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffmavil.config import EncoderConfig
 from diffmavil.model.exchange.names import KNOWN, ORIGINAL, Names, find_names
 from diffmavil.model.exchange.state import Tensors, described, refusal
-from diffmavil.model.exchange.vit import ENDS, depth_of, hidden_of, take_block
+from diffmavil.model.exchange.vit import ENDS, check_outside, hidden_of, take_block, whole_depth
 
 _A_PART = "attn.proj.weight"  # by which a block is known
 
@@ -65,7 +65,7 @@ def read_image_encoder(path: Path) -> ImageEncoder:
 
     Raises:
         ValueError: nothing that can be read there, not an image MAE, or one whose parts are missing, do not fit each
-            other or are not finite.
+            other, are not finite, or are more than a plain vision transformer has.
     """
     state = Tensors(path)
     names = find_names(state)
@@ -77,17 +77,19 @@ def read_image_encoder(path: Path) -> ImageEncoder:
         shape = f"{list(kernel.shape)}; must be [width, 3, height, width of a patch]"
         raise refusal(path, f"is not for pictures: {names.patch}.weight is {shape}")
     width, hidden = len(kernel), hidden_of(state, names)
-    return ImageEncoder(
+    image = ImageEncoder(
         path,
         names,
         kernel,
         bias=state.take(f"{names.patch}.bias", (width,)),
         cls=state.take(names.cls, (1, 1, width)),
         norm={end: state.take(f"{names.norm}.{end}", (width,)) for end in ENDS},
-        blocks=[take_block(state, names, number, width, hidden) for number in range(depth_of(state, names))],
+        blocks=[take_block(state, names, number, width, hidden) for number in range(whole_depth(state, names))],
         heads=None if names is ORIGINAL else _heads(path),
         left=state.left,
     )
+    check_outside(state)
+    return image
 
 
 def _heads(path: Path) -> int | None:

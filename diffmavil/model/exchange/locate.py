@@ -13,7 +13,7 @@ from diffmavil.model.exchange.state import refusal
 CONFIG_JSON, PREPROCESSOR_JSON = "config.json", "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
 _WEIGHTS = (WEIGHTS, "pytorch_model.bin")
-_TOLD = ("image_mean", "image_std")
+_TOLD = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from diffmavil.model.exchange.names import Names
 from diffmavil.model.exchange.report import AS_IT_IS, Report, groups, span
 from diffmavil.model.exchange.state import Tensors
 from diffmavil.model.exchange.tables import resize_table
-from diffmavil.model.exchange.vit import ENDS, depth_of, hidden_of, take_block, without_bias
+from diffmavil.model.exchange.vit import ENDS, check_outside, hidden_of, take_block, whole_depth, without_bias
 
 _WIDE = (1280, 1408)  # the published widths, of 16 heads, whose heads are not 64 wide: huge and VideoMAE V2's giant
 _HEAD, _DECODER_HEAD = 64, 32
@@ -193,10 +193,14 @@ class Reader:
         return float(told) if isinstance(told, int | float) else usual
 
     def depth(self, names: Names) -> int:
-        return depth_of(self.state, names)
+        return whole_depth(self.state, names)
 
     def finish(self, why: Sequence[tuple[str, str]] = ()) -> None:
-        """Tell what is left over. why: the beginning of a group's name, and the reason to tell."""
+        """Tell what is left over; `ValueError` if features depend on it.
+
+        why: the beginning of a group's name, and the reason to tell.
+        """
+        check_outside(self.state)
         for group in groups(self.state.left):
             reason = next((reason for start, reason in why if group.startswith(start)), None)
             self.report.left.append(f"{group}: {reason}" if reason else group)

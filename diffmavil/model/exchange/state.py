@@ -24,6 +24,10 @@ _SHOWN = 6
 _HEADER_AT = 8  # of safetensors: the length of the header, then the header, which is JSON
 _NESTS = ("model", "module", "state_dict")
 """Under which training code keeps the weights, beside its optimiser."""
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What weights may be kept in."""
+_PIECE = re.compile(r"-\d{5}-of-\d{5}")
+"""In the name of a file that holds one piece of a model."""
 _WRAPPED = "module."
 """What torch's DataParallel puts before every name."""
 
@@ -42,6 +46,10 @@ def described(state: Mapping[Any, Any]) -> str:
 
 def _kind(value: object) -> str:
     return str(list(value.shape)) if isinstance(value, Tensor) else f"({type(value).__name__})"
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class Tensors:
@@ -65,15 +73,22 @@ class Tensors:
         return self.named[key].dim() if key in self.named else 0
 
     def take(self, key: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        """float32; `ValueError` if it is not there, of another shape, or not finite."""
+        """float32; `ValueError` if it is not there, of another kind or shape, or not finite."""
+        tensor = self.look(key, shape)
+        self.taken.add(key)
+        return tensor
+
+    def look(self, key: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """What `take` gives; it does not count as taken."""
         if key not in self.named:
             raise self.refusal(f"lacks {key}; found: {described(self.named)}")
         tensor = self.named[key]
+        if tensor.dtype not in _FLOATS:
+            raise self.refusal(f"{key} is of {_dtype(tensor.dtype)}; must be of {', '.join(map(_dtype, _FLOATS))}")
         if shape is not None and tensor.shape != shape:
             raise self.refusal(f"{key} is {list(tensor.shape)}; must be {list(shape)} beside the other parts")
         if not tensor.isfinite().all():
             raise self.refusal(f"{key} is not finite")
-        self.taken.add(key)
         return tensor.float()
 
     def take_all(self, keys: Iterable[str], shape: tuple[int, ...]) -> Tensor:
@@ -89,8 +104,12 @@ def read_state(path: Path, argument: str = "init") -> dict[str, Tensor]:
     """Name -> tensor on the CPU; of a file that nests them under "model" or the like, as MAE's do, what is inside.
 
     Raises:
-        ValueError: no such file, damaged, neither safetensors nor torch's, no tensors in it, or code in it.
+        ValueError: no such file, damaged, neither safetensors nor torch's, no tensors in it, code in it, or one piece
+            of a model by its name.
     """
+    if _PIECE.search(path.name):
+        why = "is one of several pieces of a model; must be all of it: join the pieces, and give the folder"
+        raise refusal(path, why, argument)
     try:
         with path.open("rb") as file:
             head = file.read(_HEADER_AT + 8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,11 @@ from diffmavil.model.exchange.names import CAV_MAE_FUSION, Names
 from diffmavil.model.exchange.state import Tensors
 
 ENDS = ("weight", "bias")
+_OUTSIDE = re.compile(
+    r"(?!decoder)(?:.*\.)?(?:norm_pre|reg_token|register_tokens|storage_tokens|dist_token|distillation_token"
+    r"|rel_pos_bias|rope\w*|patch_embed\w*\.norm)(?:\..*)?"
+)
+"""Parts of other vision transformers, outside their blocks, that change features."""
 
 
 def depth_of(state: Tensors, names: Names) -> int:
@@ -16,6 +23,18 @@ def depth_of(state: Tensors, names: Names) -> int:
     depth = 0
     while names.keys(depth, "attn.proj.weight")[0] in state:
         depth += 1
+    return depth
+
+
+def whole_depth(state: Tensors, names: Names) -> int:
+    """How many blocks there are. Raises `ValueError` if one is missing below others."""
+    depth = depth_of(state, names)
+    block = re.compile(re.escape(names.block).replace(r"\{\}", "([0-9]+)") + r"\.")
+    numbers = {int(found[1]) for found in map(block.match, state.named) if found}
+    beyond = sorted(numbers - set(range(depth)))
+    if beyond:
+        missing = names.keys(depth, "attn.proj.weight")[0]
+        raise state.refusal(f"has {names.block.format(beyond[0])}, but lacks {missing}; must have all of its blocks")
     return depth
 
 
@@ -53,6 +72,14 @@ def take_block(state: Tensors, names: Names, number: int, width: int, hidden: in
     for part in ("norm1", "norm2"):
         block |= {f"{part}.{end}": state.take_all(names.keys(number, f"{part}.{end}"), (width,)) for end in ENDS}
     return block
+
+
+def check_outside(state: Tensors) -> None:
+    """Raise `ValueError` for a part outside of the blocks that changes features, as `take_block` for one inside."""
+    found = [key for key in state.left if _OUTSIDE.fullmatch(key)]
+    if found:
+        told = ", ".join(found)
+        raise state.refusal(f"has {told}; must be a plain vision transformer, which has no such parts")
 
 
 def _bias(state: Tensors, names: Names, number: int, part: str, length: int) -> Tensor:
