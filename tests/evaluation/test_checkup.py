@@ -301,9 +301,9 @@ def test_the_preset_is_told_by_the_settings(tmp_path: Path, name: str) -> None:
     [
         (["absent"], "RUN absent: no such folder"),
         (["run", "--preset", "mavil-huge"], "--preset='mavil-huge': must be one of mavil-tiny"),
-        (["empty"], "data.root='empty'"),
+        (["empty"], "RUN empty: holds no run"),
     ],
-    ids=["no folder", "no preset", "neither a run nor clips"],
+    ids=["no folder", "no preset", "no run"],
 )
 def test_bad_input(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str

@@ -203,11 +203,11 @@ def test_a_run_is_the_same_bit_for_bit_with_and_without(probed: Path, train, tmp
 
 
 def test_what_was_seen_stands_in_its_steps_records_tensorboard_and_report(probed: Path):
-    assert list(probes(probed)) == [3, 6]
+    assert list(probes(probed)) == [3, 6, 8]  # of eight steps, the last too
     assert all(seen.keys() == STATISTICS | NEIGHBOURS for seen in probes(probed).values())
     board = EventAccumulator(str(probed / "tensorboard"))
     board.Reload()
-    assert [event.step for event in board.Scalars("probe/knn/fused")] == [3, 6]
+    assert [event.step for event in board.Scalars("probe/knn/fused")] == [3, 6, 8]
     page = write_report(probed).read_text()
     assert "Features while training" in page
     assert "effective rank" in page
@@ -226,6 +226,6 @@ def test_a_resumed_run_sees_the_same(probed: Path, train, tmp_path: Path):
 def test_of_two_processes_one_looks_and_the_other_waits(probed: Path, train, tmp_path: Path):
     folder = tmp_path / "two"
     train(folder, *PROBES, nproc=2)
-    assert probes(folder).keys() == {3, 6}
+    assert probes(folder).keys() == {3, 6, 8}
     for step, seen in probes(folder).items():
         assert seen == pytest.approx(probes(probed)[step], rel=1e-3, abs=0.2), step
