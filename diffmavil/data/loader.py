@@ -179,6 +179,8 @@ class Loader:
         if batch.later:
             try:
                 batch = replace(batch, video=self._decode_later(batch.later), later=[])
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:  # DALI does not say which
                 named = ", ".join(batch.paths[:_NAMED])
                 raise RunError(

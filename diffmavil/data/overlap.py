@@ -27,7 +27,7 @@ class Files:
 
     def __init__(self) -> None:
         self._real: dict[str, str] = {}
-        self._linked: dict[str, str] = {}
+        self._links: dict[str, frozenset[str]] = {}
 
     def __call__(self, clip: Clip) -> File:
         stored = clip.stored
@@ -37,12 +37,22 @@ class Files:
         return self._real[folder], name
 
     def target(self, clip: Clip) -> str:
-        """The file of a clip; of a link to a file, what that leads to. Each path is looked at once."""
+        """The file of a clip; of a link to a file, what that leads to."""
         if clip.stored is not None:
             return file_of(clip)
-        if clip.path not in self._linked:
-            self._linked[clip.path] = os.path.realpath(clip.path) if os.path.islink(clip.path) else clip.path
-        return self._linked[clip.path]
+        folder, name = os.path.split(clip.path)
+        if folder not in self._links:  # a folder at once: millions of files are not asked one by one
+            self._links[folder] = _links_in(folder)
+        return os.path.realpath(clip.path) if name in self._links[folder] else clip.path
+
+
+def _links_in(folder: str) -> frozenset[str]:
+    """Names of the symbolic links in a folder; none where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_symlink())
+    except OSError:
+        return frozenset()
 
 
 def shared(train: Iterable[Clip], judged: Sequence[Clip]) -> list[Clip]:

@@ -73,12 +73,10 @@ def resolve_batches(config: Config, peers: World, teacher: ModelConfig | None = 
         )
         config = replace(config, batch=replace(batch, multiple=multiple))
         config = replace(config, batch=peers.from_main(_planned(config, peers, teacher)))
-    elif peers.device.type == "cuda" and not _limited(batch):
-        # On resume: another number of processes, or another GPU, needs other passes.
-        counts = stretch_counts(config)
-        at_once = peers.main_only(lambda: _fitting(config, counts, peers.device, teacher))
-        sizes = batch.sizes or (config.train.batch_size,) * len(counts)
-        at_once = _needed(batch, at_once, [size // peers.size for size in sizes])
+    elif peers.device.type == "cuda" and not batch.at_once and not _limited(batch):
+        # Sizes that fitted as a whole may not, on fewer processes or on another GPU.
+        at_once = peers.main_only(lambda: _fitting(config, stretch_counts(config), peers.device, teacher))
+        at_once = _needed(batch, at_once, [size // peers.size for size in batch.sizes])
         config = replace(config, batch=replace(batch, at_once=at_once))
     check_processes(config, peers.size)
     return config

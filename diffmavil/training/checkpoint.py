@@ -59,8 +59,6 @@ def checkpoint_step(path: Path) -> int:
 _BY_CONFIG = ("weight_decay", "betas", "ns_steps", LR_SCALE)
 """What the config says of a group of parameters. A checkpoint has it of the config that it was saved with, which may
 not be that of the run that goes on."""
-_TORCHS_MUON = ("nesterov", "ns_coefficients", "eps", "adjust_lr_fn")
-"""What torch's Muon, with which runs were begun before, says of a group and ours does not."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +175,7 @@ def load_checkpoint(path: Path, state: TrainState) -> None:
     try:
         tensors, others = _split(tree)
         saved = json.loads((path / _STATE_FILE).read_bytes())["others"]
-        more = {name for name in saved.keys() - others.keys() if name.rpartition("/")[2] not in _TORCHS_MUON}
-        if differ := more | (others.keys() - saved.keys()):
+        if differ := saved.keys() ^ others.keys():
             raise ValueError(f"other optimisers: {', '.join(sorted(differ))}")
         with _quietly():
             load(tensors, storage_reader=HuggingFaceStorageReader(str(path)))

@@ -32,11 +32,11 @@ def test_on_a_gpu_a_step_that_does_not_fit_is_cut_and_one_that_fits_is_left(monk
     assert planned(10.0) == (7, 7, 7, 7)
     assert planned(10.0, memory_gib=9.5) == (8, 8, 8, 8)
     assert planned(1.5) == (1, 1, 1, 1), "an estimate that nobody asked for refuses nothing"
-    # A run that goes on has its sizes, and the passes of the machine that it is on now.
+    # A run that goes on has its sizes, and where they were whole the passes that the machine of now needs.
     sizes = (16, 8, 8, 8)
     assert planned(10.0, 2, rule="flops", sizes=sizes) == (7, 7, 7, 7)
     assert planned(22.0, 2, rule="flops", sizes=sizes) == ()
-    assert planned(22.0, 2, rule="flops", sizes=sizes, at_once=(3, 3, 3, 3)) == ()
+    assert planned(22.0, 2, rule="flops", sizes=sizes, at_once=(3, 3, 3, 3)) == (3, 3, 3, 3)
     assert planned(22.0, 2, rule="flops", sizes=sizes, at_once=(3, 3, 3, 3), memory_gib=20) == (3, 3, 3, 3)
     with pytest.raises(ValueError, match=r"batch\.memory_gib=12: must be at most 10\.0, which the GPU has"):
         planned(10.0, memory_gib=12)
