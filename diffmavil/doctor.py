@@ -11,7 +11,6 @@ model on random clips, with a sentence on the bottleneck and what to change.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -27,6 +26,7 @@ from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import RunError, UsageError, usage_errors
 from diffmavil.config.presets import preset
 from diffmavil.data.bottleneck import Diagnosis, diagnose
+from diffmavil.data.cores import usable_cores
 from diffmavil.data.decode import BadClip
 from diffmavil.data.shards.store import StoreError
 from diffmavil.evaluation.checkup import examine
@@ -64,7 +64,7 @@ class LoaderOptions:
     """Preset whose frames, sizes, windows and training step are measured."""
     modalities: Modalities = "av"
     """av: both. audio, video: that branch alone, as with model.modalities in training."""
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = field(default_factory=usable_cores)
     """Decoding processes when all parts are measured together. Default: one per core."""
     decoder: Literal["pyav", "torchcodec", "dali", "auto"] = "pyav"
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from diffmavil.config import FinetuneConfig, require
+from diffmavil.config import Config, FinetuneConfig, require
 from diffmavil.config.cli import run_main
 from diffmavil.config.errors import UsageError, usage_errors
-from diffmavil.config.finetune_cli import NOTHING, parse_finetune
+from diffmavil.config.finetune_cli import parse_finetune
 from diffmavil.config.folders import expand
 from diffmavil.config.progress import open_console, tracking
 from diffmavil.data.clips import ClipSet
@@ -37,7 +37,13 @@ _VALIDATIONS = 10
 
 
 def main(argv: Sequence[str]) -> None:
-    name, config, options = parse_finetune(argv, lambda source: trained_with(found_weights(source)))
+    weights: list[Path] = []  # of a checkpoint, to find it is to read all of it
+
+    def config_of(source: str) -> Config:
+        weights.append(found_weights(source))
+        return trained_with(weights[-1])
+
+    name, config, options = parse_finetune(argv, config_of)
     with world() as peers:
         if peers.device.type == "cpu":
             keep_freed_memory()
@@ -54,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
             run = run.noting(f"{what}: {note}")
         with usage_errors():
             task = Classification(config, peers.device, clips=split.train)
-            for line in begin(task.model, config) if run.checkpoint is None else []:
+            for line in begin(task.model, config, *weights) if run.checkpoint is None else []:
                 run = run.noting(line)
         if config.head.start == "probe" and run.checkpoint is None:
             run = run.noting(peers.main_only(lambda: probed(task.model, config, split.train)))
@@ -79,10 +85,9 @@ def found_weights(source: str) -> Path:
         raise UsageError(f"--from {error}") from error
 
 
-def begin(model: Classifier, config: FinetuneConfig) -> list[str]:
+def begin(model: Classifier, config: FinetuneConfig, weights: Path | None = None) -> list[str]:
     """Load pretrained weights, or an image MAE, into the model; return lines on what fits. Raises as `start_from`."""
-    if config.head.source != NOTHING:
-        weights = found_weights(config.head.source)
+    if weights is not None:
         return start_from(model, read_weights(weights)[0] if weights.is_file() else open_model(weights)[0].state_dict())
     if config.train.init:
         return begin_with(model, config.train.init).lines()

@@ -19,7 +19,7 @@ from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import CannotWrite, RunError, UsageError
 from diffmavil.config.folders import check_writable
 from diffmavil.config.progress import tracking
-from diffmavil.data.prepare.crew import usable_cores
+from diffmavil.data.cores import usable_cores
 from diffmavil.data.prepare.items import read_catalog
 from diffmavil.data.prepare.job import Job
 from diffmavil.data.prepare.layout import Layout, unfinished

@@ -171,7 +171,7 @@ def stopping(parse: Callable[..., Any], *instead: Any) -> Callable[..., Any]:
     return parsing
 
 
-def any_weights(path: Path) -> Config:
+def any_weights(source: str) -> Config:
     """The config of weights that fine-tuning starts from, which are not there."""
     config = preset("diffmavil-base")
     return replace(config, model=replace(config.model, audio=replace(config.model.audio, mean=-4.3, std=4.6)))

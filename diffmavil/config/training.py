@@ -160,7 +160,7 @@ class TrainConfig:
     probe_every: int = 0
     """Steps between probes of the features of held-out clips (neighbours, effective rank, dead dimensions), which show
     early whether anything is learnt; the last step is probed too; 0: none. They do not change training. In fine-tuning:
-    steps between validations; 0: ten over the run."""
+    steps between validations; 0: a tenth of the run."""
     probe_clips: int = 256
     """Held-out clips per probe, and as many labelled training clips; bounds its cost. Fine-tuning validates on all
     validation clips."""

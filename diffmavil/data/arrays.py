@@ -110,7 +110,7 @@ def _array(value: Any) -> np.ndarray:
     """
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-        return (value.float() if value.is_floating_point() else value).numpy()
+        return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
     try:
         return np.asarray(value)
     except ValueError as error:

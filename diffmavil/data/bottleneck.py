@@ -7,7 +7,6 @@ Each part is measured alone, in one process: reading samples, decoding them, the
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from diffmavil.config.errors import TooManyBadClips
 from diffmavil.data.audio import LogMel
 from diffmavil.data.augment import Augment
 from diffmavil.data.clips import ClipSet
+from diffmavil.data.cores import usable_cores
 from diffmavil.data.dataset import Batch, NothingUsable, TrainClips
 from diffmavil.data.decoders import choose_decoder
 from diffmavil.data.loader import make_loader
@@ -82,9 +82,7 @@ def diagnose(config: Config, seconds: float) -> Diagnosis:
         copy = BATCH / seconds_each(lambda: waited(pinned.to(device, non_blocking=True)), seconds)
     transform = BATCH / seconds_each(_transforming(config, batch.to(device), device), seconds)
     together = _together(config, clips, device, seconds, bad)
-    limit, advice = judge(
-        workers, len(os.sched_getaffinity(0)), read, decode, transform, copy, together, config.model.modalities
-    )
+    limit, advice = judge(workers, usable_cores(), read, decode, transform, copy, together, config.model.modalities)
     return Diagnosis(workers, read, read_mb, decode, transform, copy, together, limit, advice, bad)
 
 

@@ -152,19 +152,19 @@ def read_csv(path: Path, base: Path | None = None) -> ClipSet:
 
 
 def _merged(rows: Iterable[tuple[int, tuple[Clip, tuple[str, ...]]]]) -> tuple[list[tuple[Clip, tuple[str, ...]]], str]:
-    """Clips and their labels, and a note on rows that give a further label to a clip that an earlier one has named:
-    they are that clip's. Rows that repeat another one stay.
+    """Clips with all their labels, and a note on rows that only give a further label to a clip of an earlier row. Rows
+    that repeat a clip and add nothing stay.
     """
-    found: list[tuple[Clip, tuple[str, ...]]] = []
-    place: dict[Clip, int] = {}
+    clips: list[Clip] = []
+    carried: dict[Clip, dict[str, None]] = {}
     further: list[int] = []
     for line, (clip, labels) in rows:
-        at = place.setdefault(clip, len(found))
-        if at == len(found) or found[at][1] == labels:
-            found.append((clip, labels))
-        else:
-            found[at] = clip, tuple(dict.fromkeys([*found[at][1], *labels]))
+        if clip in carried and not carried[clip].keys() >= set(labels):
             further.append(line)
+        else:
+            clips.append(clip)
+        carried.setdefault(clip, {}).update(dict.fromkeys(labels))
+    found = [(clip, tuple(carried[clip])) for clip in clips]
     if not further:
         return found, ""
     return found, f"{len(further)} rows give further labels to a clip of an earlier row, the first is line {further[0]}"

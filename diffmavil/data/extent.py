@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import numpy as np
 from av.audio.frame import AudioFrame
@@ -89,19 +90,19 @@ def _put_right(packets: Iterable[Packet], ticks: dict[int, float]) -> Iterator[P
     """
     before: dict[int, int] = {}
     held: dict[int, Packet] = {}
-    since: dict[int, int] = {}
+    waited: dict[int, int] = {}
     for packet in packets:
         index = packet.stream_index
-        for other in [one for one in since if one != index]:
-            since[other] += 1
-            if since[other] > _PATIENCE:
+        for other in [one for one in waited if one != index]:
+            waited[other] += 1
+            if waited[other] > _PATIENCE:
                 # No next one comes, as of slides: it is believed, or the rest of the file would be read for it.
                 before[other] = _stamp(held[other]) or 0
-                del since[other]
+                del waited[other]
                 yield held.pop(other)
         stamp = _stamp(packet) if index in ticks else None
         odd = held.pop(index, None)
-        since.pop(index, None)
+        waited.pop(index, None)
         if odd is not None:
             if stamp is not None and abs(stamp - before[index]) * ticks[index] <= _LEAP:
                 _move(odd, (before[index] + stamp) // 2)
@@ -110,7 +111,7 @@ def _put_right(packets: Iterable[Packet], ticks: dict[int, float]) -> Iterator[P
         if stamp is not None:
             if abs(stamp - before.get(index, stamp)) * ticks[index] > _LEAP:
                 held[index] = packet
-                since[index] = 0
+                waited[index] = 0
                 continue
             before[index] = stamp
         yield packet
@@ -169,7 +170,7 @@ class Extent:
     def shown(self, end: float) -> Iterator[Span]:
         """When each picture is on screen: until the next one comes, the last until second `end`."""
         times = sorted(self._times)
-        return (Span(*pair) for pair in zip(times, [*times[1:], end], strict=bool(times)))
+        return (Span(*pair) for pair in pairwise([*times, end]))
 
     def add(self, packet: Packet) -> Span | None:
         """The packet's own span, if it counts."""

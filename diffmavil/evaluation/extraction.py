@@ -7,13 +7,12 @@ several processes each does every n-th part.
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,6 +29,7 @@ from diffmavil.config.progress import tracking
 from diffmavil.data.clips import Clip, ClipSet, cut_from
 from diffmavil.data.decode import BadClip
 from diffmavil.data.durable import to_json, write_whole
+from diffmavil.data.locks import Held, hold_part
 from diffmavil.data.looks import Look
 from diffmavil.data.shards.store import Reader
 from diffmavil.data.tally import Tally
@@ -243,14 +243,18 @@ class Extraction:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the lock of this share, which the kernel gives back when the process is killed."""
+        """Hold the lock of this share. Raises `RunError` where another process does parts of it."""
         folder = self.out / "parts"
         folder.mkdir(parents=True, exist_ok=True)
-        with (self.out / f".share-{self.part}-of-{self.of}.lock").open("w") as lock:
+        with ExitStack() as held:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(f"{self.out}: another process extracts share {self.part}/{self.of}") from None
+                held.enter_context(hold_part(self.out, ".share", self.part, self.of))
+            except Held as error:
+                part, of = error.part
+                raise RunError(
+                    f"{self.out}: another process extracts share {part}/{of} ({error.holder}), which has parts of "
+                    f"share {self.part}/{self.of}: wait until it has ended"
+                ) from None
             for number in range(self.part, self.parts, self.of):  # what a kill has left
                 for draft in folder.glob(f".{self.file(number).name}.*.tmp"):
                     draft.unlink()

@@ -17,8 +17,8 @@ A part of safetensors holds, for R windows (L layers, D width; only what was ask
 
 and in its header, as JSON under `diffmavil`, `clips`: [number, path, start, duration, labels, file, cut_at] of all that
 were tried; and `bad`: number -> reason. `file` and `cut_at` say where a prepared clip comes from; of others they are
-path and start, and null. In parquet each tensor is a column of lists, whose shape is in the metadata beside the same
-header, and there are columns `path`, `file`, `cut_at` and `labels` (names), for whoever reads it with other tools.
+path and start (null: not given). In parquet each tensor is a column of lists, whose shape is in the metadata beside the
+same header, and there are columns `path`, `file`, `cut_at` and `labels` (names), for whoever reads it with other tools.
 """
 
 from __future__ import annotations

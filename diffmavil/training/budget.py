@@ -145,10 +145,13 @@ def _fitting(
         require(config.batch.rule != "memory", "batch.memory_gib", None, "given for batch.rule='memory' on a CPU")
         return ()
     found = []
+    needs = {
+        turn: memory_bytes(config, *turn, device=device, teacher=teacher)
+        for turn in dict.fromkeys(turn for keep in counts for turn in _turns(keep))
+    }
     for keep in counts:
         # With mixed masking, the turn that needs most: a pass may consist of it alone.
-        needs = [memory_bytes(config, *turn, device=device, teacher=teacher) for turn in sorted({*_turns(keep)})]
-        fixed, clip = max(needs, key=lambda need: need[1])
+        fixed, clip = max((needs[turn] for turn in _turns(keep)), key=lambda need: need[1])
         fits = int((gib * GIB - fixed) // clip)
         enough = fits >= 1 or not _limited(config.batch)  # an estimate alone is no reason to refuse
         require(enough, "batch.memory_gib", gib, f"{(fixed + clip) / GIB:.2f} or more, which one clip needs")

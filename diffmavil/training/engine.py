@@ -20,7 +20,7 @@ from diffmavil.training.telemetry import Monitor, Telemetry
 def fit(task: Task, run: Run, config: Config, clips: ClipSet, peers: World, monitor: Monitor | None = None) -> bool:
     """Run the remaining steps of `run`; False when a signal ended them early, after a checkpoint.
 
-    monitor: called every `train.probe_every` steps; its results go into that step's record.
+    monitor: called every `train.probe_every` steps and after the last; its results go into that step's record.
 
     Raises:
         UsageError: an optimiser, kernels or a CUDA graph not available here, or processes with different data.

@@ -174,15 +174,14 @@ _PLANNED_FROM = ("rule", "gflop", "memory_gib", "multiple", "largest")
 """Settings of `batch` that a plan of sizes depends on."""
 
 
-def continued(old: Config, new: C, step: int, position: int | None) -> C:
+def continued(old: Config, new: C, step: int, position: int) -> C:
     """`new`, changed so that a run of `old` that has done `step` steps resumes at its place in the stream of samples.
 
     Another batch size keeps the samples of the run, unless the number of steps was changed too. A plan that was made
     for other settings is made again.
 
-    position: position of the next sample; None: as given by `old`.
+    position: of the next sample.
     """
-    position = plan(old, step).position if position is None else position
     resized = new.train.batch_size != old.train.batch_size
     if resized and new.train.steps == old.train.steps:
         steps = -(-old.train.steps * old.train.batch_size // new.train.batch_size)

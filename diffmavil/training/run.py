@@ -47,8 +47,8 @@ def open_run(preset: str, config: C, options: RunOptions, world: World) -> tuple
 
     Raises:
         UsageError: the folder cannot be written, or already holds a run and `--resume` was not given; or the run began
-            with another `train.init`, kind of teacher or sharing of encoders than the one given to resume with; or the
-            batch does not divide.
+            with another `train.init`, kind of teacher, sharing of encoders or use of `train.ema` than given
+            to resume with; or the batch does not divide.
         RunError: all of its checkpoints are damaged.
     """
     default = Path("runs") / f"{preset}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -28,7 +28,8 @@ class Observation(NamedTuple):
 
 
 class Monitor(Protocol):
-    """Looks at the model between two steps, every `train.probe_every` of them, on rank 0 while the others wait.
+    """Looks at the model between two steps, every `train.probe_every` of them and after the last, on rank 0 while
+    the others wait.
 
     It must leave the model, and every random number that training draws, as they are.
     """
@@ -97,8 +98,8 @@ class Telemetry:
         self._sums += torch.where(torch.isfinite(result.grad_norm), values, 0)  # a skipped step has no loss
         self._gflop += self.step.task.step_flops(now) * now.batch_size / 1e9
         self._clips += now.batch_size
-        every, last = self.config.train.probe_every, done == timetable(self.config).steps
-        monitored = self._monitor is not None and every > 0 and (last or done % every == 0)
+        last = done == timetable(self.config).steps
+        monitored = self._monitor is not None and (last or done % self.config.train.probe_every == 0)
         if not (flush or monitored) and done % self.config.train.log_every:
             return
         *scalars, grad_norm, skipped, in_a_row = self._read()

@@ -9,10 +9,9 @@ ranks equal those of one process. With one rank, both directions share one matri
 
 The B x N matrix is not stored. Forward: each program multiplies a tile of rows by a tile of columns and stores the
 tile's logsumexp of each row (and column), 1/64 of the matrix (and 1/64 or 1/128); a second kernel combines them.
-Backward: the softmax weights are recomputed, for strips of rows with at most 2^22 elements, on a GPU of at least 512
-rows, and multiplied by the rows.
-On a CPU, a matrix of at most one strip is stored: this is the reference, which needs as much memory and two products
-fewer.
+Backward: the softmax weights are recomputed, for strips of rows of at most 2^22 elements (on a GPU of 512 rows, if that
+is more), and multiplied by the rows. On a CPU, a matrix of at most one strip is stored: this is the reference, which
+needs as much memory and two products fewer.
 
 Cost of `contrast` for M rows against N, with o bytes per element:
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from prepared_sets import layout_of
 
-from diffmavil.data.prepare import crew as crew_module
+from diffmavil.data import cores as cores_module
+from diffmavil.data.cores import usable_cores
 from diffmavil.data.prepare.again import forget_failed
-from diffmavil.data.prepare.crew import Crew, usable_cores
+from diffmavil.data.prepare.crew import Crew
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.pack import pack_shard
 from diffmavil.data.prepare.settings import Settings
@@ -45,7 +46,7 @@ def test_what_is_killed_is_tried_again_alone_after_all_others(tmp_path: Path) ->
     assert sorted(done[2:]) == [("always", 1), ("once", 1)]
     reasons = {Path(item.source).stem: worker.done(item).read_text() for item in layout.catalog.items}
     assert '"bad":[]' in reasons["once"]
-    assert "killed twice (SIGKILL), the second time with no other beside it: memory ran out" in reasons["always"]
+    assert "the second time with no other of this command beside it: memory ran out" in reasons["always"]
     assert "--retry-bad with fewer --workers" in reasons["always"]
     pack_shard(layout, 0)
     assert forget_failed(layout, 0, 1) == 1
@@ -62,7 +63,7 @@ def test_a_containers_quota_bounds_the_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-    monkeypatch.setattr(crew_module, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(cores_module, "_QUOTA", tmp_path / "cpu.max")
     assert usable_cores() == 8, "no container"
     (tmp_path / "cpu.max").write_text(quota + "\n")
     assert usable_cores() == cores

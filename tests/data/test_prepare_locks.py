@@ -8,12 +8,14 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from diffmavil.config.errors import RunError
+from diffmavil.data import locks
 from diffmavil.data.durable import whole_file
 from diffmavil.data.prepare import layout as layout_module
 from diffmavil.data.prepare.items import read_catalog
@@ -57,6 +59,25 @@ def test_parts_that_share_shards_wait_for_each_other(argv: list[str], first: tup
         assert not list(layout.state.glob("shard-*"))
     with pytest.raises(RunError, match="no clip could be used"):  # all is done
         main(argv)
+
+
+def test_who_looks_for_others_looks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that look at once, both would give up, or neither would see the other."""
+    asked: list[tuple[str, bool]] = []
+    real = locks.hold
+
+    @contextmanager
+    def noting(path: Path, *, wait: bool) -> Iterator[bool]:
+        with real(path, wait=wait) as locked:
+            asked.append((path.name, wait))
+            yield locked
+            asked.append((path.name, False))
+
+    monkeypatch.setattr(locks, "hold", noting)
+    (tmp_path / "part-0-of-2.lock").touch()
+    with locks.hold_part(tmp_path, "part", 0, 4):
+        looked = [("parts.lock", True), ("part-0-of-2.lock", False), ("part-0-of-2.lock", False)]
+        assert asked == [*looked, ("part-0-of-4.lock", False), ("parts.lock", False)]
 
 
 APART = {"of-as-many": ((0, 2), (1, 2)), "of-other-numbers": ((0, 2), (3, 4))}

@@ -98,6 +98,9 @@ def test_a_row_for_each_label_is_one_clip_with_all_of_them(tmp_path: Path) -> No
     told = [(clip.start, sorted(found.classes[label] for label in clip.labels)) for clip in found.clips]
     assert told == [(0, ["cat", "dog"]), (2, ["dog"]), (0, ["cat"]), (0, ["cat"])]
     assert "1 rows give further labels to a clip of an earlier row, the first is line 4" in found.note
+    mixed = clips_of(tmp_path, "path,label\na.mp4,x\na.mp4,x\na.mp4,y\na.mp4,x\n")
+    assert [clip.labels for clip in mixed.clips] == [(0, 1)] * 3, "each time with all of its labels"
+    assert "1 rows give further" in mixed.note
 
 
 def test_the_note_reaches_the_training_clips_of_a_split(tmp_path: Path) -> None:

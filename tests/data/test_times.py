@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import av
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from av.container import InputContainer
 from av.error import PermissionError
+from av.packet import Packet
 from clip_files import MEDIA, numbered, write_clip
 from telling_clips import (
     AUDIO,
@@ -304,6 +305,25 @@ def test_pictures_far_apart_are_stored_in_another_order_than_shown(tmp_path: Pat
         assert any(pts != dts for pts, dts in stored)
         kept = one_recording(packets, container.streams.video)
         assert [(packet.pts, packet.dts) for packet in kept] == stored
+
+
+def test_a_slide_that_stays_is_not_waited_on_for_the_rest_of_the_file(tmp_path: Path) -> None:
+    """The last of two pictures comes after a leap, and no picture comes that could tell whether it is true."""
+    sound = rising(60.0)
+    path = write_clip(tmp_path / "a.mp4", times=[0.0, 5.0], sound=sound, codecs=("libx264", "aac"))
+    read = 0
+
+    def counted(packets: Iterable[Packet]) -> Iterator[Packet]:
+        nonlocal read
+        for read, packet in enumerate(packets, start=1):  # noqa: B007
+            yield packet
+
+    with av.open(str(path)) as container:
+        stored = [packet for packet in container.demux() if packet.size]
+        (place,) = (i for i, one in enumerate(stored) if one.stream.type == "video" and (one.pts or 0) > 0)
+        kept = one_recording(counted(stored), [*container.streams.video, *container.streams.audio])
+        assert any(packet is stored[place] for packet in kept)
+    assert place + 200 < read < place + 210 < len(stored)
 
 
 def joined(first: Path, second: Path, path: Path) -> Path:

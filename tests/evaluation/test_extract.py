@@ -22,6 +22,7 @@ import diffmavil.evaluation.feature_files as feature_files
 from diffmavil.config import Config
 from diffmavil.config.cli import parse_flags, run_main
 from diffmavil.config.errors import RunError, TooManyBadClips, UsageError
+from diffmavil.data.locks import hold_part
 from diffmavil.data.sources import split_source
 from diffmavil.evaluation.embed import Embedder, load
 from diffmavil.evaluation.extraction import Extraction
@@ -196,6 +197,18 @@ def test_places_may_have_other_numbers_of_processes(table: Path, weights: Path, 
             job = prepare_extraction(options, open_embedder(options, peers), peers)
             parts += range(job.part, CLIPS, job.of)
     assert sorted(parts) == list(range(CLIPS))
+
+
+def test_shares_of_other_numbers_with_parts_in_common_are_refused(run, tmp_path: Path):
+    """Parts under way would be taken for what a kill has left, and removed."""
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="parts are missing"):
+        run("--shard", "1/2", out=out)
+    with (
+        hold_part(out, ".share", 0, 2),
+        pytest.raises(RunError, match=r"extracts share 0/2 \(process \d+ on \S+\), which has parts of share 2/4"),
+    ):
+        run("--shard", "2/4", out=out)
 
 
 def test_two_processes_do_not_do_the_same_share(run, monkeypatch: pytest.MonkeyPatch):

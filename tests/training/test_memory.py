@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from diffmavil.config.errors import RunError
-from diffmavil.training.budget import resolve_batches
+from diffmavil.data.clips import ClipSet
+from diffmavil.training.budget import plan_batches, resolve_batches
 from diffmavil.training.distributed import World
+from diffmavil.training.engine import fit
 from diffmavil.training.memory import full_gpu_told
 from tests.training.test_planner import adaptive
 
@@ -45,6 +48,21 @@ def test_on_a_gpu_a_step_that_does_not_fit_is_cut_and_one_that_fits_is_left(monk
 @full_gpu_told()
 def allocate(error: Exception) -> None:
     raise error
+
+
+@pytest.mark.parametrize("where", ["plan_batches", "fit"])
+def test_planning_and_training_tell_it(monkeypatch, where):
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    alone = World(rank=0, size=1, device=torch.device("cpu"))
+    monkeypatch.setattr("diffmavil.training.budget.resolve_batches", full)
+    monkeypatch.setattr("diffmavil.training.engine.TrainStep", full)
+    run: Any = None
+    with pytest.raises(RunError, match="the memory of the GPU is full"):
+        plan_batches(adaptive(), alone) if where == "plan_batches" else fit(
+            run, run, adaptive(), ClipSet([], []), alone
+        )
 
 
 def test_a_full_gpu_is_told_with_what_to_change():

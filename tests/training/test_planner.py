@@ -334,7 +334,7 @@ def test_too_many_processes_for_the_largest_batch_are_named():
 @pytest.mark.parametrize("batch", [{}, {"sizes": (16, 20, 24, 28)}], ids=["fixed", "planned"])
 def test_a_run_goes_on_at_its_place_with_another_batch_size(batch):
     old = adaptive(**batch)
-    new = continued(old, replace(old, train=replace(old.train, batch_size=40)), 17, None)
+    new = continued(old, replace(old, train=replace(old.train, batch_size=40)), 17, plan(old, 17).position)
     position = plan(old, 17).position
     assert new.batch.begin == (17, position)
     assert new.batch.sizes == ()  # a plan for 16 is none for 40
@@ -351,23 +351,23 @@ def test_a_run_goes_on_at_its_place_with_another_batch_size(batch):
 
 def test_a_run_that_goes_on_as_it_was_has_nothing_to_remember():
     old = adaptive(sizes=(16, 20, 24, 28))
-    assert continued(old, old, 17, None) == old
+    assert continued(old, old, 17, plan(old, 17).position) == old
     longer = replace(adaptive(), train=replace(old.train, steps=80))
-    assert continued(adaptive(), longer, 17, None) == longer
+    assert continued(adaptive(), longer, 17, plan(adaptive(), 17).position) == longer
     slower = replace(old, optim=replace(old.optim, lr=1e-5))
-    assert continued(old, slower, 17, None) == slower
+    assert continued(old, slower, 17, plan(old, 17).position) == slower
 
 
 def test_a_longer_run_of_planned_batches_goes_on_at_its_place():
     old = adaptive(sizes=(16, 20, 24, 28))
-    new = continued(old, replace(old, train=replace(old.train, steps=80)), 30, None)
+    new = continued(old, replace(old, train=replace(old.train, steps=80)), 30, plan(old, 30).position)
     assert plan(new, 30).position == plan(old, 30).position
     assert timetable(new).samples == 80 * 16
 
 
 def test_a_finished_run_stays_finished():
     old = adaptive()
-    new = continued(old, replace(old, train=replace(old.train, batch_size=40)), 50, None)
+    new = continued(old, replace(old, train=replace(old.train, batch_size=40)), 50, plan(old, 50).position)
     assert list(Orders(new, 50, 0, 1)) == []
     assert Orders(new, 50, 0, 1).largest == 40
     assert changes(new) == []
@@ -381,7 +381,7 @@ def test_a_run_goes_on_at_its_place_with_another_rule(rule):
     old, wanted = (fixed, planned) if rule == "flops" else (planned, fixed)
     position = plan(old, 17).position
     batch = replace(wanted.batch, sizes=old.batch.sizes)  # what is resumed has the plan of before
-    new = resolve_batches(continued(old, replace(old, batch=batch), 17, None), ALONE)
+    new = resolve_batches(continued(old, replace(old, batch=batch), 17, plan(old, 17).position), ALONE)
     assert plan(new, 17).position == position
     assert (new.batch.sizes != ()) == (rule == "flops")
     assert next(iter(Orders(new, 17, 0, 1))).start == position
@@ -390,6 +390,6 @@ def test_a_run_goes_on_at_its_place_with_another_rule(rule):
 def test_another_masking_schedule_has_another_plan():
     old = resolve_batches(adaptive(rule="flops", multiple=2), ALONE)
     mask = replace(old.mask, video=replace(old.mask.video, levels=8))
-    new = resolve_batches(continued(old, replace(old, mask=mask), 17, None), ALONE)
+    new = resolve_batches(continued(old, replace(old, mask=mask), 17, plan(old, 17).position), ALONE)
     assert len(new.batch.sizes) == 8
     assert plan(new, 17).position == plan(old, 17).position

@@ -6,14 +6,12 @@ does both.
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -30,21 +28,9 @@ _START_SECONDS = 120.0
 _SLACK = 5.0
 """The process looks at the deadline itself; it is killed this many seconds later."""
 _KILLED = (
-    "the decoder was killed twice (SIGKILL), the second time with no other beside it: memory ran out; --retry-bad with "
-    "fewer --workers, or with more memory, tries it again"
+    "the decoder was killed twice (SIGKILL), the second time with no other of this command beside it: memory ran out; "
+    "--retry-bad with fewer --workers, or with more memory, tries it again"
 )
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Microseconds of all cores together, or "max", and in how many."""
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: those it is bound to, or fewer by the quota of its container."""
-    bound = len(os.sched_getaffinity(0))
-    try:
-        quota, period = map(int, _QUOTA.read_text().split())
-    except (OSError, ValueError):  # no container, or no quota
-        return bound
-    return min(bound, max(1, -(-quota // period)))
 
 
 class Crew:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,11 +12,11 @@ from rich.console import Console
 
 from diffmavil.config.errors import RunError
 from diffmavil.config.progress import Tracker, tracking
+from diffmavil.data.locks import Held, hold_part
 from diffmavil.data.prepare.again import forget_failed
 from diffmavil.data.prepare.crew import Crew
 from diffmavil.data.prepare.items import Item
 from diffmavil.data.prepare.layout import Layout, unfinished
-from diffmavil.data.prepare.locks import Held, hold
 from diffmavil.data.prepare.pack import finish, pack_shard
 from diffmavil.data.prepare.spread import run_on_ray
 from diffmavil.data.prepare.storage import Storage
@@ -80,25 +79,13 @@ class Job:
             CannotWrite: a lock cannot be had.
         """
         with ExitStack() as held:
-            with self.layout.alone():  # of two that look at once, one would not see the other, or both would give up
-                for lock in self.layout.state.glob("part-*-of-*.lock"):
-                    part, parts = map(int, lock.stem.removeprefix("part-").split("-of-"))
-                    if (part - self.part) % math.gcd(parts, self.parts) == 0:
-                        with self._free(part, parts):
-                            pass
-                locked = held.enter_context(self._free(self.part, self.parts))
-            yield locked
-
-    @contextmanager
-    def _free(self, part: int, parts: int) -> Iterator[bool]:
-        """Hold the lock of a part; errors as `_alone`."""
-        with ExitStack() as held:
             try:
-                locked = held.enter_context(hold(self.layout.state / f"part-{part}-of-{parts}.lock", wait=False))
+                locked = held.enter_context(hold_part(self.layout.state, "part", self.part, self.parts))
             except Held as error:
+                part, parts = error.part
                 raise RunError(
-                    f"{self.layout.out}: another process ({error}) prepares part {part}/{parts}, which has shards of "
-                    f"part {self.part}/{self.parts}: wait until it has ended"
+                    f"{self.layout.out}: another process ({error.holder}) prepares part {part}/{parts}, which has "
+                    f"shards of part {self.part}/{self.parts}: wait until it has ended"
                 ) from None
             yield locked
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from diffmavil.config.errors import CannotWrite
 from diffmavil.data.durable import to_json, write_whole
+from diffmavil.data.locks import hold
 from diffmavil.data.prepare.items import Catalog, Item
-from diffmavil.data.prepare.locks import hold
 from diffmavil.data.prepare.settings import Settings
 from diffmavil.data.prepare.work import item_files, number_of, size_of, staging_of
 from diffmavil.data.shards.index import DATASET_FILE, Description

@@ -13,7 +13,6 @@ nothing half-made, and the next continues with the clips that are missing.
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import json
 import math
@@ -23,7 +22,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,6 +31,8 @@ from rich.console import Console
 from diffmavil.config import require
 from diffmavil.config.folders import expand
 from diffmavil.config.progress import tracking
+from diffmavil.data.cores import usable_cores
+from diffmavil.data.locks import Held, hold
 from diffmavil.data.synthetic.encode import encode_clip
 from diffmavil.data.synthetic.latents import (
     SECONDS,
@@ -133,11 +134,6 @@ def _digest(style: SceneStyle) -> str:
     return hashlib.sha256(json.dumps(asdict(style), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _usable_cores() -> int:
-    """Cores that this process may run on; a container or a scheduler often grants fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _complete(view: Path, clips: int) -> bool:
     if not (view / "clips.csv").exists():
         return False
@@ -146,14 +142,14 @@ def _complete(view: Path, clips: int) -> bool:
 
 @contextmanager
 def _locked(path: Path, progress: bool) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the system releases it when the process ends, however it ends."""
-    with open(path, "w") as handle:
+    """Hold the lock of a file, waiting for another process that holds it."""
+    with ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            held.enter_context(hold(path, wait=False))
+        except Held:
             if progress:
                 print("synthetic clips: waiting for another process that makes them", file=sys.stderr, flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            held.enter_context(hold(path, wait=True))
         yield
 
 
@@ -162,7 +158,7 @@ def _make_pool(job: Job, workers: int | None, progress: bool) -> None:
         leftover.unlink(missing_ok=True)
     missing = job.missing()
     if workers is None:
-        workers = min(_usable_cores(), math.ceil(len(missing) / _LEAST_PER_WORKER))
+        workers = min(usable_cores(), math.ceil(len(missing) / _LEAST_PER_WORKER))
     if not missing:
         return
     made = _make_here(job, missing) if workers <= 1 else _make_in_processes(job, missing, workers)

@@ -26,7 +26,7 @@ _NESTS = ("model", "module", "state_dict")
 """Under which training code keeps the weights, beside its optimiser."""
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """What weights may be kept in."""
-_PIECE = re.compile(r"-\d{5}-of-\d{5}")
+_PIECE = re.compile(r"-\d{5}-of-(?!00001\b)\d{5}")
 """In the name of a file that holds one piece of a model."""
 _WRAPPED = "module."
 """What torch's DataParallel puts before every name."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +19,38 @@ _UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class Held(Exception):
-    """Another process holds the lock; its text says which."""
+    """Another process holds the lock.
+
+    Attributes:
+        holder: that process, as text.
+        part: of `hold_part`: the part that it does, i of n.
+    """
+
+    def __init__(self, holder: str, part: tuple[int, int] = (0, 1)) -> None:
+        super().__init__(holder)
+        self.holder, self.part = holder, part
+
+
+@contextmanager
+def hold_part(folder: Path, name: str, part: int, parts: int) -> Iterator[bool]:
+    """Hold the lock of a part of some work: of its pieces p those with p % parts == part. False: as of `hold`.
+
+    Raises:
+        Held: another process does a part that has pieces in common with this one, by the same or another division.
+        CannotWrite: a lock cannot be had.
+    """
+    with ExitStack() as held:
+        with hold(folder / f"{name}s.lock", wait=True):  # of two that look at once, both would give up, or neither see
+            for lock in folder.glob(f"{name}-*-of-*.lock"):
+                other, of = map(int, lock.stem.removeprefix(f"{name}-").split("-of-"))
+                if (other - part) % math.gcd(of, parts) == 0:
+                    try:
+                        with hold(lock, wait=False):
+                            pass
+                    except Held as error:
+                        raise Held(error.holder, (other, of)) from None
+            locked = held.enter_context(hold(folder / f"{name}-{part}-of-{parts}.lock", wait=False))
+        yield locked
 
 
 @contextmanager
