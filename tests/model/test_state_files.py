@@ -108,6 +108,11 @@ def test_a_piece_of_a_model_is_refused(tmp_path: Path, name: str) -> None:
         read_state(tmp_path / name)
 
 
+def test_the_only_piece_is_the_whole_model(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "model-00001-of-00001.safetensors")
+    assert read_state(tmp_path / "model-00001-of-00001.safetensors").keys() == STATE.keys()
+
+
 def test_what_is_no_file_of_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read: No such file"):
         read_state(tmp_path / "missing.pth")
